@@ -1,0 +1,3 @@
+//! The command `nacre`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Moves container images between registries, OCI layouts and archives.
