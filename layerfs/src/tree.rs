@@ -5,6 +5,7 @@
 //! marks are resolved away: a tree has no deleted entries.
 
 use std::io;
+use std::sync::Arc;
 
 /// An inode of a tree: 1 is the root, and the numbers are dense and the same for every opening
 /// of an equal tree. Names that are hard links of one file share one `TreeInode`.
@@ -115,4 +116,42 @@ pub trait Tree: Send + Sync {
 
     /// The greatest inode number that is in use.
     fn last_inode(&self) -> TreeInode;
+}
+
+impl<T: Tree + ?Sized> Tree for Arc<T> {
+    fn lookup(&self, directory: TreeInode, name: &[u8]) -> io::Result<Option<TreeInode>> {
+        (**self).lookup(directory, name)
+    }
+
+    fn attributes(&self, inode: TreeInode) -> io::Result<Attributes> {
+        (**self).attributes(inode)
+    }
+
+    fn entries(&self, directory: TreeInode, start: u64, limit: usize) -> io::Result<Vec<DirectoryEntry>> {
+        (**self).entries(directory, start, limit)
+    }
+
+    fn read_at(&self, inode: TreeInode, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        (**self).read_at(inode, offset, buffer)
+    }
+
+    fn data_extents(&self, inode: TreeInode) -> io::Result<Vec<(u64, u64)>> {
+        (**self).data_extents(inode)
+    }
+
+    fn read_link(&self, inode: TreeInode) -> io::Result<Vec<u8>> {
+        (**self).read_link(inode)
+    }
+
+    fn xattrs(&self, inode: TreeInode) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        (**self).xattrs(inode)
+    }
+
+    fn xattr(&self, inode: TreeInode, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        (**self).xattr(inode, name)
+    }
+
+    fn last_inode(&self) -> TreeInode {
+        (**self).last_inode()
+    }
 }

@@ -1,0 +1,529 @@
+//! The changes of a writable layer against the tree below it: what the tar of a new layer will hold.
+//!
+//! Invariant: the result is a function of what the union shows, sorted by path, and not of how it came to be: a touched
+//! but equal file adds nothing, an opaque directory becomes the whiteouts of what it hides, a renamed directory of
+//! the tree is listed whole. Only the upper is walked, and parts of the tree only where they were renamed or where a
+//! copied-up hard link has names left in it. Nothing is written.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    fs::File,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rustix::{
+    fs::{AtFlags, Stat},
+    io::Errno,
+};
+
+use crate::{
+    tree::{Attributes, FileKind, Time, Tree, TreeInode},
+    union::{Handle, MarkNamespace, content_below, errno, kind_of, lower_directory, open_at, read_names, time_of},
+};
+
+/// Names that start so are marks in a layer and cannot be those of files.
+/// <https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts>
+const WHITEOUT_PREFIX: &[u8] = b".wh.";
+
+/// Content is compared in pieces of this size.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// Entries of a directory of the tree that are read at once.
+const PAGE: usize = 256;
+
+/// One entry of a new layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// From the root, without a slash at either end; empty for the root directory itself.
+    pub path: Vec<u8>,
+    /// What is there now.
+    pub kind: ChangeKind,
+    /// Permission, set-id and sticky bits; 0 for a whiteout, as all that follows.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Last change of content.
+    pub modified: Time,
+    /// Extended attributes, sorted by name, without the marks of the upper's format.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// What a change makes of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// What the tree has there, a file or a directory with all below it, is gone.
+    Whiteout,
+    /// A file of this many bytes; [`Changes::open`] gives its content where it is in the upper.
+    File {
+        /// Where its content is.
+        content: Content,
+        /// Length of the content.
+        size_bytes: u64,
+    },
+    /// A further name of the file that an earlier change has at this path.
+    HardLink(Vec<u8>),
+    /// A directory.
+    Directory,
+    /// A symbolic link with this target.
+    Symlink(Vec<u8>),
+    /// A character device with its major and minor number.
+    CharacterDevice(u32, u32),
+    /// A block device with its major and minor number.
+    BlockDevice(u32, u32),
+    /// A named pipe.
+    Fifo,
+}
+
+/// Where the content of a changed file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// In the upper, at the path of the change.
+    Upper,
+    /// In the upper's index of copied-up hard links.
+    Index(TreeInode),
+    /// In the tree: a file in a renamed directory, or one of which only the metadata changed.
+    Tree(TreeInode),
+}
+
+/// Why changes could not be determined.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangesError {
+    /// A system call failed, or the upper is damaged.
+    #[error("{action} /{} in the copy-on-write layer failed", path.escape_ascii())]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: Vec<u8>,
+        /// The errno.
+        #[source]
+        source: Errno,
+    },
+    /// A file has a name that means something else in a layer.
+    #[error("/{} cannot be stored in an image layer: names that start with \".wh.\" are whiteouts there", path.escape_ascii())]
+    ReservedName {
+        /// The file.
+        path: Vec<u8>,
+    },
+}
+
+/// The changes of an upper, in the order of their paths.
+#[derive(Debug)]
+pub struct Changes {
+    upper: OwnedFd,
+    index: Option<OwnedFd>,
+    entries: Vec<Change>,
+}
+
+impl Changes {
+    /// The entries of the new layer, sorted by the bytes of their paths.
+    pub fn entries(&self) -> &[Change] {
+        &self.entries
+    }
+
+    /// Opens the content of a changed file that is in the upper; `None` for anything else. No link is followed.
+    pub fn open(&self, change: &Change) -> Result<Option<File>, ChangesError> {
+        let opened = match &change.kind {
+            ChangeKind::File { content: Content::Upper, .. } => open_below(&self.upper, &change.path, FileKind::File),
+            ChangeKind::File { content: Content::Index(inode), .. } => {
+                let index = self.index.as_ref().ok_or(Errno::STALE);
+                index.and_then(|index| open_at(index, inode.0.to_string().as_bytes(), FileKind::File))
+            }
+            _ => return Ok(None),
+        };
+        let handle =
+            opened.map_err(|source| ChangesError::System { action: "opening", path: change.path.clone(), source })?;
+        Ok(Some(File::from(handle.into_fd())))
+    }
+}
+
+/// Compares an upper with the tree that it was made over. Both are open directories; nothing may write to the union
+/// meanwhile, and what was written through a mount must have been synced.
+///
+/// Sockets are left out, as they cannot be in a layer. If one name of a hard-linked file changed, all its names are
+/// listed, so that they stay links of each other without leading to a file of another layer.
+pub fn changes<T: Tree>(
+    tree: &T,
+    upper: OwnedFd,
+    work: &OwnedFd,
+    marks: MarkNamespace,
+) -> Result<Changes, ChangesError> {
+    let failed = |action| move |source| ChangesError::System { action, path: Vec::new(), source };
+    let index = open_below(work, b"nacre/index", FileKind::Directory);
+    let index = match index {
+        Err(Errno::NOENT) => None,
+        other => Some(other.map_err(failed("opening the hard links of"))?.into_fd()),
+    };
+    let split = match &index {
+        Some(index) => split_groups(index).map_err(failed("reading the hard links of"))?,
+        None => HashSet::new(),
+    };
+    let root = Some(TreeInode::ROOT);
+    let pending = vec![Pending { path: Vec::new(), in_upper: true, merged: root, below: root }];
+    let mut walk = Walk { tree, upper: &upper, index: index.as_ref(), split, marks, found: Vec::new(), pending };
+    walk.visit_root().map_err(failed("comparing"))?;
+    while let Some(next) = walk.pending.pop() {
+        walk.visit(&next)?;
+    }
+    let entries = link_groups(walk.found);
+    Ok(Changes { upper, index, entries })
+}
+
+/// A directory that is still to be compared.
+struct Pending {
+    path: Vec<u8>,
+    in_upper: bool,
+    /// The directory of the tree that it shows.
+    merged: Option<TreeInode>,
+    /// The directory that the tree has at its path.
+    below: Option<TreeInode>,
+}
+
+/// A change, or an unchanged name of a file that may have changed names.
+struct Found {
+    change: Change,
+    group: Option<(bool, u64)>,
+    is_changed: bool,
+}
+
+/// Where a visible file is. What is in the upper may have its content in a file of the tree.
+enum Object {
+    Upper(Handle, Stat, Option<TreeInode>),
+    Index(TreeInode, Handle, Stat, Option<TreeInode>),
+    Tree(TreeInode, Attributes),
+}
+
+struct Walk<'a, T> {
+    tree: &'a T,
+    upper: &'a OwnedFd,
+    index: Option<&'a OwnedFd>,
+    /// Copied-up files with names that are the tree's own.
+    split: HashSet<TreeInode>,
+    marks: MarkNamespace,
+    found: Vec<Found>,
+    pending: Vec<Pending>,
+}
+
+impl<T: Tree> Walk<'_, T> {
+    fn visit_root(&mut self) -> rustix::io::Result<()> {
+        let handle = open_at(self.upper, b".", FileKind::Directory)?;
+        let stat = handle.stat()?;
+        let root = Object::Upper(handle, stat, None);
+        let change = self.describe(&root, b"")?;
+        if !self.is_same(&root, &change, TreeInode::ROOT)? {
+            self.found.push(Found { change, group: None, is_changed: true });
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, at: &Pending) -> Result<(), ChangesError> {
+        let failed = |source| ChangesError::System { action: "comparing", path: at.path.clone(), source };
+        let handle =
+            at.in_upper.then(|| open_below(self.upper, &at.path, FileKind::Directory)).transpose().map_err(failed)?;
+        let mut in_upper = HashMap::new();
+        if let Some(handle) = &handle {
+            let opacity = self.marks.opacity(handle).map_err(failed)?;
+            in_upper.extend(read_names(self.marks, handle, opacity).map_err(failed)?);
+        }
+        let mut names: BTreeSet<Vec<u8>> = in_upper.keys().cloned().collect();
+        if at.merged != at.below || !self.split.is_empty() {
+            names.extend(self.tree_names(at.merged).map_err(failed)?);
+        }
+        if at.merged != at.below {
+            names.extend(self.tree_names(at.below).map_err(failed)?);
+        }
+        for name in names {
+            let path = if at.path.is_empty() { name.clone() } else { [&at.path[..], b"/", &name].concat() };
+            let is_whiteout = in_upper.get(&name).copied();
+            self.visit_name(at, handle.as_ref(), &name, &path, is_whiteout).map_err(|source| ChangesError::System {
+                action: "comparing",
+                path: path.clone(),
+                source,
+            })?;
+            let changed = self.found.last().filter(|found| found.change.path == path && found.is_changed);
+            if name.starts_with(WHITEOUT_PREFIX) && changed.is_some() {
+                return Err(ChangesError::ReservedName { path });
+            }
+        }
+        Ok(())
+    }
+
+    fn tree_names(&self, directory: Option<TreeInode>) -> rustix::io::Result<Vec<Vec<u8>>> {
+        let mut names = Vec::new();
+        let Some(directory) = directory else { return Ok(names) };
+        loop {
+            let page = self.tree.entries(directory, names.len() as u64, PAGE).map_err(errno)?;
+            let is_last = page.len() < PAGE;
+            names.extend(page.into_iter().map(|entry| entry.name));
+            if is_last {
+                return Ok(names);
+            }
+        }
+    }
+
+    fn lookup(&self, directory: Option<TreeInode>, name: &[u8]) -> rustix::io::Result<Option<TreeInode>> {
+        directory.map_or(Ok(None), |directory| self.tree.lookup(directory, name).map_err(errno))
+    }
+
+    fn visit_name(
+        &mut self,
+        at: &Pending,
+        directory: Option<&Handle>,
+        name: &[u8],
+        path: &[u8],
+        is_whiteout: Option<bool>,
+    ) -> rustix::io::Result<()> {
+        let below = self.lookup(at.below, name)?;
+        let object = match (is_whiteout, directory) {
+            (Some(false), Some(directory)) => {
+                let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let content = match kind_of(&stat) {
+                    FileKind::File => content_below(self.tree, self.marks, at.merged, directory, name)?,
+                    _ => None,
+                };
+                Some(Object::Upper(open_at(directory, name, kind_of(&stat))?, stat, content))
+            }
+            (Some(_), _) => None,
+            (None, _) => self.lookup(at.merged, name)?.map(|inode| self.tree_object(inode)).transpose()?,
+        };
+        let Some(object) = object.filter(|object| object.kind() != FileKind::Socket) else {
+            if below.is_some() {
+                self.found.push(Found { change: whiteout(path), group: None, is_changed: true });
+            }
+            return Ok(());
+        };
+        let change = self.describe(&object, path)?;
+        let is_changed = match below {
+            Some(below) => !self.is_same(&object, &change, below)?,
+            None => true,
+        };
+        if object.kind() == FileKind::Directory {
+            self.descend(at, &object, name, path, below)?;
+        }
+        let group = object.group();
+        if is_changed || group.is_some() {
+            self.found.push(Found { change, group, is_changed });
+        }
+        Ok(())
+    }
+
+    fn tree_object(&self, inode: TreeInode) -> rustix::io::Result<Object> {
+        match self.index.filter(|_| self.split.contains(&inode)) {
+            Some(index) => {
+                let handle =
+                    open_at(index, inode.0.to_string().as_bytes(), self.tree.attributes(inode).map_err(errno)?.kind)?;
+                let (stat, is_split) = (handle.stat()?, self.marks.is_split(&handle)?);
+                Ok(Object::Index(inode, handle, stat, is_split.then_some(inode)))
+            }
+            None => Ok(Object::Tree(inode, self.tree.attributes(inode).map_err(errno)?)),
+        }
+    }
+
+    fn descend(
+        &mut self,
+        at: &Pending,
+        object: &Object,
+        name: &[u8],
+        path: &[u8],
+        below: Option<TreeInode>,
+    ) -> rustix::io::Result<()> {
+        let is_directory =
+            |inode: &TreeInode| self.tree.attributes(*inode).is_ok_and(|found| found.kind == FileKind::Directory);
+        let below = below.filter(is_directory);
+        let (in_upper, merged) = match object {
+            Object::Upper(handle, ..) => (true, lower_directory(self.tree, self.marks, at.merged, name, handle)?.0),
+            Object::Tree(inode, _) | Object::Index(inode, ..) => (false, Some(*inode)),
+        };
+        if in_upper || merged != below || !self.split.is_empty() {
+            self.pending.push(Pending { path: path.to_vec(), in_upper, merged, below });
+        }
+        Ok(())
+    }
+
+    fn describe(&self, object: &Object, path: &[u8]) -> rustix::io::Result<Change> {
+        let (mode, uid, gid, modified, size_bytes, device) = match object {
+            Object::Upper(_, stat, _) | Object::Index(_, _, stat, _) => {
+                let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+                let size = u64::try_from(stat.st_size).unwrap_or(0);
+                (
+                    stat.st_mode & 0o7777,
+                    stat.st_uid,
+                    stat.st_gid,
+                    time_of(stat.st_mtime, stat.st_mtime_nsec),
+                    size,
+                    device,
+                )
+            }
+            Object::Tree(_, tree) => (tree.mode, tree.uid, tree.gid, tree.modified, tree.size_bytes, tree.device),
+        };
+        let kind = match object.kind() {
+            FileKind::File => ChangeKind::File { content: object.content(), size_bytes },
+            FileKind::Directory => ChangeKind::Directory,
+            FileKind::Symlink => ChangeKind::Symlink(match object {
+                Object::Tree(inode, _) => self.tree.read_link(*inode).map_err(errno)?,
+                Object::Upper(handle, ..) | Object::Index(_, handle, ..) => {
+                    rustix::fs::readlinkat(handle, "", Vec::new())?.into_bytes()
+                }
+            }),
+            FileKind::CharacterDevice => ChangeKind::CharacterDevice(device.0, device.1),
+            FileKind::BlockDevice => ChangeKind::BlockDevice(device.0, device.1),
+            FileKind::Fifo | FileKind::Socket => ChangeKind::Fifo,
+        };
+        let xattrs = match object {
+            Object::Tree(inode, _) => self.tree.xattrs(*inode).map_err(errno)?,
+            Object::Upper(handle, ..) | Object::Index(_, handle, ..) => self.xattrs(handle)?,
+        };
+        Ok(Change { path: path.to_vec(), kind, mode, uid, gid, modified, xattrs })
+    }
+
+    fn xattrs(&self, handle: &Handle) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let names = handle.xattr_names()?.into_iter().filter(|name| !self.marks.owns(name));
+        names
+            .map(|name| Ok((handle.xattr(&name)?.unwrap_or_default(), name)))
+            .map(|pair| pair.map(|(v, n)| (n, v)))
+            .collect()
+    }
+
+    /// Whether what is visible equals what the tree has at the same path, times aside.
+    fn is_same(&self, object: &Object, change: &Change, below: TreeInode) -> rustix::io::Result<bool> {
+        if matches!(object, Object::Tree(inode, _) if *inode == below) {
+            return Ok(true);
+        }
+        let attributes = self.tree.attributes(below).map_err(errno)?;
+        let old = self.describe(&Object::Tree(below, attributes), &change.path)?;
+        // A symbolic link has no mode of its own.
+        let same_mode = old.mode == change.mode || object.kind() == FileKind::Symlink;
+        if !same_mode || (old.uid, old.gid, &old.xattrs) != (change.uid, change.gid, &change.xattrs) {
+            return Ok(false);
+        }
+        match (&old.kind, &change.kind) {
+            (ChangeKind::File { size_bytes: old, .. }, ChangeKind::File { size_bytes: new, .. }) => {
+                Ok(old == new && self.has_content(object, below, *new)?)
+            }
+            (old, new) => Ok(old == new),
+        }
+    }
+
+    fn has_content(&self, object: &Object, below: TreeInode, size: u64) -> rustix::io::Result<bool> {
+        let content = object.content();
+        if content == Content::Tree(below) {
+            return Ok(true);
+        }
+        let (mut old, mut new) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+        let mut offset = 0;
+        while offset < size {
+            let wanted = usize::try_from(size - offset).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            let read = self.tree.read_at(below, offset, &mut old[..wanted]).map_err(errno)?;
+            let again = match (object, &content) {
+                (_, Content::Tree(inode)) => self.tree.read_at(*inode, offset, &mut new[..wanted]).map_err(errno)?,
+                (Object::Upper(handle, ..) | Object::Index(_, handle, ..), _) => {
+                    read_full(handle, &mut new[..wanted], offset)?
+                }
+                (Object::Tree(..), _) => return Err(Errno::STALE),
+            };
+            if read != again || read == 0 || old[..read] != new[..read] {
+                return Ok(false);
+            }
+            offset += read as u64;
+        }
+        Ok(true)
+    }
+}
+
+impl Object {
+    fn kind(&self) -> FileKind {
+        match self {
+            Self::Upper(_, stat, _) | Self::Index(_, _, stat, _) => kind_of(stat),
+            Self::Tree(_, attributes) => attributes.kind,
+        }
+    }
+
+    fn content(&self) -> Content {
+        match self {
+            Self::Tree(inode, _) | Self::Upper(.., Some(inode)) | Self::Index(.., Some(inode)) => Content::Tree(*inode),
+            Self::Upper(.., None) => Content::Upper,
+            Self::Index(inode, .., None) => Content::Index(*inode),
+        }
+    }
+
+    /// What its other names have in common with it, where it can have others.
+    fn group(&self) -> Option<(bool, u64)> {
+        match self {
+            Self::Upper(_, stat, _) | Self::Index(_, _, stat, _) => {
+                (stat.st_nlink > 1 && kind_of(stat) != FileKind::Directory).then_some((true, stat.st_ino))
+            }
+            Self::Tree(inode, attributes) => {
+                (attributes.links > 1 && attributes.kind != FileKind::Directory).then_some((false, inode.0))
+            }
+        }
+    }
+}
+
+/// The copied-up hard links with names that only the tree has.
+fn split_groups(index: &OwnedFd) -> rustix::io::Result<HashSet<TreeInode>> {
+    let mut split = HashSet::new();
+    for entry in rustix::fs::Dir::read_from(index)? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) else { continue };
+        let is_complete = match rustix::fs::readlinkat(index, format!("{number}.links"), Vec::new()) {
+            Ok(remaining) => remaining.to_bytes() == b"0",
+            Err(Errno::NOENT) => false,
+            Err(error) => return Err(error),
+        };
+        if !is_complete {
+            split.insert(TreeInode(number));
+        }
+    }
+    Ok(split)
+}
+
+fn whiteout(path: &[u8]) -> Change {
+    let (path, kind) = (path.to_vec(), ChangeKind::Whiteout);
+    Change { path, kind, mode: 0, uid: 0, gid: 0, modified: Time::default(), xattrs: Vec::new() }
+}
+
+/// Sorts by path, and makes every further name of a changed file a link to its first.
+fn link_groups(mut found: Vec<Found>) -> Vec<Change> {
+    found.sort_by(|a, b| a.change.path.cmp(&b.change.path));
+    let changed: HashSet<_> = found.iter().filter(|found| found.is_changed).filter_map(|found| found.group).collect();
+    let mut first = HashMap::new();
+    let mut changes = Vec::with_capacity(found.len());
+    for Found { mut change, group, is_changed } in found {
+        if let Some(group) = group.filter(|group| changed.contains(group)) {
+            match first.get(&group) {
+                Some(path) => change.kind = ChangeKind::HardLink(Vec::clone(path)),
+                None => drop(first.insert(group, change.path.clone())),
+            }
+        } else if !is_changed {
+            continue;
+        }
+        changes.push(change);
+    }
+    changes
+}
+
+/// Opens what is at a path below a directory, name by name; no link is followed and nothing above can be reached.
+fn open_below(root: &OwnedFd, path: &[u8], kind: FileKind) -> rustix::io::Result<Handle> {
+    let mut at = open_at(root, b".", FileKind::Directory)?;
+    let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
+    while let Some(name) = names.next() {
+        let kind = if names.peek().is_some() { FileKind::Directory } else { kind };
+        at = open_at(at.as_fd(), name, kind)?;
+    }
+    Ok(at)
+}
+
+fn read_full(handle: &Handle, buffer: &mut [u8], offset: u64) -> rustix::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match rustix::io::pread(handle, &mut buffer[filled..], offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}

@@ -1,0 +1,296 @@
+//! Compression of layer blobs: told by their first bytes, undone as a stream, done reproducibly.
+//!
+//! Invariant: what [`Encoder`] writes is a function of its input and the kind of compression alone, for
+//! any number of threads and on any processor; it is part of format version 1 and held by golden
+//! digests in the tests. It sets no limit on what a blob expands to: the reader of the stream does.
+
+mod gzip;
+
+use std::io::{self, BufRead, Read, Write};
+
+use flate2::bufread::MultiGzDecoder;
+
+use gzip::GzipWriter;
+
+/// zstd's own default; higher levels cost more time than they save in transfer.
+const ZSTD_LEVEL: i32 = 3;
+/// 128 MiB: what zstd's command accepts by default, and all that a hostile blob can make us allocate.
+const ZSTD_WINDOW_LOG_MAX: u32 = 27;
+
+/// How a layer blob is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip (<https://www.rfc-editor.org/rfc/rfc1952>).
+    Gzip,
+    /// zstd (<https://www.rfc-editor.org/rfc/rfc8878>).
+    Zstd,
+}
+
+impl Compression {
+    /// Tells the compression by the first bytes of a blob; what is neither gzip nor zstd counts as a tar.
+    pub fn detect(start: &[u8]) -> Self {
+        // A zstd blob may start with a skippable frame, whose magic is 0x184d2a50 to 0x184d2a5f.
+        match start {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Undoes the compression of a stream: all members of a gzip file, all frames of a zstd one.
+pub struct Decoder<R: BufRead>(Decoding<R>);
+
+enum Decoding<R: BufRead> {
+    None(R),
+    Gzip(Box<MultiGzDecoder<R>>),
+    Zstd(zstd::stream::read::Decoder<'static, R>),
+}
+
+impl<R: BufRead> Decoder<R> {
+    /// Looks at the first bytes of a stream and undoes what they tell.
+    ///
+    /// # Errors
+    /// What reading them gives.
+    pub fn new(mut source: R) -> io::Result<Self> {
+        Ok(Self(match Compression::detect(source.fill_buf()?) {
+            Compression::None => Decoding::None(source),
+            Compression::Gzip => Decoding::Gzip(Box::new(MultiGzDecoder::new(source))),
+            Compression::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(source)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Decoding::Zstd(decoder)
+            }
+        }))
+    }
+
+    /// Which compression it undoes.
+    pub fn compression(&self) -> Compression {
+        match self.0 {
+            Decoding::None(_) => Compression::None,
+            Decoding::Gzip(_) => Compression::Gzip,
+            Decoding::Zstd(_) => Compression::Zstd,
+        }
+    }
+
+    /// The compressed stream.
+    pub fn into_inner(self) -> R {
+        match self.0 {
+            Decoding::None(source) => source,
+            Decoding::Gzip(decoder) => decoder.into_inner(),
+            Decoding::Zstd(decoder) => decoder.finish(),
+        }
+    }
+}
+
+impl<R: BufRead> Read for Decoder<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Decoding::None(source) => source.read(buffer),
+            Decoding::Gzip(decoder) => decoder.read(buffer),
+            Decoding::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}
+
+/// Compresses a stream, reproducibly.
+pub struct Encoder<W: Write>(Encoding<W>);
+
+enum Encoding<W: Write> {
+    None(W),
+    Gzip(Box<GzipWriter<W>>),
+    Zstd(zstd::stream::write::Encoder<'static, W>),
+}
+
+impl<W: Write> Encoder<W> {
+    /// Compresses with up to `threads` threads, whose number does not show in the result.
+    ///
+    /// # Errors
+    /// If a thread or the encoder's memory cannot be had.
+    pub fn new(sink: W, compression: Compression, threads: usize) -> io::Result<Self> {
+        Ok(Self(match compression {
+            Compression::None => Encoding::None(sink),
+            Compression::Gzip => Encoding::Gzip(Box::new(GzipWriter::new(sink, threads)?)),
+            Compression::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(sink, ZSTD_LEVEL)?;
+                encoder.include_checksum(true)?;
+                // From one worker on zstd cuts its input into jobs, whose result does not depend on
+                // how many workers there are; without workers it differs.
+                encoder.multithread(u32::try_from(threads.max(1)).unwrap_or(u32::MAX))?;
+                Encoding::Zstd(encoder)
+            }
+        }))
+    }
+
+    /// Writes what is left and returns the sink.
+    ///
+    /// # Errors
+    /// What writing gives.
+    pub fn finish(self) -> io::Result<W> {
+        match self.0 {
+            Encoding::None(sink) => Ok(sink),
+            Encoding::Gzip(writer) => writer.finish(),
+            Encoding::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Encoding::None(sink) => sink.write(bytes),
+            Encoding::Gzip(writer) => writer.write(bytes),
+            Encoding::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    /// Does nothing: a flush in the middle would change the result.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::digest::digest_of;
+
+    /// Bytes that compress somewhat, the same on every machine.
+    fn sample(length: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        let mut step = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 16
+        };
+        let mut bytes = Vec::with_capacity(length + 64);
+        while bytes.len() < length {
+            match (step() % 4, bytes.len()) {
+                (0, held) if held > 70_000 => {
+                    let from = held - 1 - (step() as usize | 1) % 65_000;
+                    bytes.extend_from_within(from..from + (step() as usize % 60).min(held - from));
+                }
+                _ => bytes.extend((0..step() % 20).map(|_| (step() % 23) as u8 + b'a')),
+            }
+        }
+        bytes.truncate(length);
+        bytes
+    }
+
+    fn encoded(bytes: &[u8], compression: Compression, threads: usize) -> Vec<u8> {
+        let mut encoder = Encoder::new(Vec::new(), compression, threads).unwrap();
+        // How the bytes come must not show either.
+        for piece in bytes.chunks(33_333 * threads + 77) {
+            encoder.write_all(piece).unwrap();
+        }
+        encoder.finish().unwrap()
+    }
+
+    fn decoded(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut plain = Vec::new();
+        Decoder::new(bytes)?.read_to_end(&mut plain)?;
+        Ok(plain)
+    }
+
+    #[test]
+    fn compressed_bytes_are_the_same_for_any_number_of_threads_and_size_of_writes() {
+        let plain = sample(5_000_000);
+        for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+            let one = encoded(&plain, compression, 1);
+            assert_eq!(decoded(&one).unwrap(), plain);
+            for threads in [0, 2, 3, 8] {
+                assert!(encoded(&plain, compression, threads) == one, "{compression:?} with {threads} threads");
+            }
+        }
+    }
+
+    #[test]
+    fn compressed_bytes_are_those_of_format_version_1() {
+        let digests = [Compression::Gzip, Compression::Zstd].map(|compression| {
+            [0, 1, 1 << 20, 3_000_000]
+                .map(|length| digest_of(&encoded(&sample(length), compression, 2)).digest()[..16].to_owned())
+        });
+        assert_eq!(digests.map(|of| of.join(" ")), GOLDEN);
+    }
+
+    const GOLDEN: [&str; 2] = [
+        "ac73670af3abed54 94992c9e182d4a53 f1220dfaa6294f07 20dbfdc94efc765d",
+        "f96deff1816083fd ab8010fda7f88947 0ee6a2ea43d307a8 b77a404b229c1d0b",
+    ];
+
+    #[test]
+    fn gzip_program_reads_what_we_write() {
+        let plain = sample(3_000_000);
+        let packed = encoded(&plain, Compression::Gzip, 2);
+        assert_eq!(&packed[..10], &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255]);
+        let mut gzip = std::process::Command::new("gzip")
+            .args(["-d", "-c"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = gzip.stdin.take().unwrap();
+        let writer = std::thread::spawn(move || stdin.write_all(&packed).unwrap());
+        let output = gzip.wait_with_output().unwrap();
+        writer.join().unwrap();
+        assert!(output.status.success());
+        assert!(output.stdout == plain);
+    }
+
+    #[test]
+    fn all_members_of_a_gzip_file_are_read() {
+        let members = [encoded(b"one ", Compression::Gzip, 1), encoded(b"two", Compression::Gzip, 1)].concat();
+        assert_eq!(decoded(&members).unwrap(), b"one two");
+    }
+
+    #[test]
+    fn damaged_and_truncated_streams_are_errors() {
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let packed = encoded(&sample(100_000), compression, 1);
+            assert!(decoded(&packed[..packed.len() - 1]).is_err(), "{compression:?} truncated");
+            let mut damaged = packed.clone();
+            damaged[packed.len() / 2] ^= 0x55;
+            assert!(decoded(&damaged).is_err(), "{compression:?} damaged");
+        }
+    }
+
+    #[test]
+    fn failure_of_the_sink_arrives() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for threads in [1, 3] {
+            let mut encoder = Encoder::new(Full, Compression::Gzip, threads).unwrap();
+            let result = encoder.write_all(&sample(4 << 20)).and_then(|()| encoder.finish().map(drop));
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn any_bytes_come_back(plain in proptest::collection::vec(any::<u8>(), 0..5000), threads in 1_usize..4) {
+            for compression in [Compression::Gzip, Compression::Zstd] {
+                prop_assert_eq!(&decoded(&encoded(&plain, compression, threads)).unwrap(), &plain);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_or_refused(mut packed in proptest::collection::vec(any::<u8>(), 0..500), gzip in any::<bool>()) {
+            let magic: &[u8] = if gzip { &[0x1f, 0x8b, 8, 0] } else { &[0x28, 0xb5, 0x2f, 0xfd] };
+            packed.splice(0..0, magic.iter().copied());
+            let mut limited = Decoder::new(packed.as_slice()).unwrap().take(1 << 20);
+            let _ = io::copy(&mut limited, &mut io::sink());
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What a session uses, so that garbage collection in another process leaves it alone.
+//!
+//! Invariant: a digest is written to the lease under the shared lock of the store *before* its file is
+//! looked for or published, and collection holds that lock exclusively: what a session has seen is
+//! leased. A lease counts while its file is locked, so it ends with its process.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::error::{AtPath, Result, StoreError};
+use super::lock::Lock;
+use super::uppers;
+
+/// The lease of one session, and its directory for what is not yet published.
+#[derive(Debug)]
+pub(super) struct Lease {
+    root: PathBuf,
+    directory: PathBuf,
+    /// Locked exclusively as long as the session lives; one digest in hexadecimal a line.
+    file: Mutex<File>,
+    held: Mutex<HashSet<String>>,
+}
+
+impl Lease {
+    /// Starts a session.
+    pub(super) fn new(root: &Path) -> Result<Self> {
+        let _lock = Lock::shared(&root.join("lock"))?;
+        let directory = new_directory(&root.join("tmp"))?;
+        let path = directory.join("lease");
+        let file = File::options().append(true).create_new(true).open(&path).at("creating the lease", &path)?;
+        file.lock().at("locking the lease", &path)?;
+        Ok(Self { root: root.to_owned(), directory, file: Mutex::new(file), held: Mutex::default() })
+    }
+
+    /// Where drafts of this session are born.
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Leases some digests (their hexadecimal part, of blobs, layers or trees alike), then does something
+    /// that garbage collection must not come in between.
+    pub(super) fn with<'a, T>(
+        &self,
+        digests: impl IntoIterator<Item = &'a str>,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let _lock = Lock::shared(&self.root.join("lock"))?;
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<&str> = digests.into_iter().filter(|digest| !held.contains(*digest)).collect();
+        if !new.is_empty() {
+            let lines = new.iter().flat_map(|digest| [digest, "\n"]).collect::<String>();
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.write_all(lines.as_bytes()).at("writing the lease", &self.directory)?;
+            held.extend(new.into_iter().map(str::to_owned));
+        }
+        drop(held);
+        work()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let file = self.file.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let _ = file.unlock(); // closing the file would do, if no child had a copy
+        // What remains is swept with the next opening.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Makes a directory of a name that is not taken.
+pub(super) fn new_directory(parent: &Path) -> Result<PathBuf> {
+    let process = std::process::id();
+    // Numbers of processes come again, in containers all the time: the name that is free wins.
+    for number in 0_u64.. {
+        let path = parent.join(format!("{process}-{number}"));
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created.at("creating the directory", &path).map(|()| path),
+        }
+    }
+    Err(StoreError::InUse { path: parent.to_owned() })
+}
+
+/// The digests of all live sessions; removes what dead ones left. The caller holds the store's lock exclusively.
+pub(super) fn live(root: &Path) -> Result<HashSet<String>> {
+    let mut digests = HashSet::new();
+    let parent = root.join("tmp");
+    for entry in fs::read_dir(&parent).at("listing", &parent)? {
+        let directory = entry.at("listing", &parent)?.path();
+        let lease = directory.join("lease");
+        let is_live = lease.try_exists().at("looking for", &lease)? && Lock::try_exclusive(&lease)?.is_none();
+        if is_live {
+            let text = fs::read_to_string(&lease).at("reading the lease", &lease)?;
+            digests.extend(text.lines().map(str::to_owned));
+        } else {
+            remove_tree(&directory)?;
+        }
+    }
+    Ok(digests)
+}
+
+/// Removes what dead sessions left, unless the store is busy.
+pub(super) fn sweep_if_idle(root: &Path) -> Result<()> {
+    if let Some(_lock) = Lock::try_exclusive(&root.join("lock"))? {
+        live(root)?;
+        for path in uppers::directories(root)? {
+            if uppers::is_abandoned(&path)? {
+                // Outside of their user namespace some files cannot be removed; inside, the next opening does it.
+                let _ = uppers::remove_forced(&path);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes a file or a directory with all that is in it; none is fine.
+pub(super) fn remove_tree(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.at("removing", path),
+    }
+}

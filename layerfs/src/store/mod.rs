@@ -1,0 +1,150 @@
+//! Everything Nacre keeps on disk: an OCI image layout, and layers that are never unpacked.
+//!
+//! Invariant: a file under its final name is complete and is what its name says; a kill at any moment
+//! leaves nothing but files in `tmp/`. Several processes share a store without a daemon.
+//!
+//! ```text
+//! oci-layout, index.json        an OCI image layout; index.json holds the names        names.rs
+//! blobs/sha256/<hex>            blobs as they were sent                                 blobs.rs
+//! layers/<diff id>.tar          the uncompressed layer                                  ingest.rs, create.rs
+//! layers/<diff id>.idx          its index; derived                                      trees.rs
+//! layers/<diff id>.blob         digest of the blob it was last read from or written to; derived
+//! layers/<blob>.diff            diff id of a layer blob; derived
+//! trees/<chain id>.idx          merged index of a stack; derived                        trees.rs
+//! steps/<key>                   build-cache records                                     steps.rs
+//! cache-mounts/<id>/            RUN --mount=type=cache                                  (the builder's)
+//! uppers/<id>/{upper,work}      live copy-on-write layers                               uppers.rs
+//! partial/                      blobs that came in part, for the next try             (the registry client's)
+//! tmp/<session>/                what is not yet published, and the session's lease      lease.rs
+//! lock, index.lock              advisory locks                                          lock.rs
+//! ```
+//!
+//! An open [`Store`] is a session: what it has put or found stays until it is dropped, whatever
+//! [`Store::prune`] does in another process, even if no name leads there yet. A session belongs to the
+//! process that opened it: a child that goes on by itself after a fork opens the store again.
+
+mod blobs;
+mod create;
+mod error;
+mod files;
+mod ingest;
+mod lease;
+mod lock;
+mod names;
+mod prune;
+mod steps;
+mod trees;
+mod uppers;
+mod verify;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci_spec::image::Descriptor;
+
+use crate::digest::{DiffId, Digest};
+pub use blobs::BlobSource;
+pub use create::LayerSink;
+pub use error::StoreError;
+use error::{AtPath, Result};
+use files::write_new;
+use lease::Lease;
+use lock::Lock;
+pub use names::NamedImage;
+pub use prune::{PruneOptions, Pruned};
+pub use uppers::{Upper, UpperLife};
+pub use verify::Damage;
+
+/// The version of the layout of the directories beside the OCI image layout.
+const LAYOUT_VERSION: &str = "1";
+const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
+const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
+const DIRECTORIES: [&str; 8] = ["blobs/sha256", "layers", "trees", "steps", "cache-mounts", "uppers", "partial", "tmp"];
+
+/// A layer in the store: its content, and the blob that carries it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Of the uncompressed tar.
+    pub diff_id: DiffId,
+    /// Of the blob, as a manifest names it.
+    pub descriptor: Descriptor,
+}
+
+/// A store, and this process's session with it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: Arc<Path>,
+    lease: Arc<Lease>,
+    layer_max_bytes: u64,
+}
+
+impl Store {
+    /// Opens the store in a directory, and makes it if there is none.
+    ///
+    /// # Errors
+    /// If the directory cannot be written, or holds a store of another layout version.
+    pub fn open(root: &Path) -> Result<Self> {
+        for directory in DIRECTORIES {
+            let path = root.join(directory);
+            fs::create_dir_all(&path).at("creating the directory", &path)?;
+        }
+        let root: Arc<Path> = root.canonicalize().at("opening the store", root)?.into();
+        {
+            let _lock = Lock::exclusive(&root.join("index.lock"))?;
+            check_layout(&root)?;
+        }
+        lease::sweep_if_idle(&root)?;
+        let lease = Arc::new(Lease::new(&root)?);
+        // A tar of a layer has no limit of its own; this one keeps a bomb from filling most disks.
+        Ok(Self { root, lease, layer_max_bytes: 128 << 30 })
+    }
+
+    /// The same store, with another limit on what one layer may expand to.
+    #[must_use]
+    pub fn with_layer_limit(mut self, max_bytes: u64) -> Self {
+        self.layer_max_bytes = max_bytes;
+        self
+    }
+
+    /// Its directory, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of a cache mount; its id is text of the user, and is digested into a name.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub fn cache_mount(&self, id: &str) -> Result<PathBuf> {
+        let path = self.root.join("cache-mounts").join(crate::digest::digest_of(id.as_bytes()).digest());
+        fs::create_dir_all(&path).at("creating the cache mount", &path)?;
+        Ok(path)
+    }
+
+    /// Where a blob lies, or would.
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        // Both parts of a digest are checked when it is parsed: no slash, no dot.
+        self.root.join("blobs").join(digest.algorithm().as_ref()).join(digest.digest())
+    }
+
+    fn layer_path(&self, diff_id: &DiffId, extension: &str) -> PathBuf {
+        self.root.join("layers").join(format!("{}.{extension}", diff_id.hex()))
+    }
+}
+
+/// Checks the layout files, and makes them in a new store.
+fn check_layout(root: &Path) -> Result<()> {
+    for (name, content) in [("oci-layout", OCI_LAYOUT), ("index.json", EMPTY_INDEX), ("nacre-store", LAYOUT_VERSION)] {
+        let path = root.join(name);
+        if !path.try_exists().at("looking for", &path)? {
+            write_new(&path, content.as_bytes())?;
+        }
+    }
+    let path = root.join("nacre-store");
+    let found = fs::read_to_string(&path).at("reading", &path)?;
+    if found.trim() == LAYOUT_VERSION {
+        return Ok(());
+    }
+    Err(StoreError::LayoutVersion { path: root.to_owned(), found: found.trim().to_owned() })
+}

@@ -1,0 +1,118 @@
+//! Names of images: entries of `index.json` with the annotation that other tools use for a tag.
+//!
+//! Invariant: `index.json` is replaced whole, by one writer at a time. What other tools wrote into it stays.
+//! <https://github.com/opencontainers/image-spec/blob/main/annotations.md#pre-defined-annotation-keys>
+
+use std::collections::HashMap;
+
+use oci_spec::image::{ANNOTATION_REF_NAME, Descriptor, ImageIndex};
+
+use super::Store;
+use super::error::{AtPath, Result, StoreError};
+use super::files::Draft;
+use super::lock::Lock;
+
+/// An image in the store under a name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedImage {
+    /// Its name, as `skopeo copy oci:STORE:NAME` has it.
+    pub name: String,
+    /// Its manifest or index, without the annotation that holds the name.
+    pub descriptor: Descriptor,
+}
+
+impl Store {
+    /// All names, sorted.
+    ///
+    /// # Errors
+    /// If `index.json` cannot be read or is malformed.
+    pub fn images(&self) -> Result<Vec<NamedImage>> {
+        let index = self.read_index()?;
+        let mut images: Vec<_> = index.manifests().iter().filter_map(named_image).collect();
+        images.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(images)
+    }
+
+    /// What a name leads to. Its manifest stays as long as this session lives; what hangs below it does
+    /// as soon as it is asked for.
+    ///
+    /// # Errors
+    /// If `index.json` cannot be read or is malformed.
+    pub fn resolve(&self, name: &str) -> Result<Option<Descriptor>> {
+        let found = self.images()?.into_iter().find(|image| image.name == name);
+        let Some(NamedImage { descriptor, .. }) = found else { return Ok(None) };
+        self.has_blob(descriptor.digest())?;
+        Ok(Some(descriptor))
+    }
+
+    /// Gives a manifest or index that is in the store a name; whatever had the name loses it.
+    ///
+    /// # Errors
+    /// A name with control characters or none at all, a blob that is not there, or what writing gives.
+    pub fn set_name(&self, name: &str, descriptor: &Descriptor) -> Result<()> {
+        if name.is_empty() || name.chars().any(char::is_control) {
+            return Err(StoreError::Name { name: name.to_owned(), role: "the name of an image" });
+        }
+        if !self.has_blob(descriptor.digest())? {
+            return Err(self.not_found(format!("blob {}", descriptor.digest())));
+        }
+        self.change_index(|manifests| {
+            manifests.retain(|manifest| name_of(manifest) != Some(name));
+            let mut named = descriptor.clone();
+            let mut annotations = named.annotations().clone().unwrap_or_default();
+            annotations.insert(ANNOTATION_REF_NAME.to_owned(), name.to_owned());
+            named.set_annotations(Some(annotations));
+            manifests.push(named);
+            manifests
+                .sort_by(|a, b| name_of(a).cmp(&name_of(b)).then_with(|| a.digest().as_ref().cmp(b.digest().as_ref())));
+            true
+        })
+        .map(drop)
+    }
+
+    /// Takes a name away, and tells whether there was one. What it led to stays until [`Store::prune`].
+    ///
+    /// # Errors
+    /// If `index.json` cannot be read or written.
+    pub fn remove_name(&self, name: &str) -> Result<bool> {
+        self.change_index(|manifests| {
+            let before = manifests.len();
+            manifests.retain(|manifest| name_of(manifest) != Some(name));
+            manifests.len() != before
+        })
+    }
+
+    pub(super) fn read_index(&self) -> Result<ImageIndex> {
+        let path = self.root.join("index.json");
+        let bytes = std::fs::read(&path).at("reading", &path)?;
+        serde_json::from_slice(&bytes).map_err(|source| StoreError::Json { path, source })
+    }
+
+    /// Changes the list of manifests under the lock; written only if `change` says that it changed.
+    fn change_index(&self, change: impl FnOnce(&mut Vec<Descriptor>) -> bool) -> Result<bool> {
+        let path = self.root.join("index.json");
+        let _lock = Lock::exclusive(&self.root.join("index.lock"))?;
+        let mut index = self.read_index()?;
+        let mut manifests = index.manifests().clone();
+        if !change(&mut manifests) {
+            return Ok(false);
+        }
+        index.set_manifests(manifests);
+        let bytes = serde_json::to_vec(&index).map_err(|source| StoreError::Json { path: path.clone(), source })?;
+        self.lease.with([], || Draft::publish_bytes(self.lease.directory(), &bytes, &path))?;
+        Ok(true)
+    }
+}
+
+fn name_of(descriptor: &Descriptor) -> Option<&str> {
+    descriptor.annotations().as_ref()?.get(ANNOTATION_REF_NAME).map(String::as_str)
+}
+
+fn named_image(manifest: &Descriptor) -> Option<NamedImage> {
+    let name = name_of(manifest)?.to_owned();
+    let mut descriptor = manifest.clone();
+    let mut annotations: HashMap<_, _> = descriptor.annotations().clone().unwrap_or_default();
+    annotations.remove(ANNOTATION_REF_NAME);
+    descriptor.set_annotations(if annotations.is_empty() { None } else { Some(annotations) });
+    Some(NamedImage { name, descriptor })
+}

@@ -1,0 +1,168 @@
+//! Garbage collection: mark what is reachable, sweep the rest.
+//!
+//! Invariant: under the store's exclusive lock, so that no session leases or publishes anything between
+//! marking and sweeping. Roots are the names, the leases of live sessions, the stacks of uppers, and
+//! the step records unless they go too. Marking needs no knowledge of document types: every digest in
+//! a reachable document is reachable.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::error::{AtPath, Result};
+use super::files::{read_if_present, remove_if_present};
+use super::lock::Lock;
+use super::{Store, lease, uppers};
+use crate::digest::{DiffId, Digest};
+use crate::index::{IndexFile, Subject};
+
+/// Manifests and configs are smaller, by the limit that registries set for manifests.
+const DOCUMENT_MAX_BYTES: u64 = 4 << 20;
+
+/// What a collection spares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PruneOptions {
+    /// Keep the records of the build cache, and the layers that they name.
+    pub keep_steps: bool,
+    /// Keep the directories of cache mounts.
+    pub keep_cache_mounts: bool,
+}
+
+/// What a collection removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pruned {
+    /// Blobs.
+    pub blobs: u64,
+    /// Uncompressed layers.
+    pub layers: u64,
+    /// Build-cache records.
+    pub steps: u64,
+    /// Abandoned uppers.
+    pub uppers: u64,
+    /// Bytes of disk that the files among them took.
+    pub freed_bytes: u64,
+}
+
+impl Store {
+    /// Removes what nothing needs. Waits for other processes' short steps, not for their sessions.
+    ///
+    /// # Errors
+    /// What the system gives; everything that is still there is whole.
+    pub fn prune(&self, options: PruneOptions) -> Result<Pruned> {
+        let _lock = Lock::exclusive(&self.root.join("lock"))?;
+        let mut pruned = Pruned::default();
+        let mut marked = lease::live(&self.root)?;
+        for path in uppers::directories(&self.root)? {
+            if uppers::is_abandoned(&path)? {
+                uppers::remove_forced(&path)?;
+                pruned.uppers += 1;
+            } else {
+                marked.extend(uppers::stack_of(&path)?.unwrap_or_default().iter().map(DiffId::hex));
+            }
+        }
+        let mut roots = Vec::new();
+        collect_digests(&read_if_present(&self.root.join("index.json"))?.unwrap_or_default(), &mut roots);
+        if options.keep_steps {
+            for path in files_in(&self.root.join("steps"))? {
+                collect_digests(&read_if_present(&path)?.unwrap_or_default(), &mut roots);
+            }
+        }
+        roots.extend(marked.drain());
+        self.mark(roots, &mut marked)?;
+        self.sweep(&marked, options, &mut pruned)?;
+        Ok(pruned)
+    }
+
+    /// Adds to `marked` all that is reachable from some digests.
+    fn mark(&self, mut pending: Vec<String>, marked: &mut HashSet<String>) -> Result<()> {
+        while let Some(digest) = pending.pop() {
+            if !marked.insert(digest.clone()) {
+                continue;
+            }
+            // A layer blob keeps its layer, and a layer its blob.
+            let mut is_layer = false;
+            for extension in ["diff", "blob"] {
+                let path = self.root.join("layers").join(format!("{digest}.{extension}"));
+                let text = read_if_present(&path)?.and_then(|bytes| String::from_utf8(bytes).ok());
+                is_layer |= text.is_some();
+                pending.extend(text.and_then(|text| hex_of(&text)));
+            }
+            let path = self.root.join("blobs/sha256").join(&digest);
+            let is_small = fs::metadata(&path).is_ok_and(|found| found.len() <= DOCUMENT_MAX_BYTES);
+            if is_small && !is_layer {
+                collect_digests(&read_if_present(&path)?.unwrap_or_default(), &mut pending);
+            }
+        }
+        Ok(())
+    }
+
+    fn sweep(&self, marked: &HashSet<String>, options: PruneOptions, pruned: &mut Pruned) -> Result<()> {
+        for path in files_in(&self.root.join("blobs/sha256"))? {
+            if !is_marked(&path, marked) {
+                pruned.freed_bytes += remove_if_present(&path)?;
+                pruned.blobs += 1;
+            }
+        }
+        for path in files_in(&self.root.join("layers"))? {
+            if !is_marked(&path, marked) {
+                pruned.freed_bytes += remove_if_present(&path)?;
+                pruned.layers += u64::from(path.extension().is_some_and(|extension| extension == "tar"));
+            }
+        }
+        for path in files_in(&self.root.join("trees"))? {
+            let layers = IndexFile::open(&path, Subject::Tree).map(|index| index.layers());
+            let is_needed = layers.is_ok_and(|layers| layers.iter().all(|layer| marked.contains(&layer.hex())));
+            if !is_needed {
+                pruned.freed_bytes += remove_if_present(&path)?;
+            }
+        }
+        for path in files_in(&self.root.join("partial"))? {
+            pruned.freed_bytes += remove_if_present(&path)?;
+        }
+        if !options.keep_steps {
+            for path in files_in(&self.root.join("steps"))? {
+                pruned.freed_bytes += remove_if_present(&path)?;
+                pruned.steps += 1;
+            }
+        }
+        if !options.keep_cache_mounts {
+            for path in files_in(&self.root.join("cache-mounts"))? {
+                uppers::remove_forced(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn files_in(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let entries = fs::read_dir(directory).at("listing", directory)?;
+    entries.map(|entry| entry.map(|entry| entry.path()).at("listing", directory)).collect()
+}
+
+fn is_marked(path: &Path, marked: &HashSet<String>) -> bool {
+    path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| marked.contains(stem))
+}
+
+fn hex_of(text: &str) -> Option<String> {
+    let digest = Digest::try_from(text.trim()).ok()?;
+    (digest.algorithm().as_ref() == "sha256").then(|| digest.digest().to_owned())
+}
+
+/// Adds the hexadecimal part of every SHA-256 digest in a JSON document; nothing from what is none.
+pub(super) fn collect_digests(document: &[u8], digests: &mut Vec<String>) {
+    // Layers of others are told from documents by their first byte.
+    if !document.trim_ascii_start().starts_with(b"{") {
+        return;
+    }
+    let mut pending = vec![serde_json::from_slice::<Value>(document).unwrap_or_default()];
+    while let Some(value) = pending.pop() {
+        match value {
+            Value::String(text) => digests.extend(hex_of(&text)),
+            Value::Array(values) => pending.extend(values),
+            Value::Object(fields) => pending.extend(fields.into_iter().map(|(_, value)| value)),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Reading and writing what is in files.
+//!
+//! Invariant: after the copy of a file is published no answer comes from the tree any more; before, the bytes are
+//! equal, so that pages the kernel has cached stay right.
+
+use std::sync::Arc;
+
+use rustix::{
+    fs::{FallocateFlags, SeekFrom},
+    io::{Errno, Result},
+};
+
+use super::{NodeId, Union, copy_up::write_all, errno, node::Node};
+use crate::tree::{FileKind, Tree};
+
+/// Data is moved between two files in pieces of this size where the kernel cannot do it.
+const CHUNK_BYTES: usize = 256 << 10;
+
+impl<T: Tree> Union<T> {
+    fn file(&self, id: NodeId) -> Result<Arc<Node>> {
+        let node = self.node(id)?;
+        match node.kind {
+            FileKind::File => Ok(node),
+            FileKind::Directory => Err(Errno::ISDIR),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Reads from a file; fewer bytes than asked for at the end only.
+    pub fn read(&self, node: NodeId, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let node = self.file(node)?;
+        self.read_node(&node, offset, buffer)
+    }
+
+    fn read_node(&self, node: &Arc<Node>, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        if !node.is_complete() {
+            return self.tree.read_at(node.lower.ok_or(Errno::STALE)?, offset, buffer).map_err(errno);
+        }
+        let handle = self.upper_handle(node)?;
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match rustix::io::pread(&*handle, &mut buffer[filled..], offset + filled as u64) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Writes all of `data` to a file.
+    pub fn write(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<()> {
+        let node = self.file(node)?;
+        self.copy_up(&node)?;
+        write_all(&*self.upper_handle(&node)?, data, offset)
+    }
+
+    /// Changes what a range of a file takes on the disk: `mode` as for `fallocate`.
+    pub fn allocate(&self, node: NodeId, offset: u64, length: u64, mode: FallocateFlags) -> Result<()> {
+        let node = self.file(node)?;
+        self.copy_up(&node)?;
+        rustix::fs::fallocate(&*self.upper_handle(&node)?, mode, offset, length)
+    }
+
+    /// The next data at or after `offset`, or the next hole; `ENXIO` behind the end.
+    pub fn seek(&self, node: NodeId, offset: u64, hole: bool) -> Result<u64> {
+        let node = self.file(node)?;
+        if node.is_complete() {
+            let position = if hole { SeekFrom::Hole(offset) } else { SeekFrom::Data(offset) };
+            return rustix::fs::seek(&*self.upper_handle(&node)?, position);
+        }
+        let inode = node.lower.ok_or(Errno::STALE)?;
+        let size = self.tree.attributes(inode).map_err(errno)?.size_bytes;
+        if offset >= size {
+            return Err(Errno::NXIO);
+        }
+        let mut at = offset;
+        for (start, length) in self.tree.data_extents(inode).map_err(errno)? {
+            let end = start.saturating_add(length).min(size);
+            if end <= at {
+                continue;
+            }
+            match hole {
+                false => return Ok(at.max(start)),
+                true if start > at => return Ok(at),
+                true => at = end,
+            }
+        }
+        if hole { Ok(at.min(size)) } else { Err(Errno::NXIO) }
+    }
+
+    /// Copies a range between two files, inside the file system where it can; returns how much was copied.
+    pub fn copy_range(&self, from: NodeId, from_offset: u64, to: NodeId, to_offset: u64, length: u64) -> Result<u64> {
+        let (from, to) = (self.file(from)?, self.file(to)?);
+        self.copy_up(&to)?;
+        let target = self.upper_handle(&to)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if from.is_complete() {
+            let source = self.upper_handle(&from)?;
+            let (mut source_offset, mut target_offset) = (from_offset, to_offset);
+            match rustix::fs::copy_file_range(
+                &*source,
+                Some(&mut source_offset),
+                &*target,
+                Some(&mut target_offset),
+                length,
+            ) {
+                Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOSYS) => {}
+                other => return other.map(|copied| copied as u64),
+            }
+        }
+        let mut buffer = vec![0; length.min(CHUNK_BYTES)];
+        let read = self.read_node(&from, from_offset, &mut buffer)?;
+        write_all(&target, &buffer[..read], to_offset)?;
+        Ok(read as u64)
+    }
+
+    /// Writes a file or directory to the disk; what is only in the tree is there already.
+    pub fn sync_node(&self, node: NodeId, data_only: bool) -> Result<()> {
+        let node = self.node(node)?;
+        if !node.in_upper() || !self.writable()?.durable {
+            return Ok(());
+        }
+        let handle = self.upper_handle(&node)?;
+        if data_only { rustix::fs::fdatasync(&*handle) } else { rustix::fs::fsync(&*handle) }
+    }
+}

@@ -1,0 +1,427 @@
+//! Copy-up: the tree's file becomes a file of the upper, at its first change.
+//!
+//! Invariant: the copy is complete, or marked as one with the metadata only, before any name leads to it, and it
+//! appears under the name in one step; a failure leaves nothing behind but an entry in `tmp`. Only the `copying` lock of
+//! the one file is held while data moves: everything else goes on, and reads of the file itself go on from the tree.
+
+use std::sync::Arc;
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, Stat, Timespec, Timestamps, XattrFlags},
+    io::{Errno, Result},
+};
+
+use super::{
+    Union,
+    create::make_special,
+    errno,
+    handles::Handle,
+    names::{Origin, UpperName},
+    node::{Link, Node, lock},
+    upper::{Upper, open_at},
+};
+use crate::tree::{Attributes, FileKind, Time, Tree, TreeInode};
+
+/// Data is copied in pieces of this size: one read from the tree each.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// How much of a file is wanted in the upper.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// Its metadata; the content may stay in the tree.
+    Metadata,
+    /// Everything, of the content this many bytes.
+    Content(u64),
+}
+
+/// What a new copy is reached by before it has its name.
+enum Copy {
+    /// A file that never had a name.
+    Unnamed(Handle),
+    /// A name in `tmp`.
+    Temporary(String, Handle),
+}
+
+impl Copy {
+    fn handle(&self) -> &Handle {
+        match self {
+            Self::Unnamed(handle) | Self::Temporary(_, handle) => handle,
+        }
+    }
+}
+
+impl<T: Tree> Union<T> {
+    /// Makes sure that a node has its file in the upper, with all its content.
+    pub(super) fn copy_up(&self, node: &Arc<Node>) -> Result<()> {
+        self.copy_up_part(node, Part::Content(u64::MAX))
+    }
+
+    /// As [`Self::copy_up`], for a file that is about to be cut to `size` bytes: what lies behind need not be copied.
+    pub(super) fn copy_up_to(&self, node: &Arc<Node>, size: u64) -> Result<()> {
+        self.copy_up_part(node, Part::Content(size))
+    }
+
+    /// Makes sure that a node has a file in the upper for its metadata. The content may stay in the tree.
+    pub(super) fn copy_up_metadata(&self, node: &Arc<Node>) -> Result<()> {
+        let splits = self.writable()?.splits_metadata;
+        self.copy_up_part(node, if splits { Part::Metadata } else { Part::Content(u64::MAX) })
+    }
+
+    fn copy_up_part(&self, node: &Arc<Node>, part: Part) -> Result<()> {
+        let upper = self.writable()?;
+        if node.is_directory() {
+            return self.copy_up_directory(node);
+        }
+        let is_done = || if part == Part::Metadata { node.in_upper() } else { node.is_complete() };
+        if is_done() {
+            return Ok(());
+        }
+        let _copying = lock(&node.copying);
+        if is_done() {
+            return Ok(());
+        }
+        if node.in_upper() {
+            return self.complete(upper, node);
+        }
+        let inode = node.lower.ok_or(Errno::STALE)?;
+        let attributes = self.tree.attributes(inode).map_err(errno)?;
+        // Parents first: without them nothing can be published, and no data need be moved to find out.
+        let links = node.state().links.clone();
+        for link in &links {
+            self.copy_up_directory(&link.parent)?;
+        }
+        let (copy, is_split) = self.copy(upper, inode, &attributes, part)?;
+        let stat = copy.handle().stat()?;
+        node.state().is_split = is_split;
+        let published = self.publish(upper, node, inode, &attributes, &copy, &stat);
+        if let Copy::Temporary(name, _) = &copy
+            && (published.is_err() || attributes.links > 1)
+        {
+            upper.discard(name);
+        }
+        published.inspect_err(|_| node.state().is_split = false)?;
+        if attributes.links > 1 {
+            self.link_known_names(node)?;
+        }
+        if let Copy::Unnamed(handle) = copy {
+            upper.handles.insert(node.id, &Arc::new(handle));
+        }
+        Ok(())
+    }
+
+    /// Copies into a file without a name, and says whether it has the metadata only.
+    fn copy(&self, upper: &Upper, inode: TreeInode, attributes: &Attributes, part: Part) -> Result<(Copy, bool)> {
+        let mut is_split = false;
+        let copy = if attributes.kind == FileKind::File {
+            let copy = upper.unnamed_file()?;
+            is_split = part == Part::Metadata && attributes.data_bytes > 0 && upper.marks.set_split(copy.handle())?;
+            let copied = match part {
+                _ if is_split => rustix::fs::ftruncate(copy.handle(), attributes.size_bytes),
+                Part::Content(size) => self.copy_data(inode, attributes.size_bytes.min(size), copy.handle()),
+                Part::Metadata => self.copy_data(inode, attributes.size_bytes, copy.handle()),
+            };
+            if let (Err(_), Copy::Temporary(name, _)) = (&copied, &copy) {
+                upper.discard(name);
+            }
+            copied.map(|()| copy)?
+        } else {
+            let name = upper.temporary_name();
+            let target = match attributes.kind {
+                FileKind::Symlink => self.tree.read_link(inode).map_err(errno)?,
+                _ => Vec::new(),
+            };
+            make_special(&upper.temporary, name.as_bytes(), attributes.kind, &target, attributes.device)?;
+            Copy::Temporary(name.clone(), open_at(&upper.temporary, name.as_bytes(), attributes.kind)?)
+        };
+        let finished = self.copy_metadata(upper, inode, attributes, copy.handle());
+        if let (Err(_), Copy::Temporary(name, _)) = (&finished, &copy) {
+            upper.discard(name);
+        }
+        finished.map(|()| (copy, is_split))
+    }
+
+    /// Gives a file that has its metadata only its content as well, in place. Until the mark is gone, the content is
+    /// the tree's, whatever is in the file already.
+    fn complete(&self, upper: &Upper, node: &Arc<Node>) -> Result<()> {
+        /// Which the kernel takes from a file that is written to.
+        const CAPABILITY: &[u8] = b"security.capability";
+        let inode = node.lower.ok_or(Errno::STALE)?;
+        let handle = self.upper_handle(node)?;
+        let stat = handle.stat()?;
+        let capability = handle.xattr(CAPABILITY)?;
+        self.copy_data(inode, self.tree.attributes(inode).map_err(errno)?.size_bytes, &handle)?;
+        if let Some(value) = capability {
+            handle.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
+        }
+        if handle.stat()?.st_mode != stat.st_mode {
+            handle.set_mode(stat.st_mode & 0o7777)?;
+        }
+        restore_times(&*handle, &stat)?;
+        upper.marks.clear_split(&handle)?;
+        node.state().is_split = false;
+        Ok(())
+    }
+
+    fn copy_data(&self, inode: TreeInode, size: u64, to: &Handle) -> Result<()> {
+        let mut buffer = Vec::new();
+        for (start, length) in self.tree.data_extents(inode).map_err(errno)? {
+            let end = start.saturating_add(length).min(size);
+            let mut offset = start;
+            while offset < end {
+                let wanted = usize::try_from(end - offset).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+                buffer.resize(wanted, 0);
+                let read = self.tree.read_at(inode, offset, &mut buffer).map_err(errno)?;
+                if read == 0 {
+                    return Err(Errno::IO);
+                }
+                write_all(to, &buffer[..read], offset)?;
+                offset += read as u64;
+            }
+        }
+        rustix::fs::ftruncate(to, size)
+    }
+
+    /// Owner before mode, which a change of owner would cut; times last, which everything else would move.
+    pub(super) fn copy_metadata(
+        &self,
+        upper: &Upper,
+        inode: TreeInode,
+        attributes: &Attributes,
+        to: &Handle,
+    ) -> Result<()> {
+        to.set_owner(Some(attributes.uid), Some(attributes.gid))?;
+        for (name, value) in self.tree.xattrs(inode).map_err(errno)? {
+            if upper.marks.owns(&name) {
+                continue;
+            }
+            match to.set_xattr(&name, &value, XattrFlags::empty()) {
+                // As the kernel's copy-up: what this file system cannot hold, or we may not set, stays below.
+                Err(Errno::OPNOTSUPP | Errno::PERM) => {
+                    tracing::debug!(name = %name.escape_ascii(), "an extended attribute cannot be copied up");
+                }
+                other => other?,
+            }
+        }
+        // Before the mode, which may forbid the owner to set marks.
+        if attributes.kind != FileKind::Directory {
+            upper.marks.set_origin(to, inode)?;
+        }
+        if attributes.kind != FileKind::Symlink {
+            to.set_mode(attributes.mode)?;
+        }
+        to.set_times(&Timestamps {
+            last_access: timespec(attributes.modified),
+            last_modification: timespec(attributes.modified),
+        })
+    }
+
+    /// Gives the copy its name. The node may be renamed or removed meanwhile: the names are taken as they are
+    /// once their directory is locked, and a file without any keeps its copy open.
+    fn publish(
+        &self,
+        upper: &Upper,
+        node: &Arc<Node>,
+        inode: TreeInode,
+        attributes: &Attributes,
+        copy: &Copy,
+        stat: &Stat,
+    ) -> Result<()> {
+        if attributes.links > 1 {
+            let name = inode.0.to_string();
+            match link_copy(upper, copy, upper.groups.directory(), name.as_bytes()) {
+                // Left by a kill between the two steps; it is not the group's, or the node would have it.
+                Err(Errno::EXIST) => {
+                    rustix::fs::unlinkat(upper.groups.directory(), &*name, AtFlags::empty())?;
+                    link_copy(upper, copy, upper.groups.directory(), name.as_bytes())?;
+                }
+                other => other?,
+            }
+            upper.groups.set_copied(inode);
+            let mut state = node.state();
+            state.indexed = true;
+            state.upper = Some(stat.st_ino);
+            return Ok(());
+        }
+        loop {
+            let Some(link) = node.state().links.first().cloned() else {
+                let handle = match copy {
+                    Copy::Unnamed(handle) => rustix::io::dup(handle).map(Handle::new)?,
+                    Copy::Temporary(name, _) => open_at(&upper.temporary, name.as_bytes(), node.kind)?,
+                };
+                let mut state = node.state();
+                state.pinned = Some(Arc::new(handle));
+                state.upper = Some(stat.st_ino);
+                drop(state);
+                if let Copy::Temporary(name, _) = copy {
+                    upper.discard(name);
+                }
+                return Ok(());
+            };
+            self.copy_up_directory(&link.parent)?;
+            let directory = self.upper_handle(&link.parent)?;
+            let mut names = link.parent.names()?;
+            self.load(&link.parent, &mut names)?;
+            if !has_link(node, &link) {
+                continue;
+            }
+            link_copy(upper, copy, &*directory, &link.name)?;
+            names.set(&link.name, UpperName::Present(Origin::Tree(inode)), true);
+            let mut state = node.state();
+            state.upper = Some(stat.st_ino);
+            state
+                .links
+                .iter_mut()
+                .filter(|other| other.is(&link.parent, &link.name))
+                .for_each(|link| link.in_upper = true);
+            return Ok(());
+        }
+    }
+
+    /// Gives a copied-up hard link of the tree those of its names that are known, so that the kernel's overlayfs
+    /// would find it there as well.
+    fn link_known_names(&self, node: &Arc<Node>) -> Result<()> {
+        let links = node.state().links.clone();
+        for link in links {
+            self.copy_up_directory(&link.parent)?;
+            let mut names = link.parent.names()?;
+            self.load(&link.parent, &mut names)?;
+            if has_link(node, &link) {
+                self.link_up(node, &link.parent, &mut names, &link.name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that a directory is in the upper, with those above it.
+    pub(super) fn copy_up_directory(&self, node: &Arc<Node>) -> Result<()> {
+        let upper = self.writable()?;
+        let mut missing = Vec::new();
+        let mut at = Arc::clone(node);
+        while !at.in_upper() {
+            let parent = at.state().links.first().map(|link| Arc::clone(&link.parent)).ok_or(Errno::NOENT)?;
+            missing.push(std::mem::replace(&mut at, parent));
+        }
+        for node in missing.into_iter().rev() {
+            let _copying = lock(&node.copying);
+            while !node.in_upper() {
+                let link = node.state().links.first().cloned().ok_or(Errno::NOENT)?;
+                self.copy_one_directory(upper, &node, &link)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_one_directory(&self, upper: &Upper, node: &Arc<Node>, link: &Link) -> Result<()> {
+        let inode = node.lower.ok_or(Errno::STALE)?;
+        let attributes = self.tree.attributes(inode).map_err(errno)?;
+        let parent = self.upper_handle(&link.parent)?;
+        let mut names = link.parent.names()?;
+        self.load(&link.parent, &mut names)?;
+        if !has_link(node, link) {
+            return Ok(());
+        }
+        let name = upper.temporary_name();
+        rustix::fs::mkdirat(&upper.temporary, &*name, Mode::RWXU)?;
+        let made = open_at(&upper.temporary, name.as_bytes(), FileKind::Directory).and_then(|handle| {
+            self.copy_metadata(upper, inode, &attributes, &handle)?;
+            let before = parent.stat()?;
+            rustix::fs::renameat(&upper.temporary, &*name, &*parent, &*link.name)?;
+            // The directory above did not change as far as anyone can see.
+            restore_times(&parent, &before)?;
+            Ok(handle)
+        });
+        let handle = Arc::new(made.inspect_err(|_| upper.discard(&name))?);
+        names.set(&link.name, UpperName::Present(Origin::Upper), true);
+        let stat = handle.stat()?;
+        upper.handles.insert(node.id, &handle);
+        let mut state = node.state();
+        state.upper = Some(stat.st_ino);
+        state.links.iter_mut().for_each(|link| link.in_upper = true);
+        Ok(())
+    }
+
+    /// Makes sure that the upper has this very name of a copied-up file, with the names of the directory locked
+    /// by the caller: a hard link of the tree may be in the upper under another name only.
+    pub(super) fn link_up(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        names: &mut super::names::Names,
+        name: &[u8],
+    ) -> Result<()> {
+        let upper = self.writable()?;
+        if names.find(name).is_some() {
+            return Ok(());
+        }
+        let inode = node.lower.ok_or(Errno::STALE)?;
+        let links = self.tree.attributes(inode).map_err(errno)?.links;
+        let directory = self.upper_handle(parent)?;
+        let before = directory.stat()?;
+        upper.groups.link_to(inode, &directory, name)?;
+        restore_times(&directory, &before)?;
+        names.set(name, UpperName::Present(Origin::Tree(inode)), true);
+        upper.groups.lose_name(inode, links)?;
+        self.table.add_link(node, parent, name, true);
+        Ok(())
+    }
+}
+
+impl Upper {
+    /// A new file without a name, or with one in `tmp` where the file system has no `O_TMPFILE`.
+    fn unnamed_file(&self) -> Result<Copy> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        match rustix::fs::openat(&self.temporary, ".", flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => Ok(Copy::Unnamed(Handle::new(fd))),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+                let name = self.temporary_name();
+                let created = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+                let fd = rustix::fs::openat(&self.temporary, &*name, created, Mode::RUSR | Mode::WUSR)?;
+                Ok(Copy::Temporary(name, Handle::new(fd)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn has_link(node: &Node, wanted: &Link) -> bool {
+    node.state().links.iter().any(|link| link.is(&wanted.parent, &wanted.name))
+}
+
+/// Gives a copy a name. The directory keeps its times: nothing changed as far as anyone can see.
+fn link_copy(upper: &Upper, copy: &Copy, directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<()> {
+    let before = rustix::fs::fstat(&directory)?;
+    match copy {
+        Copy::Unnamed(handle) => {
+            rustix::fs::linkat(rustix::fs::CWD, handle.magic_path(), &directory, name, AtFlags::SYMLINK_FOLLOW)?;
+        }
+        Copy::Temporary(temporary, _) => {
+            rustix::fs::linkat(&upper.temporary, &**temporary, &directory, name, AtFlags::empty())?;
+            upper.discard(temporary);
+        }
+    }
+    restore_times(&directory, &before)
+}
+
+pub(super) fn restore_times(directory: impl std::os::fd::AsFd, before: &Stat) -> Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: before.st_atime, tv_nsec: before.st_atime_nsec.cast_signed() },
+        last_modification: Timespec { tv_sec: before.st_mtime, tv_nsec: before.st_mtime_nsec.cast_signed() },
+    };
+    rustix::fs::futimens(directory, &times)
+}
+
+pub(super) fn timespec(time: Time) -> Timespec {
+    Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() }
+}
+
+pub(super) fn write_all(to: &Handle, mut data: &[u8], mut offset: u64) -> Result<()> {
+    while !data.is_empty() {
+        let written = rustix::io::pwrite(to, data, offset)?;
+        if written == 0 {
+            return Err(Errno::IO);
+        }
+        data = &data[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The union of a read-only tree and a writable upper directory, as plain functions on numbered nodes.
+//!
+//! Invariant: the tree is never written, and the disk is the truth: what the kernel's overlayfs would show
+//! of tree and upper is what every function here shows, at any moment and after any kill. There are no
+//! FUSE types here (`fuse.rs` translates), no paths (names below directory handles only), and no
+//! permission checks (the kernel makes them, mounted with `default_permissions`).
+//!
+//! ```text
+//! lookup      names -> nodes; directory reading        names     what the upper says about a directory
+//! create      new files, directories, links            node      the table of nodes, references
+//! remove      unlink, rmdir                            handles   open files of the upper
+//! rename      with NOREPLACE and EXCHANGE              upper     the way from a node to its upper file
+//! content     read, write, holes                       marks     the on-disk format
+//! attributes  setattr, xattrs, statfs                  groups    hard links of the tree, over copy-up
+//! copy_up     the tree's file into the upper           metadata  what stat shows
+//! ```
+//!
+//! The work directory holds `nacre/`, locked while in use: `tmp/`, emptied at every opening, and
+//! `index/` (see `groups`). Locks are taken in this order: names of a directory (two of them by number),
+//! then a shard of the node table or the state of a node. Copy-up holds only the `copying` lock of its file
+//! while it moves data.
+
+mod attributes;
+mod content;
+mod copy_up;
+mod create;
+mod groups;
+mod handles;
+mod lookup;
+mod marks;
+mod metadata;
+mod names;
+mod node;
+mod remove;
+mod rename;
+mod upper;
+
+use std::{os::fd::OwnedFd, sync::Arc};
+
+use rustix::io::Errno;
+
+pub use self::{
+    attributes::{Change as AttributeChange, SetTime, Space},
+    create::{Making, Owner},
+    lookup::Listed,
+    marks::MarkNamespace,
+    metadata::Metadata,
+    rename::RenameMode,
+};
+pub(crate) use self::{
+    handles::Handle,
+    lookup::{content_below, lower_directory, read_names},
+    metadata::{kind_of, time_of},
+    upper::open_at,
+};
+use self::{
+    node::{Node, State, Table},
+    upper::Upper,
+};
+use crate::tree::{FileKind, Tree, TreeInode};
+
+/// The number of a file in a union, which is its `st_ino`: that of the tree for what is or was there,
+/// greater than all of those for what was created in the upper. 1 is the root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root directory.
+    pub const ROOT: Self = Self(1);
+}
+
+/// How an upper is used.
+#[derive(Debug, Clone, Copy)]
+pub struct UpperOptions {
+    /// Where overlay marks are kept.
+    pub marks: MarkNamespace,
+    /// How many files of the upper are kept open for the next operation. Files that are open
+    /// in the mount and have no name any more come on top.
+    pub open_files: usize,
+    /// Whether a directory that the tree has can be renamed, which the upper records as a redirect. Otherwise that is
+    /// `EXDEV`, on which programs copy and remove.
+    pub renames_directories: bool,
+    /// Whether `fsync`, and the end of the mount, write to the disk. An upper that is thrown away after use need not.
+    pub durable: bool,
+    /// Whether a change of metadata alone leaves the content of a file in the tree, until the first write. The kernel's
+    /// overlayfs follows such files with the option `metacopy=on` only, so an upper that others read must do without.
+    pub splits_metadata: bool,
+    /// Whether an upper that was never used gets owner, mode, times and xattrs of the tree's root. Otherwise the upper's
+    /// own count, as with the kernel's overlayfs.
+    pub adopts_root: bool,
+}
+
+/// Why a union could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// A system call on the upper or work directory failed.
+    #[error("{action} of the copy-on-write layer failed")]
+    System {
+        /// What was tried, on what.
+        action: &'static str,
+        /// The errno.
+        #[source]
+        source: Errno,
+    },
+    /// The work directory is locked by another union.
+    #[error("the copy-on-write layer is in use by another mount")]
+    InUse,
+    /// Upper and work directory lie on different file systems, so that nothing can be renamed between them.
+    #[error("the upper and the work directory of a copy-on-write layer must be on one file system")]
+    SeparateFileSystems,
+}
+
+/// A tree with an upper directory over it.
+///
+/// Every function is safe to call from many threads. Errors are errnos, those of kernel overlayfs in the
+/// same place; every function that changes something gives `EROFS` where there is no upper.
+/// A [`NodeId`] that comes from [`Union::lookup`], a listing or a creation stays valid until it was given back
+/// to [`Union::forget`] as often; other numbers are `ESTALE`.
+#[derive(Debug)]
+pub struct Union<T> {
+    tree: T,
+    table: Table,
+    root: Arc<Node>,
+    upper: Option<Upper>,
+}
+
+impl<T: Tree> Union<T> {
+    /// A tree alone: nothing can be changed.
+    pub fn read_only(tree: T) -> Self {
+        let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), State::default()));
+        Self { tree, table: Table::new(Arc::clone(&root)), root, upper: None }
+    }
+
+    /// A tree with a writable layer: `upper` and `work` are open directories on one file system.
+    /// What a killed owner of the same directories left behind is cleaned away first.
+    pub fn open(tree: T, upper: OwnedFd, work: OwnedFd, options: UpperOptions) -> Result<Self, OpenError> {
+        let (upper, stat) = Upper::open(upper, work, options)?;
+        let state = State { upper: Some(stat.st_ino), ..State::default() };
+        let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), state));
+        let union = Self { tree, table: Table::new(Arc::clone(&root)), root, upper: Some(upper) };
+        let started = union.adopt_root();
+        started
+            .map_err(|source| OpenError::System { action: "giving the root directory its owner and mode", source })?;
+        Ok(union)
+    }
+
+    /// A new upper shows the tree's root directory with its owner, mode, times and xattrs.
+    fn adopt_root(&self) -> rustix::io::Result<()> {
+        let Some(upper) = self.upper.as_ref().filter(|upper| upper.is_new) else { return Ok(()) };
+        let attributes = self.tree.attributes(TreeInode::ROOT).map_err(errno)?;
+        self.copy_metadata(upper, TreeInode::ROOT, &attributes, &upper.root)
+    }
+
+    /// Writes everything in the upper to the disk.
+    pub fn sync(&self) -> rustix::io::Result<()> {
+        let durable = self.upper.as_ref().filter(|upper| upper.durable);
+        durable.map_or(Ok(()), |upper| rustix::fs::syncfs(&*upper.root))
+    }
+
+    /// Takes back `count` lookups of a node.
+    pub fn forget(&self, node: NodeId, count: u64) {
+        for gone in self.table.release(node, count) {
+            if let Some(upper) = &self.upper {
+                upper.handles.remove(gone);
+            }
+        }
+    }
+
+    /// Whether there is no upper.
+    pub fn is_read_only(&self) -> bool {
+        self.upper.is_none()
+    }
+
+    /// How many nodes are held in memory.
+    pub fn node_count(&self) -> usize {
+        self.table.len()
+    }
+
+    /// The tree below.
+    pub fn tree(&self) -> &T {
+        &self.tree
+    }
+
+    /// The upper, where it may be written.
+    fn writable(&self) -> rustix::io::Result<&Upper> {
+        self.upper.as_ref().ok_or(Errno::ROFS)
+    }
+
+    fn node(&self, id: NodeId) -> rustix::io::Result<Arc<Node>> {
+        if id == NodeId::ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        self.table.find(id).ok_or(Errno::STALE)
+    }
+
+    /// The number of a file that was created in the upper.
+    fn upper_id(&self, inode: u64) -> rustix::io::Result<NodeId> {
+        self.tree.last_inode().0.checked_add(inode).map(NodeId).ok_or(Errno::OVERFLOW)
+    }
+}
+
+/// The errno of an error from a tree.
+pub(crate) fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}

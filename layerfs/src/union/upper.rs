@@ -1,0 +1,292 @@
+//! The upper and work directories: opening them, and the way from a node to its file in the upper.
+//!
+//! Invariant: a file of the upper is reached through the handle of its directory and one name, and is used
+//! only if its inode number is the one the node remembers, so that a rename that happens at the same time can
+//! never lead to another file. No path is ever built.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat},
+    io::{Errno, Result},
+};
+
+use super::{
+    OpenError, Union, UpperOptions,
+    groups::Groups,
+    handles::{Handle, Handles},
+    marks::MarkNamespace,
+    node::{Link, Node},
+};
+use crate::tree::{FileKind, Tree};
+
+/// How often a lookup by name is repeated when a rename got in between; each try needs a new rename to fail.
+const RACES: usize = 64;
+
+const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
+/// The writable layer.
+#[derive(Debug)]
+pub(super) struct Upper {
+    pub(super) root: Arc<Handle>,
+    /// `work/nacre/tmp`.
+    pub(super) temporary: OwnedFd,
+    pub(super) marks: MarkNamespace,
+    pub(super) renames_directories: bool,
+    pub(super) durable: bool,
+    pub(super) splits_metadata: bool,
+    pub(super) handles: Handles,
+    pub(super) groups: Groups,
+    /// Set once the file system or the kernel refused a 0:0 device: whiteouts are xattrs from then on.
+    pub(super) without_devices: AtomicBool,
+    /// Nothing was ever in it, and it is to look like the tree's root.
+    pub(super) is_new: bool,
+    /// Someone else made it: it may hold what this union would not have written so.
+    pub(super) is_foreign: bool,
+    names: AtomicU64,
+    /// Locked while this union is open.
+    work: OwnedFd,
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        // A child of this process that has not yet executed its program holds a copy of every descriptor,
+        // and would keep the lock for a moment longer than this union.
+        if let Err(error) = rustix::fs::flock(&self.work, FlockOperation::Unlock) {
+            tracing::debug!(%error, "unlocking the work directory failed");
+        }
+    }
+}
+
+impl Upper {
+    pub(super) fn open(
+        upper: OwnedFd,
+        work: OwnedFd,
+        options: UpperOptions,
+    ) -> std::result::Result<(Self, Stat), OpenError> {
+        let failed = |action| move |source| OpenError::System { action, source };
+        let stat = rustix::fs::fstat(&upper).map_err(failed("reading the upper directory"))?;
+        let work_stat = rustix::fs::fstat(&work).map_err(failed("reading the work directory"))?;
+        if stat.st_dev != work_stat.st_dev {
+            return Err(OpenError::SeparateFileSystems);
+        }
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Err(OpenError::System { action: "opening the upper directory", source: Errno::NOTDIR });
+        }
+        // The caller's descriptors may be O_PATH; ours must list, sync and carry xattrs.
+        let root =
+            rustix::fs::openat(&upper, ".", DIRECTORY, Mode::empty()).map_err(failed("opening the upper directory"))?;
+        let is_empty = is_empty_directory(&root).map_err(failed("reading the upper directory"))?;
+        let is_first = matches!(rustix::fs::statat(&work, "nacre", AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+        let is_new = options.adopts_root && is_empty && is_first;
+        let own = make_directory(&work, "nacre").map_err(failed("preparing the work directory"))?;
+        match rustix::fs::flock(&own, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse),
+            other => other.map_err(failed("locking the work directory"))?,
+        }
+        let is_foreign = is_foreign(&own, is_first && !is_empty).map_err(failed("preparing the work directory"))?;
+        let temporary = make_directory(&own, "tmp").map_err(failed("preparing the work directory"))?;
+        empty_directory(&temporary).map_err(failed("cleaning the work directory"))?;
+        let index = make_directory(&own, "index").map_err(failed("preparing the work directory"))?;
+        let groups = Groups::open(index).map_err(failed("reading the hard links in the work directory"))?;
+        let upper = Self {
+            root: Arc::new(Handle::new(root)),
+            temporary,
+            marks: options.marks,
+            renames_directories: options.renames_directories,
+            durable: options.durable,
+            splits_metadata: options.splits_metadata,
+            handles: Handles::new(options.open_files.max(8)),
+            groups,
+            without_devices: AtomicBool::new(false),
+            is_new,
+            is_foreign,
+            names: AtomicU64::new(0),
+            work: own,
+        };
+        Ok((upper, stat))
+    }
+
+    /// A name in `tmp` that is free: `tmp` was emptied under a lock, and every name is given out once.
+    pub(super) fn temporary_name(&self) -> String {
+        format!("{:x}", self.names.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Removes what is in `tmp` under a name, with everything below it. What fails stays for the next opening.
+    pub(super) fn discard(&self, name: &str) {
+        if let Err(Errno::ISDIR | Errno::PERM) = rustix::fs::unlinkat(&self.temporary, name, AtFlags::empty()) {
+            let emptied = open_directory(&self.temporary, name.as_bytes()).and_then(|fd| empty_directory(&fd));
+            let removed = emptied.and_then(|()| rustix::fs::unlinkat(&self.temporary, name, AtFlags::REMOVEDIR));
+            if let Err(error) = removed {
+                tracing::debug!(name, %error, "removing a temporary directory of the upper failed");
+            }
+        }
+    }
+}
+
+/// Whether an upper was made by someone else, which is remembered in the work directory.
+fn is_foreign(own: &OwnedFd, is_found_so: bool) -> Result<bool> {
+    if is_found_so {
+        make_directory(own, "foreign")?;
+    }
+    match rustix::fs::statat(own, "foreign", AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn make_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => open_directory(parent, name.as_bytes()),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn open_directory(parent: impl std::os::fd::AsFd, name: &[u8]) -> Result<OwnedFd> {
+    rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())
+}
+
+fn is_empty_directory(directory: &OwnedFd) -> Result<bool> {
+    for entry in rustix::fs::Dir::read_from(directory)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes everything in a directory. Works through one open directory a level, so depth is bounded by
+/// what a directory can hold, and links are removed, not followed.
+fn empty_directory(directory: &OwnedFd) -> Result<()> {
+    let mut levels = vec![(rustix::fs::openat(directory, ".", DIRECTORY, Mode::empty())?, None::<Vec<u8>>)];
+    while let Some((level, _)) = levels.last() {
+        let mut below = None;
+        for entry in rustix::fs::Dir::read_from(level)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            match rustix::fs::unlinkat(level, name, AtFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    below = Some(name.to_vec());
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(name) = below {
+            levels.push((open_directory(level, &name)?, Some(name)));
+            continue;
+        }
+        let name = levels.pop().and_then(|(_, name)| name);
+        if let (Some(name), Some((parent, _))) = (name, levels.last()) {
+            rustix::fs::unlinkat(parent, &name[..], AtFlags::REMOVEDIR)?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens one name for what can be done with its kind: files for reading and writing, directories for
+/// listing, everything else as a path. Opening never blocks and never follows.
+pub(crate) fn open_at(directory: impl std::os::fd::AsFd, name: &[u8], kind: FileKind) -> Result<Handle> {
+    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    match kind {
+        FileKind::Directory => open_directory(directory, name).map(Handle::new),
+        FileKind::File => {
+            let open = |access| rustix::fs::openat(&directory, name, flags | access, Mode::empty());
+            match open(OFlags::RDWR) {
+                // Without CAP_DAC_OVERRIDE the owner cannot write what is read-only, and need not.
+                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => open(OFlags::RDONLY).map(Handle::new),
+                other => other.map(Handle::new),
+            }
+        }
+        _ => rustix::fs::openat(directory, name, flags | OFlags::PATH, Mode::empty()).map(Handle::path_only),
+    }
+}
+
+/// Where the file of a node in the upper can be found.
+enum Place {
+    Pinned(Arc<Handle>),
+    Indexed,
+    Named(Link),
+}
+
+impl<T: Tree> Union<T> {
+    /// The open file of a node in the upper; `ESTALE` where it has none.
+    pub(super) fn upper_handle(&self, node: &Arc<Node>) -> Result<Arc<Handle>> {
+        let upper = self.upper.as_ref().ok_or(Errno::STALE)?;
+        if node.id == self.root.id {
+            return Ok(Arc::clone(&upper.root));
+        }
+        if let Some(handle) = upper.handles.find(node.id) {
+            return Ok(handle);
+        }
+        for _ in 0..RACES {
+            let (inode, place) = self.place(node)?;
+            let opened = match place {
+                Place::Pinned(handle) => return Ok(handle),
+                Place::Indexed => upper.groups.open_file(node.lower.ok_or(Errno::STALE)?, node.kind),
+                Place::Named(link) => open_at(&*self.upper_handle(&link.parent)?, &link.name, node.kind),
+            };
+            match opened {
+                Ok(handle) if handle.stat()?.st_ino == inode => {
+                    let handle = Arc::new(handle);
+                    if matches!(node.kind, FileKind::File | FileKind::Directory) {
+                        upper.handles.insert(node.id, &handle);
+                    }
+                    return Ok(handle);
+                }
+                Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Errno::STALE)
+    }
+
+    /// What `stat` shows of the file of a node in the upper, without opening it where that can be avoided.
+    pub(super) fn upper_stat(&self, node: &Arc<Node>) -> Result<Stat> {
+        let upper = self.upper.as_ref().ok_or(Errno::STALE)?;
+        if let Some(handle) = upper.handles.find(node.id) {
+            return handle.stat();
+        }
+        if node.id != self.root.id
+            && let (inode, Place::Named(link)) = self.place(node)?
+            && let Ok(stat) =
+                rustix::fs::statat(&*self.upper_handle(&link.parent)?, &*link.name, AtFlags::SYMLINK_NOFOLLOW)
+            && stat.st_ino == inode
+        {
+            return Ok(stat);
+        }
+        self.upper_handle(node)?.stat()
+    }
+
+    fn place(&self, node: &Node) -> Result<(u64, Place)> {
+        let state = node.state();
+        let inode = state.upper.ok_or(Errno::STALE)?;
+        let place = match (&state.pinned, state.indexed) {
+            (Some(handle), _) => Place::Pinned(Arc::clone(handle)),
+            (None, true) => Place::Indexed,
+            (None, false) => Place::Named(state.links.iter().find(|link| link.in_upper).cloned().ok_or(Errno::STALE)?),
+        };
+        Ok((inode, place))
+    }
+
+    /// Keeps the upper file of a node open, because it is about to lose a name and may be in use without one.
+    pub(super) fn pin(&self, node: &Arc<Node>) -> Result<()> {
+        if node.in_upper() && node.state().pinned.is_none() {
+            let handle = self.upper_handle(node)?;
+            node.state().pinned = Some(handle);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,435 @@
+//! The binary `layerfs` in the place of fuse-overlayfs: its command line, and podman and buildah with it.
+//!
+//! Invariant: nothing outlives a [`Place`]: what is mounted below it is unmounted, whatever fails. Needs root and /dev/fuse;
+//! podman and buildah must be installed. What a union shows is tested with the union.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{Pid, PidfdFlags, Signal},
+};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_layerfs");
+
+/// A temporary directory with two layers in `a` and `b`, and the places of an upper.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::Builder::new().prefix("dropin").tempdir().expect("a temporary directory"));
+        place.sh("mkdir a b upper work mnt; echo a >a/top; mkdir a/dir b/dir; echo b >b/low; echo b >b/dir/file
+             chown 7:8 b/low; touch b/.wh.gone a/.wh.hidden b/hidden");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, command: &mut Command) -> Output {
+        command.current_dir(self.0.path()).output().expect("the program starts")
+    }
+
+    /// Runs a script and returns what it printed.
+    fn sh(&self, script: &str) -> String {
+        let output = self.run(Command::new("bash").args(["-ec", script]));
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{script}\n{printed}{}", String::from_utf8_lossy(&output.stderr));
+        printed
+    }
+
+    /// Runs the program, which must succeed, and returns what it said.
+    fn layerfs(&self, words: &[&str]) -> String {
+        let output = self.run(Command::new(PROGRAM).args(words));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{words:?}: {said}");
+        said
+    }
+
+    /// Runs the program, which must fail, and returns what it said.
+    fn refused(&self, words: &[&str]) -> String {
+        let output = self.run(Command::new(PROGRAM).args(words));
+        assert!(!output.status.success(), "{words:?}");
+        assert!(!self.is_mounted(), "{words:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn mount(&self, more: &str) {
+        self.layerfs(&["-o", &format!("lowerdir=a:b,upperdir=upper,workdir=work{more}"), "mnt"]);
+    }
+
+    fn is_mounted(&self) -> bool {
+        self.mounts().contains(&self.path("mnt"))
+    }
+
+    /// What is mounted below, the innermost first.
+    fn mounts(&self) -> Vec<PathBuf> {
+        let mounts = fs::read_to_string("/proc/mounts").expect("readable");
+        let mut paths: Vec<PathBuf> =
+            mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Into::into).collect();
+        paths.retain(|path| path.starts_with(self.0.path()));
+        paths.reverse();
+        paths
+    }
+
+    /// The process that serves `mnt`.
+    fn server(&self) -> Pid {
+        let is_below = |link: PathBuf| fs::read_link(link).is_ok_and(|file| file.starts_with(self.0.path()));
+        let is_ours = |process: &Path| {
+            fs::read_link(process.join("exe")).is_ok_and(|path| path == Path::new(PROGRAM))
+                && fs::read_dir(process.join("fd"))
+                    .is_ok_and(|mut all| all.any(|fd| fd.is_ok_and(|fd| is_below(fd.path()))))
+        };
+        let processes = fs::read_dir("/proc").expect("readable").filter_map(|entry| Some(entry.ok()?.path()));
+        let found: Vec<PathBuf> = processes.filter(|process| is_ours(process)).collect();
+        let [process] = &found[..] else { panic!("servers: {found:?}") };
+        let number = process.file_name().and_then(|name| name.to_str()?.parse().ok());
+        number.and_then(Pid::from_raw).expect("a number")
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for path in self.mounts() {
+            drop(Command::new("umount").arg("-l").arg(path).output());
+        }
+    }
+}
+
+/// Does something that ends a process, and waits for that end; half a minute is far more than it takes.
+fn ends(process: Pid, act: impl FnOnce()) {
+    let watched = rustix::process::pidfd_open(process, PidfdFlags::empty()).expect("the process is there");
+    act();
+    let mut events = [PollFd::new(&watched, PollFlags::IN)];
+    let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
+    let ended = rustix::event::poll(&mut events, Some(&patience)).expect("a descriptor can be polled");
+    assert_eq!(ended, 1, "process {process} goes on");
+}
+
+#[test]
+fn every_form_of_the_command_line_mounts_before_it_returns() {
+    let options = "lowerdir=a:b,upperdir=upper,workdir=work";
+    let attached = format!("-o{options}");
+    let forms: [&[&str]; 4] = [
+        &["-o", options, "mnt"],
+        &["overlay", "mnt", "-o", options],
+        &["-orw", &attached, "mnt"],
+        &["-t", "fuse.layerfs", "source", "mnt", "-s", "-n", &attached],
+    ];
+    for form in forms {
+        let place = Place::new();
+        assert_eq!(place.layerfs(form), "", "{form:?}");
+        assert_eq!(
+            place.sh("ls -A mnt; findmnt -n -o FSTYPE mnt"),
+            "dir
+low
+top
+fuse.layerfs
+"
+        );
+        place.sh("echo new >mnt/dir/new; cmp mnt/dir/new upper/dir/new; umount mnt");
+    }
+}
+
+#[test]
+fn the_kernel_s_mount_command_starts_it() {
+    let place = Place::new();
+    let at = place.0.path().display();
+    place.sh(&format!(
+        "mount -t fuse3 {PROGRAM}#layerfs mnt -orw -olowerdir={at}/a:{at}/b,upperdir={at}/upper,workdir={at}/work
+         grep -q ' {at}/mnt fuse[.]' /proc/mounts; cat mnt/low; umount mnt"
+    ));
+}
+
+#[test]
+fn unmounting_ends_the_server_and_it_mounts_again_at_once() {
+    let place = Place::new();
+    for round in 0..3 {
+        place.mount("");
+        place.sh(&format!("echo {round} >>mnt/low; mkdir mnt/{round}"));
+        let server = place.server();
+        ends(server, || drop(place.sh("fusermount3 -u mnt")));
+    }
+    place.mount("");
+    // The lock of the last server may still be held.
+    place.sh("umount mnt");
+    place.mount("");
+    assert_eq!(place.sh("cat mnt/low; ls mnt"), "b\n0\n1\n2\n0\n1\n2\ndir\nlow\ntop\n");
+}
+
+#[test]
+fn sigterm_unmounts_and_a_killed_server_loses_nothing() {
+    let place = Place::new();
+    place.mount("");
+    place.sh("echo kept >mnt/dir/file; rm mnt/low; mv mnt/dir mnt/moved");
+    let server = place.server();
+    ends(server, || rustix::process::kill_process(server, Signal::TERM).expect("ours"));
+    assert!(!place.is_mounted());
+
+    place.mount("");
+    let server = place.server();
+    ends(server, || rustix::process::kill_process(server, Signal::KILL).expect("ours"));
+    place.sh("! ls mnt 2>/dev/null; umount mnt");
+    place.mount("");
+    assert_eq!(place.sh("ls mnt; cat mnt/moved/file"), "moved\ntop\nkept\n");
+}
+
+#[test]
+fn an_upper_that_is_in_use_is_refused_with_its_user() {
+    let place = Place::new();
+    place.mount("");
+    let server = place.server().to_string();
+    place.sh("mkdir second");
+    let output = place.run(Command::new(PROGRAM).args(["-o", "lowerdir=b,upperdir=upper,workdir=work", "second"]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains(&server) && said.contains("in use"), "{said}");
+    assert_eq!(place.sh("cat mnt/top"), "a\n", "the first goes on");
+}
+
+#[test]
+fn without_an_upper_nothing_can_be_changed() {
+    let place = Place::new();
+    place.layerfs(&["-o", "lowerdir=a:b", "mnt"]);
+    assert_eq!(
+        place.sh("cat mnt/low; LC_ALL=C touch mnt/x 2>&1 || true"),
+        "b\ntouch: cannot touch 'mnt/x': Read-only file system\n"
+    );
+}
+
+#[test]
+fn the_root_is_the_upper_s_own() {
+    let place = Place::new();
+    place.sh("chmod 2751 upper; chown 3:4 upper; chmod 700 a b");
+    place.mount("");
+    assert_eq!(place.sh("stat -c %a:%u:%g mnt"), "2751:3:4\n");
+}
+
+#[test]
+fn owners_are_shown_and_recorded_through_the_mapping() {
+    let place = Place::new();
+    place.mount(",uidmapping=:0:100000:1000,gidmapping=0:200000:1000");
+    place.sh("chown 100003:200004 mnt/top; echo x >mnt/dir/new 2>/dev/null && exit 1 || true");
+    place.sh("chmod 777 mnt/dir; setpriv --reuid 100005 --regid 200006 --clear-groups touch mnt/dir/new");
+    assert_eq!(place.sh("stat -c %u:%g mnt/low mnt/top mnt/dir/new"), "100007:200008\n100003:200004\n100005:200006\n");
+    assert_eq!(place.sh("stat -c %u:%g upper/top upper/dir/new"), "3:4\n5:6\n");
+    assert!(place.sh("LC_ALL=C chown 5 mnt/low 2>&1 || true").contains("Value too large"));
+    place.sh("umount mnt");
+    place.mount(",squash_to_uid=42,squash_to_gid=43");
+    assert_eq!(place.sh("stat -c %u:%g mnt/low mnt/top"), "42:43\n42:43\n");
+}
+
+/// Binds a directory to another one with ids shown 100000 higher, by `open_tree`, `mount_setattr` and `move_mount`, for
+/// which the `mount` command of older distributions has no option.
+const IDMAP: &str = r#"
+import ctypes, os, struct, sys
+c = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    result = c.syscall(number, *arguments)
+    if result < 0: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+ready, done = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    c.unshare(0x10000000)
+    os.write(ready[1], b"x"); os.read(done[0], 1); os._exit(0)
+os.read(ready[0], 1)
+for kind in "uid_map", "gid_map":
+    open(f"/proc/{child}/{kind}", "w").write("0 100000 1000")
+users = os.open(f"/proc/{child}/ns/user", os.O_RDONLY)
+tree = call(428, -100, sys.argv[1].encode(), 1 | os.O_CLOEXEC)
+call(442, tree, b"", 0x1000, struct.pack("QQQQ", 0x100000, 0, 0, users), 32)
+call(429, tree, b"", -100, sys.argv[2].encode(), 4)
+os.write(done[1], b"x"); os.wait()
+"#;
+
+#[test]
+fn layers_on_idmapped_mounts_are_mapped_once() {
+    let place = Place::new();
+    fs::write(place.path("idmap.py"), IDMAP).expect("writable");
+    place.sh("mkdir mapped; python3 idmap.py b mapped; grep -q mapped.*idmapped /proc/self/mountinfo");
+    place.layerfs(&["-o", "lowerdir=mapped,uidmapping=:0:100000:1000,gidmapping=:0:100000:1000", "mnt"]);
+    assert_eq!(place.sh("stat -c %u:%g mnt/low"), "100007:100008\n");
+    place.sh("umount mnt");
+    let said = place.refused(&["-o", "lowerdir=mapped:a,uidmapping=:0:100000:1000", "mnt"]);
+    assert!(said.contains("1 of 2 lower directories are on idmapped mounts"), "{said}");
+}
+
+#[test]
+fn renaming_a_lower_directory_is_exdev_only_where_asked_for() {
+    let place = Place::new();
+    let rename = "python3 -c 'import os; os.rename(\"mnt/dir\", \"mnt/renamed\")' 2>&1 | tail -1";
+    place.mount(",redirect_dir=off");
+    assert!(place.sh(rename).contains("Invalid cross-device link"));
+    place.sh("mkdir mnt/own; mv -T mnt/own mnt/other; mv mnt/dir mnt/copied; cat mnt/copied/file; umount mnt");
+    place.sh("rm -rf upper work; mkdir upper work");
+    place.mount("");
+    assert_eq!(place.sh(rename), "");
+    place.sh("cat mnt/renamed/file; umount mnt; mkdir upper2 work2");
+    // What was an upper is a layer of the next mount, as with `podman commit`.
+    place.layerfs(&["-o", "lowerdir=upper:a:b,upperdir=upper2,workdir=work2", "mnt"]);
+    assert_eq!(place.sh("ls mnt mnt/renamed"), "mnt:\nlow\nrenamed\ntop\n\nmnt/renamed:\nfile\n");
+}
+
+#[test]
+fn mistakes_are_errors_that_name_them() {
+    let place = Place::new();
+    let upper = "lowerdir=a,upperdir=upper,workdir=work";
+    for (words, named) in [
+        (&["-o", "lowerdir=a:missing", "mnt"][..], "missing"),
+        (&["-o", "lowerdir=a,upperdir=upper", "mnt"], "workdir"),
+        (&["-o", "upperdir=upper,workdir=work", "mnt"], "lowerdir"),
+        (&["-o", upper, "nowhere"], "nowhere"),
+        (&["-o", "lowerdir=a,xattr_permissions=2", "mnt"], "xattr_permissions"),
+        (&["-o", "lowerdir=a/top", "mnt"], "a/top"),
+        (&["-o", upper], "directory to mount on"),
+        (&["-f", "-o", "lowerdir=a,plugins=x", "mnt"], "plugins"),
+    ] {
+        let said = place.refused(words);
+        assert!(said.contains(named), "{words:?}: {said}");
+    }
+    assert_eq!(place.layerfs(&["-o", "lowerdir=a,shiny", "mnt"]), "layerfs: unknown option shiny is ignored\n");
+}
+
+#[test]
+fn the_version_begins_as_callers_expect() {
+    let place = Place::new();
+    for word in ["-V", "--version"] {
+        let output = place.run(Command::new(PROGRAM).arg(word));
+        assert!(output.stdout.starts_with(b"fuse-overlayfs: version "), "{output:?}");
+    }
+}
+
+#[test]
+fn root_of_a_user_namespace_mounts_and_changes_everything() {
+    let place = Place::new();
+    let script = format!(
+        "{PROGRAM} -o lowerdir=a:b,upperdir=upper,workdir=work mnt; rm mnt/top; echo x >>mnt/dir/file; mkdir mnt/new
+         umount mnt; {PROGRAM} -o lowerdir=a:b,upperdir=upper,workdir=work mnt; ls -A mnt; cat mnt/dir/file"
+    );
+    let output = place.sh(&format!("unshare --user --map-root-user --mount --fork bash -ec '{script}'"));
+    assert_eq!(output, "dir\nlow\nnew\nb\nx\n");
+}
+
+/// Commands of an image: each RUN does what unions are known to get wrong.
+const DOCKERFILE: &str = r#"FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox","--install","-s","/bin"]
+COPY sub /data/sub
+RUN mkdir -p /data/gone /data/keep && echo a >/data/gone/a && echo b >/data/keep/b && ln /data/keep/b /data/keep/hard
+RUN rm -r /data/gone && rm /data/sub/file && mkdir /data/gone && echo again >/data/gone/b && echo c >>/data/keep/b
+RUN chown 5:6 /data/keep && mv /data/keep /data/moved && chmod u+s /bin/busybox && mkfifo /data/pipe
+RUN rm /data/moved/hard && ln -s /nowhere /data/moved/link && mv /data/moved /data/gone/
+CMD ["/bin/sh"]
+"#;
+
+/// Lists the layers of an image in an OCI layout, without times.
+const LIST: &str = r#"blob() { echo $1/blobs/${2/:/\/}; }
+list() { for d in $(jq -r '.layers[].digest' $(blob $1 $(jq -r '.manifests[0].digest' $1/index.json))); do
+    echo "layer"; tar -tvz --numeric-owner -f $(blob $1 $d) | awk '{ $4 = $5 = ""; print }' | LC_ALL=C sort -k4; done; }
+"#;
+
+/// podman and buildah in a place of their own.
+fn containers(place: &Place) -> String {
+    place.sh("mkdir context context/sub; cp $(command -v busybox) context/busybox; echo hello >context/sub/file");
+    fs::write(place.path("context/Dockerfile"), DOCKERFILE).expect("writable");
+    format!(
+        "{LIST}ours=\"--root $PWD/root --runroot $PWD/run --storage-driver overlay --storage-opt overlay.mount_program={PROGRAM}\"
+         vfs=\"--root $PWD/root.vfs --runroot $PWD/run.vfs --storage-driver vfs\"
+         build() {{ buildah $1 bud --isolation chroot --layers -t app context >log 2>&1 || {{ cat log >&2; exit 1; }}; }}
+         "
+    )
+}
+
+#[test]
+fn buildah_builds_the_same_layers_as_on_plain_copies() {
+    let place = Place::new();
+    let prepared = containers(&place);
+    let lists = place.sh(&format!(
+        "{prepared} for k in ours vfs; do build \"${{!k}}\"; buildah ${{!k}} push -q app oci:$PWD/$k:app; list $k >$k.list; done
+         diff ours.list vfs.list; cat ours.list"
+    ));
+    assert!(lists.contains("data/gone/moved/link"), "{lists}");
+}
+
+#[test]
+fn podman_runs_commits_and_maps_owners() {
+    let Some(runtime) = runtime() else { return };
+    let place = Place::new();
+    let prepared = containers(&place);
+    let prepared = format!(
+        "{prepared} podman() {{ command podman --runtime {} $ours \"$@\"; }}
+         run() {{ podman run --network host \"$@\"; }}; build \"$ours\" ",
+        runtime.display()
+    );
+    let printed = place.sh(&format!(
+        "{prepared}; run --name one app /bin/sh -c 'rm -r /data/gone/moved; mv /data/sub /data/other; echo x >/data/new; chown 3 /data/new'
+         podman diff one | LC_ALL=C sort | grep data; podman commit -q one two >/dev/null
+         run --rm two /bin/sh -c 'ls /data; stat -c %u /data/new'; podman rm -f one >/dev/null"
+    ));
+    let changes = "A /data/new\nA /data/other\nC /data\nC /data/gone\nD /data/gone/moved\nD /data/sub\n";
+    assert_eq!(printed, format!("{changes}gone\nnew\nother\npipe\n3\n"));
+    let mapped = place.sh(&format!(
+        "{prepared}; run --rm --uidmap 0:100000:65536 --gidmap 0:100000:65536 app \
+             /bin/sh -c 'stat -c %u:%g /data/gone /data/gone/moved; echo x >/data/own; stat -c %u:%g /data/own; cat /data/gone/b'"
+    ));
+    assert_eq!(mapped, "0:0\n5:6\n0:0\nagain\n");
+}
+
+/// An ordinary user with subordinate ids, who is gone with this value.
+struct User(String);
+
+impl User {
+    fn new(place: &Place) -> Self {
+        let user = Self(format!("dropin{}", std::process::id()));
+        place.sh(&format!("useradd -m {0}; cp {PROGRAM} /home/{0}/layerfs; chmod 755 /home/{0}/layerfs", user.0));
+        user
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        drop(Command::new("userdel").args(["-r", &self.0]).output());
+    }
+}
+
+#[test]
+fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
+    let place = Place::new();
+    containers(&place);
+    let user = User::new(&place);
+    // The second part mounts in a namespace that ends with the mount in it; its server would hold the upper for ever.
+    let script = format!(
+        r#"{LIST} set -e; cd; export XDG_RUNTIME_DIR=$PWD/xdg; mkdir -m 700 xdg
+        b() {{ buildah --root $PWD/root --runroot $PWD/run --storage-driver overlay --storage-opt overlay.mount_program=$PWD/layerfs "$@"; }}
+        b bud --isolation chroot --layers -t app context >log 2>&1 || {{ cat log >&2; exit 1; }}
+        c=$(b from app); export -f b; b unshare bash -c "echo left >\$(b mount $c)/left"
+        b commit -q $c two >/dev/null; b push -q two oci:$PWD/image:two; list image; b rm $c >/dev/null; rm -rf image
+        b unshare rm -rf root run"#
+    );
+    fs::write(place.path("script"), script).expect("writable");
+    let listed = place.sh(&format!(
+        "cp -r context script /home/{0}; chown -R {0} /home/{0}; su {0} -s /bin/bash /home/{0}/script",
+        user.0
+    ));
+    assert!(listed.contains(" left\n") && listed.contains("data/gone/moved/link"), "{listed}");
+}
+
+/// The runtime for hosts where limits cannot be raised, from the shared tables.
+fn runtime() -> Option<PathBuf> {
+    let shared = std::env::var_os("NACRE_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), Into::into);
+    let runtime = shared.join("runtime/runc-without-rlimits");
+    if runtime.exists() {
+        return Some(runtime);
+    }
+    #[expect(clippy::print_stderr, reason = "a test says what it leaves out")]
+    {
+        eprintln!("left out: podman run; there is no {}", runtime.display());
+    }
+    None
+}

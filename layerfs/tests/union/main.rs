@@ -1,0 +1,14 @@
+//! The union file system from outside: mounted beside kernel overlayfs, by its functions, and by its changes.
+//!
+//! Invariant: every test leaves the machine as it found it. Needs root and /dev/fuse, and fails loudly without.
+
+mod bench;
+mod changes;
+mod facts;
+mod faults;
+mod kills;
+mod memory_tree;
+mod model;
+mod processes;
+mod random;
+mod split;
