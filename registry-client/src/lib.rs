@@ -1,1 +1,68 @@
 //! Moves container images between registries, OCI layouts and archives.
+//!
+//! Invariant: bytes arrive as they were or not at all: manifests are never rewritten, every blob is verified against
+//! its digest, and no credential leaves for a host that it was not meant for. This crate knows nothing of file
+//! systems in layers, nor of Dockerfiles.
+//!
+//! A place is a [`Source`], a [`Destination`] or both; [`copy()`] joins two of them.
+
+mod archive;
+mod artifact;
+mod auth;
+mod client;
+mod copy;
+mod delete;
+mod digest;
+mod error;
+mod fetch;
+mod hosts;
+mod layout;
+mod limits;
+mod manifest;
+#[cfg(test)]
+mod mutations;
+mod open;
+mod pages;
+mod peer;
+mod place;
+mod platform;
+mod progress;
+mod pull;
+mod push;
+mod ranges;
+mod reference;
+mod referrers;
+mod repository;
+mod retry;
+mod secret;
+mod spool;
+mod transport;
+mod upload;
+mod url;
+mod ways;
+
+pub use self::archive::docker::{DockerArchiveDestination, DockerArchiveSource};
+pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
+pub use self::artifact::{Artifact, FileContent};
+pub use self::auth::credentials::{Credential, Credentials};
+pub use self::client::{Client, ClientOptions};
+pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy};
+pub use self::digest::{VerifyingReader, digest_of};
+pub use self::error::{Answer, Cause, Error, ErrorKind};
+pub use self::fetch::Fetched;
+pub use self::hosts::{Hosts, Schemes};
+pub use self::layout::OciLayout;
+pub use self::limits::Limits;
+pub use self::manifest::{MANIFEST_LIMIT_BYTES, MANIFEST_MEDIA_TYPES, Manifest, ManifestContent};
+pub use self::open::{open_destination, open_source};
+pub use self::place::{Content, Destination, Origin, Source, Stored};
+pub use self::platform::Platform;
+pub use self::progress::{Progress, Silent};
+pub use self::pull::RegistrySource;
+pub use self::push::RegistryDestination;
+pub use self::ranges::RangePolicy;
+pub use self::reference::{ImageName, Reference};
+pub use self::repository::{Repository, Selector};
+pub use self::retry::RetryPolicy;
+pub use self::secret::Secret;
+pub use self::transport::TransportOptions;

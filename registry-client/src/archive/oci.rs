@@ -1,0 +1,128 @@
+//! `oci-archive:` a tar of an OCI layout.
+//!
+//! Invariant: see the module above; the archive is made from a layout beside it when its last manifest comes.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Descriptor, Digest};
+
+use super::tar_files::{TarFiles, TarWriter};
+use crate::error::Error;
+use crate::layout::{self, OciLayout};
+use crate::manifest::Manifest;
+use crate::place::{Content, Destination, Source, Stored};
+
+/// An image in an `oci-archive:` that exists.
+#[derive(Debug)]
+pub struct OciArchiveSource {
+    files: TarFiles,
+    words: String,
+    tag: Option<String>,
+}
+
+impl OciArchiveSource {
+    /// Reads the headers of the archive.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not a tar.
+    pub fn open(file: &Path, tag: Option<String>) -> Result<Self, Error> {
+        Ok(Self { files: TarFiles::open(file)?, words: words(file, tag.as_deref()), tag })
+    }
+}
+
+impl Source for OciArchiveSource {
+    fn name(&self) -> String {
+        self.words.clone()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+        layout::read_manifest(&self.files, &self.words, self.tag.as_deref(), digest)
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        layout::open_blob(&self.files, &self.words, descriptor)
+    }
+}
+
+/// An `oci-archive:` to be made, or replaced, with one image.
+#[derive(Debug)]
+pub struct OciArchiveDestination {
+    file: PathBuf,
+    words: String,
+    staging: tempfile::TempDir,
+    layout: OciLayout,
+}
+
+impl OciArchiveDestination {
+    /// Prepares the archive beside its place; it appears there with its last manifest.
+    ///
+    /// # Errors
+    /// If nothing can be written there.
+    pub fn create(file: &Path, tag: Option<String>) -> Result<Self, Error> {
+        let words = words(file, tag.as_deref());
+        let staging =
+            staging(file).map_err(|error| Error::disk(format!("write {words}"), layout::parent(file), error))?;
+        let layout = OciLayout::new(staging.path(), tag);
+        Ok(Self { file: file.to_owned(), words, staging, layout })
+    }
+
+    fn pack(&self) -> io::Result<()> {
+        let out = layout::unpublished(layout::parent(&self.file))?;
+        let mut tar = TarWriter::new(io::BufWriter::new(out));
+        add_directory(&mut tar, self.staging.path(), "")?;
+        layout::publish(tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?, &self.file)
+    }
+}
+
+impl Destination for OciArchiveDestination {
+    fn name(&self) -> String {
+        self.words.clone()
+    }
+
+    fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
+        self.layout.has_blob(descriptor)
+    }
+
+    fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
+        self.layout.put_blob(descriptor, content)
+    }
+
+    fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
+        self.layout.put_manifest(manifest, is_top)?;
+        if !is_top {
+            return Ok(());
+        }
+        self.pack().map_err(|error| Error::disk(format!("write {}", self.words), &self.file, error))
+    }
+}
+
+fn words(file: &Path, tag: Option<&str>) -> String {
+    let tag = tag.map_or(String::new(), |tag| format!(":{tag}"));
+    format!("oci-archive:{}{tag}", file.display())
+}
+
+/// A directory on the file system of the archive, so that nothing else fills up.
+pub(super) fn staging(file: &Path) -> io::Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix(".nacre-").tempdir_in(layout::parent(file))
+}
+
+/// Adds what lies in a directory, in the order of the names' bytes.
+fn add_directory<W: io::Write>(tar: &mut TarWriter<W>, directory: &Path, prefix: &str) -> io::Result<()> {
+    let mut names = std::fs::read_dir(directory)?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
+        .collect::<io::Result<Vec<String>>>()?;
+    names.sort();
+    for name in names {
+        let (path, entry_name) = (directory.join(&name), format!("{prefix}{name}"));
+        if path.is_dir() {
+            tar.directory(&entry_name)?;
+            add_directory(tar, &path, &format!("{entry_name}/"))?;
+        } else {
+            let file = File::open(&path)?;
+            tar.file(&entry_name, file.metadata()?.len(), file)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,392 @@
+//! A client: sends a request the way registries need it, with authorization, redirects and retries.
+//!
+//! Invariant: an `Authorization` header goes to the origin of the registry that it was made for, and nowhere else.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::SystemTime;
+
+use serde::Deserialize;
+
+use crate::auth::credentials::{Credential, Credentials};
+use crate::auth::{Authenticator, Authorization, Purpose, Scopes};
+use crate::error::{Answer, Cause, Error, is_transient_status};
+use crate::hosts::{Host, Hosts, Schemes};
+use crate::limits::Limits;
+use crate::progress::{Progress, Silent};
+use crate::ranges::{LaneBudget, RangePolicy};
+use crate::reference::Reference;
+use crate::repository::Repository;
+use crate::retry::{RetryPolicy, parse_retry_after};
+use crate::transport::{Body, Method, Response, Transport, TransportOptions};
+use crate::url::{Origin, Url};
+
+/// What a client is made from; the defaults are anonymous, silent and patient.
+#[derive(Clone)]
+pub struct ClientOptions {
+    /// Where credentials are looked up.
+    pub credentials: Credentials,
+    /// Which registries are spoken to in another scheme than usual.
+    pub schemes: Schemes,
+    /// The registries' settings in files: mirrors, certificates, headers.
+    pub hosts: Hosts,
+    /// How connections are made.
+    pub transport: TransportOptions,
+    /// How often and how patiently requests are repeated.
+    pub retry: RetryPolicy,
+    /// Hears of retries and warnings.
+    pub progress: Arc<dyn Progress>,
+    /// A directory for partial blobs: with it large blobs come in parallel ranges, and a pull that was killed goes on
+    /// where it was. It is made when needed; what is left in it may be deleted at any time.
+    pub spool: Option<PathBuf>,
+    /// How large blobs are cut.
+    pub ranges: RangePolicy,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            credentials: Credentials::default(),
+            schemes: Schemes::default(),
+            hosts: Hosts::default(),
+            transport: TransportOptions::default(),
+            retry: RetryPolicy::default(),
+            progress: Arc::new(Silent),
+            spool: None,
+            ranges: RangePolicy::default(),
+        }
+    }
+}
+
+/// A client of any number of registries: cheap to clone, its connections and tokens are shared.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    transport: Transport,
+    authenticator: Authenticator,
+    options: ClientOptions,
+    warned: Mutex<HashSet<String>>,
+    lane_budget: LaneBudget,
+    /// Which of the registries that may speak plain http do.
+    plain: Mutex<HashMap<Origin, bool>>,
+    /// Mirrors that nobody answers at: one try each is enough.
+    down: Mutex<HashSet<Origin>>,
+    referrers: Mutex<()>,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client; it connects to nothing yet.
+    pub fn new(options: ClientOptions) -> Self {
+        let transport = Transport::new(options.transport.clone());
+        let authenticator = Authenticator::new(options.credentials.clone());
+        Self {
+            shared: Arc::new(Shared {
+                transport,
+                authenticator,
+                options,
+                warned: Mutex::default(),
+                lane_budget: LaneBudget::default(),
+                plain: Mutex::default(),
+                down: Mutex::default(),
+                referrers: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The repository of a reference, with its mirrors. Only a registry that is marked insecure is connected to, to see
+    /// whether it speaks TLS.
+    ///
+    /// # Errors
+    /// If the registry's name is no host, it is blocked, or its settings are not understood.
+    pub fn repository(&self, reference: &Reference) -> Result<Repository, Error> {
+        let options = &self.shared.options;
+        let route = options.hosts.route(reference.registry(), reference.repository(), &options.schemes)?;
+        Ok(Repository::new(self, route))
+    }
+
+    /// Checks that a registry accepts a credential, without storing it.
+    ///
+    /// # Errors
+    /// If the registry cannot be reached or refuses it.
+    pub fn verify_login(&self, registry: &str, credential: &Credential) -> Result<(), Error> {
+        let mut options = self.shared.options.clone();
+        let given = [(registry.to_owned(), credential.clone())].into();
+        options.credentials = Credentials { given, ..Credentials::default() };
+        let client = Self::new(options);
+        // Which repository does not matter: the login is for the registry.
+        let route = client.shared.options.hosts.route(registry, "login", &client.shared.options.schemes)?;
+        let host = client.settled(route.push.host);
+        let doing = format!("log in to {registry}");
+        let scopes = Scopes::default();
+        let call = Call {
+            method: Method::Get,
+            url: host.endpoint.at(&format!("{}/", host.api_path)),
+            headers: Vec::new(),
+            body: &|| Ok(Body::Empty),
+            purpose: Purpose { host: &host, repository: "", scopes: &scopes },
+            may_repeat: true,
+        };
+        let response = client.call(&doing, &call).map_err(|cause| Error::new(&doing, cause))?;
+        match response.status {
+            200..=299 => Ok(()),
+            _ => Err(Error::new(doing, client.refusal(&call, response))),
+        }
+    }
+
+    /// Verifies a credential and stores it in a file of Docker's or containers' format (mode 0600), or in the
+    /// helper that this file names.
+    ///
+    /// # Errors
+    /// If the registry refuses it, or the file cannot be replaced.
+    pub fn log_in(&self, registry: &str, credential: &Credential, file: &std::path::Path) -> Result<(), Error> {
+        self.verify_login(registry, credential)?;
+        self.shared.options.credentials.store(file, registry, credential)
+    }
+
+    pub(crate) fn retry(&self) -> &RetryPolicy {
+        &self.shared.options.retry
+    }
+
+    pub(crate) fn options(&self) -> &ClientOptions {
+        &self.shared.options
+    }
+
+    /// Held while a list of referrers is changed.
+    pub(crate) fn referrers_lock(&self) -> MutexGuard<'_, ()> {
+        self.shared.referrers.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    pub(crate) fn lane_budget(&self) -> &LaneBudget {
+        &self.shared.lane_budget
+    }
+
+    pub(crate) fn progress(&self) -> &dyn Progress {
+        &*self.shared.options.progress
+    }
+
+    /// The host with the scheme that it speaks, where either will do: https if anybody answers to it.
+    pub(crate) fn settled(&self, host: Host) -> Host {
+        let Some(plain) = host.in_plain_http().ok().filter(|_| host.may_be_plain) else { return host };
+        let known = |plain: &HashMap<Origin, bool>| plain.get(host.endpoint.origin()).copied();
+        let mut found = self.shared.plain.lock().unwrap_or_else(|poison| poison.into_inner());
+        let is_plain = known(&found).unwrap_or_else(|| {
+            let ask = |host: &Host| {
+                let url = host.endpoint.at(&format!("{}/", host.api_path));
+                self.shared.transport.send(Method::Get, &url, &host.peer, &[], Body::Empty)
+            };
+            ask(&host).is_err() && ask(&plain).is_ok()
+        });
+        found.insert(host.endpoint.origin().clone(), is_plain);
+        if is_plain { plain } else { host }
+    }
+
+    /// Carries out a call: any answer that is neither a redirect, nor a demand for authorization, nor transient.
+    pub(crate) fn call(&self, doing: &str, call: &Call<'_>) -> Result<Response, Cause> {
+        let attempt = || {
+            let response = self.authorized(call)?;
+            if is_transient_status(response.status) { Err(self.refusal(call, response)) } else { Ok(response) }
+        };
+        if !call.may_repeat {
+            return attempt();
+        }
+        self.retry().run(doing, self.progress(), attempt)
+    }
+
+    /// Sends with the authorization we have, and once more if it is refused.
+    fn authorized(&self, call: &Call<'_>) -> Result<Response, Cause> {
+        let (transport, authenticator) = (&self.shared.transport, &self.shared.authenticator);
+        let authorization = authenticator.known(transport, &call.purpose)?;
+        let (response, asked) = self.redirected(call, authorization.as_ref())?;
+        if !matches!(response.status, 401 | 403) || asked.origin() != call.purpose.host.endpoint.origin() {
+            return Ok(response);
+        }
+        let challenges: Vec<String> = response.headers("www-authenticate").map(str::to_owned).collect();
+        let fresh = if response.status == 401 || !challenges.is_empty() {
+            // Read to its end, the connection can serve the next request; a failure only costs the connection.
+            let _ = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &call.purpose.host.name);
+            let challenges = challenges.iter().map(String::as_str);
+            authenticator.after_refusal(transport, &call.purpose, challenges, authorization.as_ref())?
+        } else {
+            // Amazon's registry says 403, and no more, when a password has expired.
+            match authorization.map(|used| authenticator.renewed(&call.purpose, &used)).transpose()?.flatten() {
+                Some(fresh) => fresh,
+                None => return Ok(response),
+            }
+        };
+        let (response, _) = self.redirected(call, Some(&fresh))?;
+        if response.status != 401 {
+            return Ok(response);
+        }
+        let message = match self.refusal(call, response) {
+            Cause::Answer(answer) => answer.to_string(),
+            other => other.to_string(),
+        };
+        let had_credentials = fresh.has_credentials();
+        Err(Cause::Unauthorized { registry: call.purpose.host.name.clone(), message, had_credentials })
+    }
+
+    /// Sends and follows redirects; yields the answer and the URL that gave it.
+    fn redirected(&self, call: &Call<'_>, authorization: Option<&Authorization>) -> Result<(Response, Url), Cause> {
+        let home = call.purpose.host.endpoint.origin();
+        let mut url = call.url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut headers: Vec<(&str, &str)> =
+                call.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let host = call.purpose.host;
+            if url.origin() == home {
+                let own = host.headers.iter().map(|(name, value)| (name.as_str(), value.reveal()));
+                headers.extend(
+                    own.filter(|(name, _)| authorization.is_none() || !name.eq_ignore_ascii_case("authorization")),
+                );
+                headers.extend(authorization.map(|authorization| ("Authorization", authorization.header())));
+            }
+            let peer = host.peer_at(url.origin());
+            let response = self.shared.transport.send(call.method, &url, &peer, &headers, (call.body)()?)?;
+            tracing::debug!(method = %call.method, %url, status = response.status, "answered");
+            self.note_warnings(&call.purpose.host.name, &response);
+            let keeps_method = matches!(call.method, Method::Get | Method::Head);
+            let is_redirect =
+                matches!(response.status, 307 | 308) || (keeps_method && matches!(response.status, 301..=303));
+            let Some(location) = response.header("location").filter(|_| is_redirect) else {
+                return Ok((response, url));
+            };
+            let next = url.join(location).map_err(Cause::Malformed)?;
+            check_move(home, &next)?;
+            url = next;
+        }
+        Err(Cause::Malformed(format!("{} redirects more than {MAX_REDIRECTS} times", call.url)))
+    }
+
+    /// Fetches from a place that is not a registry: no authorization, redirects as usual, no retry.
+    pub(crate) fn fetch_foreign(
+        &self,
+        url: &Url,
+        host: &Host,
+        headers: Vec<(&'static str, String)>,
+    ) -> Result<Response, Cause> {
+        let scopes = Scopes::default();
+        let purpose = Purpose { host, repository: "", scopes: &scopes };
+        let call = Call {
+            method: Method::Get,
+            url: url.clone(),
+            headers,
+            body: &|| Ok(Body::Empty),
+            purpose,
+            may_repeat: false,
+        };
+        check_move(host.endpoint.origin(), url)?;
+        Ok(self.redirected(&call, None)?.0)
+    }
+
+    /// What an error answer says, from its body and headers.
+    pub(crate) fn refusal(&self, call: &Call<'_>, response: Response) -> Cause {
+        let status = response.status;
+        let now = SystemTime::now();
+        let retry_after = response.header("retry-after").and_then(|text| parse_retry_after(text, now));
+        let limits = Limits::of(&response).map(|limits| limits.to_string());
+        let is_used_up =
+            response.header("ratelimit-remaining").is_some_and(|left| left.starts_with("0;") || left == "0");
+        let host = call.url.origin().authority();
+        let body = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &host).ok().flatten().unwrap_or_default();
+        let first = serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| body.errors.into_iter().next());
+        let (code, message) = first.map_or((None, None), |first| (first.code, first.message));
+        let is_long_wait = retry_after.is_some_and(|wait| wait > self.retry().longest_wait);
+        if status == 429 && (is_used_up || is_long_wait) {
+            return Cause::Quota { host, limits, retry_after };
+        }
+        let clean = |text: String| text.chars().filter(|c| !c.is_control()).take(500).collect::<String>();
+        let request = format!("{} {}", call.method, call.url);
+        let (code, message) = (code.map(clean), message.map(clean));
+        Cause::Answer(Answer { status, request, code, message, retry_after })
+    }
+
+    /// Shows each `Warning: 299` once
+    /// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#warnings>).
+    fn note_warnings(&self, registry: &str, response: &Response) {
+        for text in response.headers("warning").filter_map(|value| value.strip_prefix("299 - ")) {
+            self.warn_once(registry, text.trim_matches('"'));
+        }
+    }
+
+    fn warn_once(&self, registry: &str, text: &str) {
+        let text: String = text.chars().filter(|c| !c.is_control()).take(1000).collect();
+        let mut warned = self.shared.warned.lock().unwrap_or_else(|poison| poison.into_inner());
+        if warned.len() < 100 && warned.insert(format!("{registry} {text}")) {
+            self.progress().warning(registry, &text);
+        }
+    }
+
+    /// Whether a mirror is worth asking.
+    pub(crate) fn is_up(&self, host: &Host) -> bool {
+        !self.shared.down.lock().unwrap_or_else(|poison| poison.into_inner()).contains(host.endpoint.origin())
+    }
+
+    /// A mirror could not serve what another host is asked for now. That it does not have it is no news.
+    pub(crate) fn note_mirror_failure(&self, host: &Host, error: &Error) {
+        tracing::debug!(mirror = %host.endpoint, %error, "the next host is asked");
+        match error.cause() {
+            Cause::Missing(_) | Cause::Answer(Answer { status: 404, .. }) => return,
+            Cause::Refused { .. } | Cause::HostNotFound { .. } | Cause::Stalled { .. } | Cause::Tls { .. } => {
+                let mut down = self.shared.down.lock().unwrap_or_else(|poison| poison.into_inner());
+                down.insert(host.endpoint.origin().clone());
+            }
+            _ => {}
+        }
+        self.warn_once(&host.name, &format!("the mirror failed, so others are asked: {error}"));
+    }
+}
+
+/// Makes the body of a request, anew for each try.
+pub(crate) type MakeBody<'a> = dyn Fn() -> Result<Body<'a>, Cause> + 'a;
+
+/// One request as its caller means it.
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) body: &'a MakeBody<'a>,
+    pub(crate) purpose: Purpose<'a>,
+    /// Whether it can be sent again after it may have reached the registry.
+    pub(crate) may_repeat: bool,
+}
+
+const MAX_REDIRECTS: usize = 10;
+/// An error list is short; what is longer is a web page.
+const ERROR_BODY_LIMIT_BYTES: u64 = 64 << 10;
+
+/// A registry may send us to other public hosts, but not into the machine or network that we run in, and not
+/// from https to http.
+pub(crate) fn check_move(home: &Origin, next: &Url) -> Result<(), Cause> {
+    let target = next.origin();
+    if target.is_internal_address() && target != home && !home.is_internal_address() {
+        return Err(Cause::Unsafe(format!("{home} sends us to the internal address {target}")));
+    }
+    if home.is_https && !target.is_https {
+        return Err(Cause::Unsafe(format!("{home} sends us to plain http at {target}")));
+    }
+    Ok(())
+}
+
+/// The error format of the distribution specification
+/// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#error-codes>).
+#[derive(Deserialize)]
+struct ErrorBody {
+    #[serde(default)]
+    errors: Vec<ErrorEntry>,
+}
+
+#[derive(Deserialize)]
+struct ErrorEntry {
+    code: Option<String>,
+    message: Option<String>,
+}

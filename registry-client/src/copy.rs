@@ -1,0 +1,264 @@
+//! Copies an image from one place to another.
+//!
+//! Invariant: nothing is changed on the way: manifests go byte for byte, blobs as they are, each once.
+
+use std::collections::{HashSet, VecDeque};
+use std::io::{self, Read};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use oci_spec::image::{Descriptor, Digest};
+
+use crate::error::{Cause, Error};
+use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
+use crate::place::{Content, Destination, Origin, Source, Stored};
+use crate::platform::{self, Platform};
+use crate::progress::Progress;
+
+/// Which images of an index are copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PlatformChoice {
+    /// The one that fits; an image that is no index is taken as it is.
+    One(Platform),
+    /// The index with all its images.
+    All,
+}
+
+/// How to copy.
+#[derive(Debug, Clone)]
+pub struct CopyOptions {
+    /// Which images of an index.
+    pub platforms: PlatformChoice,
+    /// Blobs in flight at once.
+    pub jobs: usize,
+}
+
+impl Default for CopyOptions {
+    /// This machine's platform, four blobs at once: what crane does, and what registries allow without throttling.
+    fn default() -> Self {
+        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4 }
+    }
+}
+
+/// What was copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Copied {
+    /// The manifest (or index) that the destination names now.
+    pub manifest: Manifest,
+    /// Blobs whose content was sent.
+    pub sent: usize,
+    /// Blobs that were there, or that the registry took from another repository.
+    pub skipped: usize,
+}
+
+/// Indexes in indexes: deeper than any tool makes them.
+const INDEX_DEPTH_LIMIT: usize = 4;
+/// Manifests in one copy; more than any index of platforms holds.
+const MANIFESTS_LIMIT: usize = 10_000;
+
+/// Copies what `source` names to `destination`.
+///
+/// # Errors
+/// The first failure of the source, the destination or the content; what the destination names is then unchanged.
+pub fn copy(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    options: &CopyOptions,
+    progress: &dyn Progress,
+) -> Result<Copied, Error> {
+    let top = match &options.platforms {
+        PlatformChoice::One(platform) => choose_image(source, platform)?,
+        PlatformChoice::All => source.manifest(None)?,
+    };
+    let mut plan = Plan::default();
+    plan.add(source, &top, 0)?;
+    // The largest first: begun last, it would keep one lane busy while the others are idle.
+    plan.blobs.make_contiguous().sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size()));
+    let transfer = Transfer {
+        source,
+        destination,
+        progress,
+        queue: Mutex::new(plan.blobs),
+        results: Mutex::new(Results { sent: 0, skipped: 0, failure: None }),
+        stop: AtomicBool::new(false),
+    };
+    let results = transfer.run(options.jobs)?;
+    for manifest in &plan.children {
+        destination.put_manifest(manifest, false)?;
+    }
+    destination.put_manifest(&top, true)?;
+    Ok(Copied { manifest: top, sent: results.sent, skipped: results.skipped })
+}
+
+/// The manifest of the image that fits a platform; an image that is no index is taken as it is.
+///
+/// # Errors
+/// If the source cannot be read, or has no image for the platform.
+pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest, Error> {
+    let mut manifest = source.manifest(None)?;
+    for _ in 0..INDEX_DEPTH_LIMIT {
+        let ManifestContent::Index(manifests) = manifest.content() else { return Ok(manifest) };
+        let Some(chosen) = platform.choose(&manifests) else {
+            let mut offered: Vec<String> = manifests.iter().filter_map(platform::of).map(|p| p.to_string()).collect();
+            offered.dedup();
+            let what = format!("it has no image for {platform}, only for {}", offered.join(", "));
+            return Err(Error::new(format!("choose an image of {}", source.name()), Cause::Missing(what)));
+        };
+        manifest = source.manifest(Some(chosen.digest()))?;
+    }
+    Err(too_deep(source))
+}
+
+fn too_deep(source: &dyn Source) -> Error {
+    let what = format!("its indexes are nested more than {INDEX_DEPTH_LIMIT} deep, or hold too many images");
+    Error::new(format!("read {}", source.name()), Cause::Malformed(what))
+}
+
+/// What is to be moved: blobs once each, and manifests in an order in which each comes after what it points to.
+#[derive(Default)]
+struct Plan {
+    blobs: VecDeque<Descriptor>,
+    seen: HashSet<Digest>,
+    children: Vec<Manifest>,
+}
+
+impl Plan {
+    fn add(&mut self, source: &dyn Source, manifest: &Manifest, depth: usize) -> Result<(), Error> {
+        match manifest.content() {
+            ManifestContent::Image { config, layers } => {
+                // Whoever runs or shows the image reads its config whole.
+                if config.size() > MANIFEST_LIMIT_BYTES {
+                    let what = format!("its config is larger than {MANIFEST_LIMIT_BYTES} bytes");
+                    return Err(Error::new(format!("read {}", source.name()), Cause::Malformed(what)));
+                }
+                for descriptor in layers.into_iter().chain([*config]) {
+                    if self.seen.insert(descriptor.digest().clone()) {
+                        self.blobs.push_back(descriptor);
+                    }
+                }
+            }
+            ManifestContent::Index(manifests) => {
+                if depth >= INDEX_DEPTH_LIMIT || manifests.len() + self.children.len() > MANIFESTS_LIMIT {
+                    return Err(too_deep(source));
+                }
+                for descriptor in manifests {
+                    if self.seen.insert(descriptor.digest().clone()) {
+                        let child = source.manifest(Some(descriptor.digest()))?;
+                        self.add(source, &child, depth + 1)?;
+                        self.children.push(child);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The blobs of a copy while they move.
+struct Transfer<'a> {
+    source: &'a dyn Source,
+    destination: &'a dyn Destination,
+    progress: &'a dyn Progress,
+    queue: Mutex<VecDeque<Descriptor>>,
+    results: Mutex<Results>,
+    stop: AtomicBool,
+}
+
+struct Results {
+    sent: usize,
+    skipped: usize,
+    failure: Option<Error>,
+}
+
+impl Transfer<'_> {
+    fn run(self, jobs: usize) -> Result<Results, Error> {
+        let lanes = jobs.clamp(1, 64).min(lock(&self.queue).len().max(1));
+        std::thread::scope(|scope| {
+            for _ in 0..lanes {
+                scope.spawn(|| self.work());
+            }
+        });
+        let mut results = self.results.into_inner().unwrap_or_else(|poison| poison.into_inner());
+        match results.failure.take() {
+            Some(failure) => Err(failure),
+            None => Ok(results),
+        }
+    }
+
+    fn work(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let Some(descriptor) = lock(&self.queue).pop_front() else { return };
+            let outcome = self.transfer(&descriptor);
+            let mut results = lock(&self.results);
+            match outcome {
+                Ok(true) => results.sent += 1,
+                Ok(false) => results.skipped += 1,
+                Err(error) => {
+                    self.stop.store(true, Ordering::Relaxed);
+                    results.failure.get_or_insert(error);
+                }
+            }
+        }
+    }
+
+    /// Moves one blob; false if it needed no moving.
+    fn transfer(&self, descriptor: &Descriptor) -> Result<bool, Error> {
+        if self.destination.has_blob(descriptor)? {
+            self.progress.blob_skipped(descriptor);
+            return Ok(false);
+        }
+        self.progress.blob_started(descriptor);
+        match self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor })? {
+            Stored::Sent => {
+                self.progress.blob_done(descriptor.digest());
+                Ok(true)
+            }
+            Stored::Mounted => {
+                self.progress.blob_skipped(descriptor);
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// A blob of the source as the destination sees it.
+struct Moving<'a> {
+    transfer: &'a Transfer<'a>,
+    descriptor: &'a Descriptor,
+}
+
+impl Content for Moving<'_> {
+    fn open(&self) -> Result<Box<dyn Read + Send + '_>, Error> {
+        let content = self.transfer.source.open_blob(self.descriptor)?;
+        Ok(Box::new(Counted { moving: self, content, position_bytes: 0 }))
+    }
+
+    fn origin(&self) -> Option<Origin> {
+        self.transfer.source.origin()
+    }
+}
+
+/// Tells the progress, and breaks off when another blob failed.
+struct Counted<'a> {
+    moving: &'a Moving<'a>,
+    content: Box<dyn Read + Send + 'a>,
+    position_bytes: u64,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let Moving { transfer, descriptor } = self.moving;
+        if transfer.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(format!("copy the blob {}", descriptor.digest()), Cause::Stopped).into());
+        }
+        let count = self.content.read(buffer)?;
+        self.position_bytes += count as u64;
+        transfer.progress.blob_moved(descriptor.digest(), self.position_bytes);
+        Ok(count)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Queue and results are whole between any two statements that change them.
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}

@@ -1,0 +1,293 @@
+//! What can go wrong: every error says what could not be done, to what, and why.
+//!
+//! Invariant: no message holds a secret. URLs are shown without their query, tokens are types that cannot be printed.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use oci_spec::image::Digest;
+
+/// A failure: `cannot <doing>: <cause>`.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing}: {cause}")]
+pub struct Error {
+    doing: String,
+    cause: Box<Cause>,
+    is_local: bool,
+}
+
+/// Whose fault an error is; the binary makes its exit code from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// A name, a file or an option is wrong.
+    User,
+    /// The network or a registry failed or refused.
+    Registry,
+}
+
+/// Why something could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// What was asked for is wrong or not supported.
+    #[error("{0}")]
+    Input(String),
+    /// What was asked for is not there.
+    #[error("{0}")]
+    Missing(String),
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Disk {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Bytes from a registry or a file break the format that they must have.
+    #[error("{0}")]
+    Malformed(String),
+    /// Content does not have the digest that names it.
+    #[error("the content has the digest {actual}, not {expected}")]
+    DigestMismatch {
+        /// The digest that named the content.
+        expected: Digest,
+        /// The digest of the bytes that came.
+        actual: String,
+    },
+    /// Content is shorter or longer than its descriptor says.
+    #[error("the content has {actual}, not {expected_bytes} bytes")]
+    SizeMismatch {
+        /// The size in the descriptor.
+        expected_bytes: u64,
+        /// What came, in words: "12 bytes", "more than 12 bytes".
+        actual: String,
+    },
+    /// The registry answered with an error.
+    #[error("{0}")]
+    Answer(Answer),
+    /// The registry wants (other) credentials.
+    #[error("{registry} refused access: {message}")]
+    Unauthorized {
+        /// The registry as the user names it.
+        registry: String,
+        /// The registry's words, or what was sent.
+        message: String,
+        /// Whether credentials were sent: "wrong" against "none".
+        had_credentials: bool,
+    },
+    /// A pull quota is used up.
+    #[error("the quota of {host} is used up ({})", quota_in_words(limits.as_deref(), *retry_after))]
+    Quota {
+        /// The host that counts.
+        host: String,
+        /// Its rate-limit headers in words.
+        limits: Option<String>,
+        /// When it says to come back.
+        retry_after: Option<Duration>,
+    },
+    /// The name of the host does not resolve.
+    #[error("no such host: {host}")]
+    HostNotFound {
+        /// The name.
+        host: String,
+    },
+    /// Nobody listens there.
+    #[error("connection to {host} refused")]
+    Refused {
+        /// Host and port.
+        host: String,
+    },
+    /// TLS could not be set up.
+    #[error("TLS with {host} failed: {detail}")]
+    Tls {
+        /// Host and port.
+        host: String,
+        /// What the TLS library said.
+        detail: String,
+    },
+    /// The peer went silent.
+    #[error("{host} did not answer in time ({detail})")]
+    Stalled {
+        /// Host and port.
+        host: String,
+        /// Which wait ran out.
+        detail: String,
+    },
+    /// The connection broke.
+    #[error("the connection to {host} broke: {source}")]
+    Broken {
+        /// Host and port.
+        host: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Following a redirect, location or realm would be unsafe.
+    #[error("{0}")]
+    Unsafe(String),
+    /// A credential file or helper failed.
+    #[error("{0}")]
+    Credential(String),
+    /// A place that is no registry, layout or archive failed in its own way.
+    #[error("{}", in_full(&**.0))]
+    Place(Box<dyn std::error::Error + Send + Sync>),
+    /// Another part of the same copy failed first.
+    #[error("stopped, because another transfer failed")]
+    Stopped,
+}
+
+/// An error answer of a registry, in its own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Method and URL without query.
+    pub request: String,
+    /// The code of the first error in the body, such as `MANIFEST_UNKNOWN`.
+    pub code: Option<String>,
+    /// Its message.
+    pub message: Option<String>,
+    /// The wait that the registry asks for.
+    pub retry_after: Option<Duration>,
+}
+
+impl std::fmt::Display for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} answered {}", self.request, self.status)?;
+        if let Some(code) = &self.code {
+            write!(f, " {code}")?;
+        }
+        match &self.message {
+            Some(message) if !message.is_empty() => write!(f, ": {message}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Error {
+    /// An error while `doing` ("push the blob sha256:..."), because of `cause`.
+    pub fn new(doing: impl Into<String>, cause: Cause) -> Self {
+        Self { doing: doing.into(), cause: Box::new(cause), is_local: false }
+    }
+
+    /// An error about the user's own files, in which no registry had a part.
+    pub(crate) fn local(doing: impl Into<String>, cause: Cause) -> Self {
+        Self { is_local: true, ..Self::new(doing, cause) }
+    }
+
+    /// An error of a file operation.
+    pub fn disk(doing: impl Into<String>, path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::new(doing, Cause::Disk { path: path.into(), source })
+    }
+
+    /// The error behind an [`io::Error`]: one of ours that travelled through a reader, else a file error at `path`.
+    pub fn from_io(doing: impl Into<String>, path: impl Into<PathBuf>, error: io::Error) -> Self {
+        match error.downcast::<Self>() {
+            Ok(ours) => ours,
+            Err(error) => Self::disk(doing, path, error),
+        }
+    }
+
+    /// Why.
+    pub fn cause(&self) -> &Cause {
+        &self.cause
+    }
+
+    pub(crate) fn into_cause(self) -> Cause {
+        *self.cause
+    }
+
+    /// Whose fault it is.
+    pub fn kind(&self) -> ErrorKind {
+        match *self.cause {
+            _ if self.is_local => ErrorKind::User,
+            Cause::Input(_) | Cause::Disk { .. } | Cause::Credential(_) | Cause::Place(_) => ErrorKind::User,
+            _ => ErrorKind::Registry,
+        }
+    }
+
+    /// The next step for a person, where there is one that helps.
+    pub fn hint(&self) -> Option<String> {
+        match &*self.cause {
+            Cause::Unauthorized { registry, had_credentials: false, .. } => {
+                Some(format!("log in first: nacre login {registry}"))
+            }
+            Cause::Unauthorized { registry, had_credentials: true, .. } => Some(format!(
+                "the stored credentials may be wrong or lack the right to do this: nacre login {registry}"
+            )),
+            Cause::Answer(Answer { status: 403, .. }) => {
+                Some("the account may lack the right to this repository".to_owned())
+            }
+            Cause::Tls { detail, host } if detail.contains("InvalidContentType") => {
+                Some(format!("{host} seems to speak plain http; allow that for this registry if you trust the network"))
+            }
+            Cause::Tls { detail, .. } if detail.contains("UnknownIssuer") => {
+                Some("the registry's certificate authority is not among the trusted ones of this system".to_owned())
+            }
+            Cause::HostNotFound { .. } => Some("check the spelling of the registry and the network".to_owned()),
+            Cause::Refused { .. } => Some("is the registry running, and is the port right?".to_owned()),
+            Cause::Quota { .. } => Some("wait, or log in: accounts have larger quotas".to_owned()),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        Self::other(error)
+    }
+}
+
+impl Cause {
+    /// Whether the same request may succeed a little later.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused { .. } | Self::Stalled { .. } | Self::Broken { .. } => true,
+            Self::Answer(answer) => is_transient_status(answer.status),
+            _ => false,
+        }
+    }
+
+    /// The wait that the registry asked for.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Answer(answer) => answer.retry_after,
+            _ => None,
+        }
+    }
+}
+
+/// An error of another crate with its causes, which nobody could reach through ours.
+fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !words.contains(&more) {
+            words = format!("{words}: {more}");
+        }
+        cause = inner.source();
+    }
+    words
+}
+
+/// "0 of 100 pulls left in 6 hours, try again in 5 h 33 min".
+fn quota_in_words(limits: Option<&str>, retry_after: Option<Duration>) -> String {
+    let again = retry_after.map(|wait| {
+        let minutes = wait.as_secs().div_ceil(60);
+        match minutes / 60 {
+            0 => format!("try again in {minutes} min"),
+            hours => format!("try again in {hours} h {} min", minutes % 60),
+        }
+    });
+    match (limits, again) {
+        (Some(limits), Some(again)) => format!("{limits}, {again}"),
+        (Some(limits), None) => limits.to_owned(),
+        (None, again) => again.unwrap_or_else(|| "it says no more".to_owned()),
+    }
+}
+
+/// Statuses worth another try: timeouts, rate limits and broken gateways; 499 and 522 are nginx's and Cloudflare's.
+pub(crate) fn is_transient_status(status: u16) -> bool {
+    matches!(status, 408 | 429 | 499 | 500 | 502 | 503 | 504 | 522)
+}

@@ -1,0 +1,192 @@
+//! Files from the web, for `ADD https://...`: anonymous, redirects followed, tried again when the network fails.
+//!
+//! Invariant: no credential is sent, and a file is told only when all of it came. What the bytes ought to be is the
+//! caller's to know: nothing here trusts a server's word for it, neither an ETag nor a digest in a header.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::time::SystemTime;
+
+use crate::client::Client;
+use crate::error::{Answer, Cause, Error};
+use crate::hosts::Host;
+use crate::retry::parse_retry_after;
+use crate::transport::{Response, read_cause};
+use crate::url::Url;
+
+/// A file that was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// How many bytes came.
+    pub size_bytes: u64,
+    /// `Last-Modified`, in seconds since 1970, where the server says it in a form that HTTP permits.
+    pub modified_seconds: Option<i64>,
+}
+
+impl Client {
+    /// Fetches what an http or https URL leads to into `file`, from its begin; what was in the file is gone.
+    ///
+    /// # Errors
+    /// If the URL is none, the server refuses, more than `limit_bytes` come, or the file cannot be written. An
+    /// unknown part of the file is written then.
+    pub fn fetch(&self, url: &str, limit_bytes: u64, file: &mut File) -> Result<Fetched, Error> {
+        let url = Url::parse(url).map_err(|what| Error::new("fetch a file", Cause::Input(what)))?;
+        let doing = format!("fetch {url}");
+        let attempt = || self.fetch_once(&url, limit_bytes, file);
+        self.retry().run(&doing, self.progress(), attempt).map_err(|cause| Error::new(&doing, cause))
+    }
+
+    fn fetch_once(&self, url: &Url, limit_bytes: u64, file: &mut File) -> Result<Fetched, Cause> {
+        let name = url.origin().authority();
+        let response = self.fetch_foreign(url, &Host::of_url(url), Vec::new())?;
+        if response.status != 200 {
+            return Err(refusal(url, &response));
+        }
+        let modified_seconds = response.header("last-modified").and_then(seconds_of_date);
+        let announced: Option<u64> = response.header("content-length").and_then(|text| text.parse().ok());
+        let too_large = || Cause::Input(format!("it is larger than the limit of {limit_bytes} bytes"));
+        if announced.is_some_and(|size| size > limit_bytes) {
+            return Err(too_large());
+        }
+        rewind(file).map_err(Cause::from_file)?;
+        let size_bytes = copy_body(response.body.take(limit_bytes.saturating_add(1)), file, &name)?;
+        if size_bytes > limit_bytes {
+            return Err(too_large());
+        }
+        if let Some(announced) = announced.filter(|announced| *announced != size_bytes) {
+            let source = io::Error::other(format!("{size_bytes} of {announced} bytes came"));
+            return Err(Cause::Broken { host: name, source });
+        }
+        Ok(Fetched { size_bytes, modified_seconds })
+    }
+}
+
+fn rewind(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0)).map(drop)
+}
+
+fn copy_body(mut body: impl Read, file: &mut File, host: &str) -> Result<u64, Cause> {
+    let mut buffer = vec![0; 1 << 16];
+    let mut size_bytes = 0;
+    loop {
+        match body.read(&mut buffer) {
+            Ok(0) => return Ok(size_bytes),
+            Ok(count) => {
+                file.write_all(&buffer[..count]).map_err(Cause::from_file)?;
+                size_bytes += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(read_cause(error, host)),
+        }
+    }
+}
+
+impl Cause {
+    /// The caller's file has no name that we know.
+    fn from_file(source: io::Error) -> Self {
+        Self::Disk { path: "the fetched file".into(), source }
+    }
+}
+
+fn refusal(url: &Url, response: &Response) -> Cause {
+    let retry_after = response.header("retry-after").and_then(|text| parse_retry_after(text, SystemTime::now()));
+    let request = format!("GET {url}");
+    Cause::Answer(Answer { status: response.status, request, code: None, message: None, retry_after })
+}
+
+/// The form of dates that RFC 9110 section 5.6.7 has servers send.
+fn seconds_of_date(text: &str) -> Option<i64> {
+    let parser = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true);
+    parser.parse_timestamp(text.trim()).ok().map(jiff::Timestamp::as_second)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufRead;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::client::ClientOptions;
+    use crate::retry::RetryPolicy;
+
+    /// Answers requests in turn with whole answers as given; yields the base URL.
+    fn serve(answers: Vec<String>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let thread = std::thread::spawn(move || {
+            let mut seen = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().expect("a client comes");
+                let mut lines = io::BufReader::new(stream.try_clone().expect("a socket is cloned")).lines();
+                let head: Vec<String> =
+                    lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+                seen.push(head.join("\n"));
+                stream.write_all(answer.as_bytes()).expect("the client reads");
+            }
+            seen
+        });
+        (url, thread)
+    }
+
+    fn client() -> Client {
+        let wait = Duration::from_millis(1);
+        let retry = RetryPolicy { tries: 3, base_wait: wait, longest_wait: wait };
+        Client::new(ClientOptions { retry, ..ClientOptions::default() })
+    }
+
+    fn answer(status: &str, headers: &str, body: &str) -> String {
+        format!("HTTP/1.1 {status}\r\n{headers}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn fetch(url: &str, limit_bytes: u64) -> (Result<Fetched, Error>, String) {
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        let fetched = client().fetch(url, limit_bytes, &mut file);
+        file.seek(SeekFrom::Start(0)).expect("a file seeks");
+        (fetched, io::read_to_string(file).expect("text"))
+    }
+
+    #[test]
+    fn a_redirect_is_followed_and_the_time_is_told() {
+        let date = "Last-Modified: Thu, 04 Mar 2021 05:06:07 GMT\r\n";
+        let answers = vec![answer("302 Found", "Location: /there\r\n", "moved"), answer("200 OK", date, "hello")];
+        let (url, server) = serve(answers);
+        let (fetched, text) = fetch(&format!("{url}/here"), 100);
+        assert_eq!(fetched.expect("it comes"), Fetched { size_bytes: 5, modified_seconds: Some(1_614_834_367) });
+        assert_eq!(text, "hello");
+        let seen = server.join().expect("the server ends");
+        assert!(seen[1].starts_with("GET /there "), "{seen:?}");
+        assert!(!seen.join("\n").to_lowercase().contains("authorization"), "{seen:?}");
+    }
+
+    #[test]
+    fn what_breaks_off_is_fetched_again_from_its_begin() {
+        let half = answer("200 OK", "", "hello").replace("Content-Length: 5", "Content-Length: 50");
+        let (url, server) = serve(vec![half, answer("503 Busy", "", ""), answer("200 OK", "", "other")]);
+        let (fetched, text) = fetch(&url, 100);
+        assert_eq!((fetched.expect("it comes in the end").size_bytes, text.as_str()), (5, "other"));
+        server.join().expect("the server ends");
+    }
+
+    #[test]
+    fn more_than_the_limit_is_refused_announced_or_not() {
+        let (url, server) = serve(vec![answer("200 OK", "", "0123456789")]);
+        assert!(fetch(&url, 9).0.expect_err("too large").to_string().contains("limit of 9 bytes"));
+        server.join().expect("the server ends");
+        let endless = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n0123456789".to_owned();
+        let (url, server) = serve(vec![endless]);
+        assert!(fetch(&url, 9).0.expect_err("too large").to_string().contains("limit of 9 bytes"));
+        server.join().expect("the server ends");
+    }
+
+    #[test]
+    fn a_refusal_is_told_with_its_status_and_without_the_query() {
+        let (url, server) = serve(vec![answer("404 Not Found", "", "")]);
+        let error = fetch(&format!("{url}/x?token=secret"), 9).0.expect_err("missing").to_string();
+        assert!(error.contains("404") && error.contains("/x") && !error.contains("secret"), "{error}");
+        server.join().expect("the server ends");
+        assert!(fetch("http://user:pw@localhost/", 9).0.expect_err("refused").to_string().contains("user information"));
+        assert!(fetch("ftp://localhost/", 9).0.is_err());
+    }
+}

@@ -1,0 +1,294 @@
+//! OCI image layouts (<https://github.com/opencontainers/image-spec/blob/main/image-layout.md>) as places.
+//!
+//! Invariant: every file appears whole: written beside its place, synced, renamed. `index.json` changes under a lock,
+//! last, so that it never names what is not there.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use oci_spec::image::{Descriptor, Digest};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::digest::{self, VerifyingReader};
+use crate::error::{Cause, Error};
+use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest};
+use crate::place::{Content, Destination, Source, Stored};
+
+/// The annotation by which an `index.json` names its images.
+const NAME: &str = "org.opencontainers.image.ref.name";
+/// The same in containerd and in what `docker save` writes: the full name.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// One image of a layout directory, by its name; without a name the only one.
+#[derive(Debug, Clone)]
+pub struct OciLayout {
+    directory: PathBuf,
+    tag: Option<String>,
+}
+
+impl OciLayout {
+    /// Names an image; as a destination the directory is made when something is put there.
+    pub fn new(directory: impl Into<PathBuf>, tag: Option<String>) -> Self {
+        Self { directory: directory.into(), tag }
+    }
+
+    fn disk(&self, path: &Path, source: io::Error) -> Error {
+        Error::from_io(format!("write to {}", Destination::name(self)), path, source)
+    }
+
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.directory.join(blob_name(digest))
+    }
+
+    /// Makes the directory for a digest's blobs, and the layout around it.
+    fn prepare(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        let blobs = self.directory.join("blobs").join(digest.algorithm().as_ref());
+        std::fs::create_dir_all(&blobs).map_err(|error| self.disk(&blobs, error))?;
+        let marker = self.directory.join("oci-layout");
+        if !marker.exists() {
+            // The names of new directories must survive a crash as what is put into them does.
+            File::open(parent(&blobs)).and_then(|all| all.sync_all()).map_err(|error| self.disk(&blobs, error))?;
+            replace(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(|error| self.disk(&marker, error))?;
+        }
+        Ok(blobs)
+    }
+
+    fn write_blob(&self, digest: &Digest, content: &mut dyn Read) -> Result<(), Error> {
+        let directory = self.prepare(digest)?;
+        let path = self.blob_path(digest);
+        let mut write = || {
+            let mut file = unpublished(&directory)?;
+            pour(content, &mut file)?;
+            publish(file, &path)
+        };
+        write().map_err(|error| self.disk(&path, error))
+    }
+
+    /// Makes `manifest` what this place names.
+    fn name_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+        let path = self.directory.join("index.json");
+        let lock = File::open(&self.directory).map_err(|error| self.disk(&self.directory, error))?;
+        // Held until `lock` is dropped: another process's change must not be lost.
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| self.disk(&self.directory, error.into()))?;
+        let mut index = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| self.malformed(&error.to_string()))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []})
+            }
+            Err(error) => return Err(self.disk(&path, error)),
+        };
+        let manifests = index.get_mut("manifests").and_then(Value::as_array_mut);
+        let manifests = manifests.ok_or_else(|| self.malformed("it has no list of manifests"))?;
+        let name_of = |entry: &Value| entry.pointer("/annotations")?.get(NAME)?.as_str().map(str::to_owned);
+        manifests.retain(|entry| name_of(entry) != self.tag);
+        let mut entry = json!({
+            "mediaType": manifest.media_type(), "digest": manifest.digest().as_ref(), "size": manifest.bytes().len(),
+        });
+        if let Some(tag) = &self.tag {
+            entry["annotations"] = json!({ NAME: tag });
+        }
+        manifests.push(entry);
+        replace(&path, index.to_string().as_bytes()).map_err(|error| self.disk(&path, error))
+    }
+
+    fn malformed(&self, what: &str) -> Error {
+        let cause = Cause::Malformed(format!("{}/index.json is not an index: {what}", self.directory.display()));
+        Error::local(format!("write to {}", Destination::name(self)), cause)
+    }
+
+    fn words(&self) -> String {
+        let tag = self.tag.as_ref().map_or(String::new(), |tag| format!(":{tag}"));
+        format!("oci:{}{tag}", self.directory.display())
+    }
+}
+
+impl Source for OciLayout {
+    fn name(&self) -> String {
+        self.words()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+        read_manifest(&Directory(&self.directory), &self.words(), self.tag.as_deref(), digest)
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        open_blob(&Directory(&self.directory), &self.words(), descriptor)
+    }
+}
+
+impl Destination for OciLayout {
+    fn name(&self) -> String {
+        self.words()
+    }
+
+    fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
+        let path = self.blob_path(descriptor.digest());
+        match std::fs::metadata(&path) {
+            Ok(metadata) => Ok(metadata.is_file() && metadata.len() == descriptor.size()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.disk(&path, error)),
+        }
+    }
+
+    fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
+        let mut content = content.open()?;
+        self.write_blob(descriptor.digest(), &mut content)?;
+        Ok(Stored::Sent)
+    }
+
+    fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
+        self.write_blob(manifest.digest(), &mut manifest.bytes())?;
+        if is_top { self.name_manifest(manifest) } else { Ok(()) }
+    }
+}
+
+/// The files of a layout, in a directory or an archive.
+pub(crate) trait Files {
+    /// Opens a regular file of this name, `/`-separated, with its size.
+    fn open(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)>;
+}
+
+/// Files in a directory.
+pub(crate) struct Directory<'a>(pub(crate) &'a Path);
+
+impl Files for Directory<'_> {
+    fn open(&self, name: &str) -> io::Result<(Box<dyn Read + Send>, u64)> {
+        let path = self.0.join(name);
+        // Looked at before it is opened: opening a named pipe would wait for ever.
+        if !std::fs::metadata(&path)?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let file = File::open(&path)?;
+        let size_bytes = file.metadata()?.len();
+        Ok((Box::new(file), size_bytes))
+    }
+}
+
+/// A whole file of at most [`MANIFEST_LIMIT_BYTES`].
+pub(crate) fn read_small(files: &dyn Files, place: &str, name: &str) -> Result<Vec<u8>, Error> {
+    let doing = || format!("read {name} of {place}");
+    let (content, size_bytes) = files.open(name).map_err(|error| missing_or(doing(), name, error))?;
+    if size_bytes > MANIFEST_LIMIT_BYTES {
+        let what = format!("it is larger than {MANIFEST_LIMIT_BYTES} bytes");
+        return Err(Error::local(doing(), Cause::Malformed(what)));
+    }
+    let mut bytes = Vec::new();
+    content.take(MANIFEST_LIMIT_BYTES).read_to_end(&mut bytes).map_err(|error| Error::disk(doing(), name, error))?;
+    Ok(bytes)
+}
+
+/// The manifest that a layout names `tag`, or one of a digest.
+pub(crate) fn read_manifest(
+    files: &dyn Files,
+    place: &str,
+    tag: Option<&str>,
+    digest: Option<&Digest>,
+) -> Result<Manifest, Error> {
+    let (digest, media_type) = match digest {
+        Some(digest) => (digest.clone(), None),
+        None => {
+            let named = find(files, place, tag)?;
+            (named.digest().clone(), Some(named.media_type().to_string()))
+        }
+    };
+    let bytes = read_small(files, place, &blob_name(&digest))?;
+    digest::check(&bytes, &digest)
+        .and_then(|()| Manifest::new(media_type.as_deref(), bytes))
+        .map_err(|cause| Error::local(format!("read the manifest {digest} of {place}"), cause))
+}
+
+/// A blob of a layout, verifying.
+pub(crate) fn open_blob(
+    files: &dyn Files,
+    place: &str,
+    descriptor: &Descriptor,
+) -> Result<Box<dyn Read + Send>, Error> {
+    let name = blob_name(descriptor.digest());
+    let (content, _) =
+        files.open(&name).map_err(|error| missing_or(format!("open {name} of {place}"), &name, error))?;
+    Ok(Box::new(VerifyingReader::new(content, descriptor)?))
+}
+
+pub(crate) fn missing_or(doing: String, name: &str, error: io::Error) -> Error {
+    if error.kind() == io::ErrorKind::NotFound {
+        return Error::local(doing, Cause::Missing("it is not there".to_owned()));
+    }
+    Error::disk(doing, name, error)
+}
+
+#[derive(Deserialize)]
+struct IndexFile {
+    manifests: Vec<Descriptor>,
+}
+
+fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
+    let fail = |cause| Error::local(format!("find the image in {place}"), cause);
+    let bytes = read_small(files, place, "index.json")?;
+    let index: IndexFile = serde_json::from_slice(&bytes)
+        .map_err(|error| fail(Cause::Malformed(format!("index.json is not an index: {error}"))))?;
+    let annotation = |descriptor: &Descriptor, key: &str| descriptor.annotations().as_ref()?.get(key).cloned();
+    let Some(tag) = tag else {
+        return match index.manifests.as_slice() {
+            [only] => Ok(only.clone()),
+            [] => Err(fail(Cause::Missing("it holds no image".to_owned()))),
+            many => {
+                let names: Vec<String> = many.iter().filter_map(|descriptor| annotation(descriptor, NAME)).collect();
+                let what = format!("it holds {} images; name one of: {}", many.len(), names.join(", "));
+                Err(fail(Cause::Input(what)))
+            }
+        };
+    };
+    let is_named = |descriptor: &&Descriptor, key| annotation(descriptor, key).as_deref() == Some(tag);
+    // No tag has a colon: what has one is a digest, and names itself.
+    let found = index.manifests.iter().find(|descriptor| descriptor.digest().as_ref() == tag);
+    let found = found.or_else(|| index.manifests.iter().find(|descriptor| is_named(descriptor, NAME)));
+    let found = found.or_else(|| index.manifests.iter().find(|descriptor| is_named(descriptor, CONTAINERD_NAME)));
+    found.cloned().ok_or_else(|| fail(Cause::Missing(format!("it holds no image named {tag}"))))
+}
+
+/// `blobs/sha256/<hex>`: the grammar of a digest has neither slash nor `..`.
+pub(crate) fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
+}
+
+/// Writes a small file whole.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = unpublished(parent(path))?;
+    file.write_all(bytes)?;
+    publish(file, path)
+}
+
+/// A file to be filled and then published; readable as the user's umask allows, unlike usual temporary files.
+pub(crate) fn unpublished(directory: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let permissions = std::fs::Permissions::from_mode(0o666);
+    tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(directory)
+}
+
+/// Gives a finished file its name, so that it survives a crash whole or not at all.
+pub(crate) fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    File::open(parent(path))?.sync_all()
+}
+
+/// Copies all; with larger steps than `io::copy`, since each one passes decoders, digests and system calls.
+pub(crate) fn pour(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
+    let mut buffer = vec![0; 128 << 10];
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => out.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The directory of a file; `.` for a bare name.
+pub(crate) fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

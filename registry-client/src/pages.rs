@@ -1,0 +1,100 @@
+//! Lists that a registry gives in pages, each with a `Link` to the next.
+//!
+//! Invariant: a list ends: links in a circle, endless pages and links to other hosts are errors.
+
+use crate::error::Cause;
+use crate::repository::Repository;
+use crate::transport::Method;
+use crate::url::Url;
+
+/// Ends a list whose links go in a circle: a hundred million tags.
+const PAGES_LIMIT: usize = 100_000;
+/// A page is at most this long: a thousand tags of the longest kind, or a manifest.
+const PAGE_LIMIT_BYTES: u64 = 8 << 20;
+
+/// Hands the pages of a list to `take` one by one, until it says that it wants no more.
+pub(crate) fn follow(
+    repository: &Repository,
+    doing: &str,
+    first: Url,
+    headers: &[(&'static str, String)],
+    mut take: impl FnMut(&Url, Vec<u8>) -> Result<bool, Cause>,
+) -> Result<(), Cause> {
+    let mut url = first;
+    for _ in 0..PAGES_LIMIT {
+        let response = repository.request(doing, Method::Get, url.clone(), headers.to_vec())?;
+        let next = response.header("link").and_then(next_link).map(|link| url.join(link)).transpose();
+        let next = next.map_err(Cause::Malformed)?;
+        let page = response.read_up_to(PAGE_LIMIT_BYTES, &url.origin().authority())?;
+        let page = page.ok_or_else(|| Cause::Malformed(format!("{url} answered with an endless page")))?;
+        if !take(&url, page)? {
+            return Ok(());
+        }
+        match next {
+            Some(next) if next.origin() == url.origin() && next != url => url = next,
+            Some(next) if next != url => {
+                return Err(Cause::Unsafe(format!("{url} continues its list at another host, {next}")));
+            }
+            _ => return Ok(()),
+        }
+    }
+    Err(Cause::Malformed(format!("the list has more than {PAGES_LIMIT} pages")))
+}
+
+/// The target of `<...>; rel="next"` among the links of a header (RFC 8288).
+fn next_link(header: &str) -> Option<&str> {
+    let mut rest = header;
+    loop {
+        let (target, after) = rest.trim().strip_prefix('<')?.split_once('>')?;
+        let end = after.find(", <").unwrap_or(after.len());
+        let is_next = after[..end].split(';').any(|parameter| {
+            parameter.split_once('=').is_some_and(|(key, value)| {
+                key.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"').eq_ignore_ascii_case("next")
+            })
+        });
+        if is_next {
+            return Some(target);
+        }
+        rest = after.get(end + 2..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn next_links_are_read() {
+        assert_eq!(next_link(r#"</v2/a/tags/list?last=x&n=2>; rel="next""#), Some("/v2/a/tags/list?last=x&n=2"));
+        assert_eq!(next_link("<https://h/x>;title=y;rel=next"), Some("https://h/x"));
+        assert_eq!(next_link(r#"</x>; rel="prev""#), None);
+        assert_eq!(next_link(r#"</x,y>; rel="prev", </z>; rel="next""#), Some("/z"));
+        assert_eq!(next_link("/x; rel=next"), None);
+    }
+
+    #[test]
+    fn a_header_of_very_many_links_is_read_too() {
+        assert_eq!(next_link(&"</x>; rel=\"prev\", ".repeat(100_000)), None);
+    }
+
+    #[test]
+    fn headers_that_are_almost_right_are_read_without_panic_and_lead_to_what_they_hold() {
+        let seeds = [
+            r#"</v2/a/tags/list?last=x&n=2>; rel="next""#,
+            r#"</x,y>; rel="prev", </z>; title="a;b"; rel=next"#,
+            r#"<https://h/x>;title=y;rel=next"#,
+        ];
+        let found = crate::mutations::mutations(&seeds, 20_000)
+            .filter(|header| next_link(header).is_some_and(|target| header.contains(&format!("<{target}>"))))
+            .count();
+        assert!(found > 1000, "the mutations go deep: {found}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_link_is_read_without_panic(header in ".{0,60}", pieces in "[<>,; \"=/relnxt]{0,40}") {
+            let _ = (next_link(&header), next_link(&pieces));
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! For which machine an image is, and the choice of one from an index as Docker makes it.
+//!
+//! Invariant: a choice never falls on an image of another system or architecture family.
+
+use std::fmt;
+use std::str::FromStr;
+
+use oci_spec::image::Descriptor;
+
+use crate::error::{Cause, Error};
+
+/// System, architecture and variant in Go's names: `linux/arm64/v8`, with the default variant left out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Platform {
+    os: String,
+    architecture: String,
+    variant: Option<String>,
+}
+
+impl Platform {
+    /// A platform in normal form: `aarch64` is `arm64`, and `arm64/v8` and `amd64/v1` are written without variant
+    /// (<https://github.com/containerd/platforms/blob/main/database.go>).
+    pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+        let (os, architecture) = (os.to_ascii_lowercase(), architecture.to_ascii_lowercase());
+        let variant = variant.map(str::to_ascii_lowercase).filter(|variant| !variant.is_empty());
+        let (architecture, variant) = match (architecture.as_str(), variant.as_deref()) {
+            ("x86_64" | "x86-64" | "amd64", None | Some("v1")) => ("amd64", None),
+            ("x86_64" | "x86-64" | "amd64", Some(variant)) => ("amd64", Some(variant)),
+            ("aarch64" | "arm64", None | Some("8" | "v8")) => ("arm64", None),
+            ("aarch64" | "arm64", Some(variant)) => ("arm64", Some(variant)),
+            ("i386" | "i486" | "i586" | "i686" | "x86" | "386", _) => ("386", None),
+            ("armhf", _) | ("arm", None | Some("7")) => ("arm", Some("v7")),
+            ("armel", _) | ("arm", Some("6")) => ("arm", Some("v6")),
+            ("arm", Some("5")) => ("arm", Some("v5")),
+            ("arm", Some("8")) => ("arm", Some("v8")),
+            (other, variant) => (other, variant),
+        };
+        Self { os, architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
+    }
+
+    /// The platform of this program, with Linux as its system.
+    pub fn host() -> Self {
+        let architecture = match std::env::consts::ARCH {
+            "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+            "loongarch64" => "loong64",
+            other => other,
+        };
+        Self::new("linux", architecture, None)
+    }
+
+    /// The system, such as `linux`.
+    pub fn os(&self) -> &str {
+        &self.os
+    }
+
+    /// The architecture in Go's name, such as `amd64`.
+    pub fn architecture(&self) -> &str {
+        &self.architecture
+    }
+
+    /// The variant where it is not the architecture's default.
+    pub fn variant(&self) -> Option<&str> {
+        self.variant.as_deref()
+    }
+
+    /// What a machine of this platform can run, the best first.
+    fn accepted(&self) -> Vec<Self> {
+        let number = |variant: &Option<String>, default: u32| -> u32 {
+            variant.as_deref().and_then(|text| text.strip_prefix('v')?.parse().ok()).unwrap_or(default)
+        };
+        let at = |architecture: &str, variant: Option<String>| Self::new(&self.os, architecture, variant.as_deref());
+        let mut accepted = vec![self.clone()];
+        match self.architecture.as_str() {
+            "amd64" => {
+                let level = number(&self.variant, 1).min(4);
+                accepted.extend((1..level).rev().map(|lower| at("amd64", Some(format!("v{lower}")))));
+            }
+            "arm" => {
+                let level = number(&self.variant, 7).min(8);
+                accepted.extend((5..level).rev().map(|lower| at("arm", Some(format!("v{lower}")))));
+            }
+            "arm64" => {
+                accepted.push(at("arm64", None));
+                accepted.extend((5..=8).rev().map(|lower| at("arm", Some(format!("v{lower}")))));
+            }
+            _ => {}
+        }
+        accepted
+    }
+
+    /// The manifest of an index that fits best: exactly, else an older variant that the machine can run; among
+    /// equals the first. An entry without platform is taken only if it is the only image there is.
+    pub(crate) fn choose<'a>(&self, manifests: &'a [Descriptor]) -> Option<&'a Descriptor> {
+        let images = || manifests.iter().filter(|descriptor| !is_attestation(descriptor));
+        for wanted in self.accepted() {
+            if let Some(found) = images().find(|descriptor| of(descriptor).as_ref() == Some(&wanted)) {
+                return Some(found);
+            }
+        }
+        let mut all = images();
+        match (all.next(), all.next()) {
+            (Some(only), None) if only.platform().is_none() => Some(only),
+            _ => None,
+        }
+    }
+}
+
+/// The platform that a descriptor of an index states.
+pub(crate) fn of(descriptor: &Descriptor) -> Option<Platform> {
+    let platform = descriptor.platform().as_ref()?;
+    let (os, architecture) = (platform.os().to_string(), platform.architecture().to_string());
+    Some(Platform::new(&os, &architecture, platform.variant().as_deref()))
+}
+
+/// BuildKit's attestations lie in indexes as images of the platform unknown/unknown.
+fn is_attestation(descriptor: &Descriptor) -> bool {
+    let annotations = descriptor.annotations().as_ref();
+    annotations.is_some_and(|all| all.contains_key("vnd.docker.reference.type"))
+        || of(descriptor).is_some_and(|platform| platform.os == "unknown")
+}
+
+impl FromStr for Platform {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let is_word =
+            |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+        let parts: Vec<&str> = text.split('/').collect();
+        let is_good = parts.iter().all(is_word);
+        match parts.as_slice() {
+            [os, architecture] if is_good => Ok(Self::new(os, architecture, None)),
+            [os, architecture, variant] if is_good => Ok(Self::new(os, architecture, Some(variant))),
+            _ => {
+                let what = "it is written OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64".to_owned();
+                Err(Error::new(format!("understand the platform {text:?}"), Cause::Input(what)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.os, self.architecture)?;
+        self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(platforms: &[&str]) -> Vec<Descriptor> {
+        let one = |(number, text): (usize, &&str)| {
+            let mut descriptor = serde_json::json!({
+                "mediaType": "application/vnd.oci.image.manifest.v1+json", "size": number,
+                "digest": "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            });
+            let parts: Vec<&str> = text.split('/').collect();
+            if let [os, architecture, variant @ ..] = parts.as_slice() {
+                descriptor["platform"] = serde_json::json!({"os": os, "architecture": architecture});
+                if let [variant] = variant {
+                    descriptor["platform"]["variant"] = (*variant).into();
+                }
+            }
+            serde_json::from_value(descriptor).expect("a valid descriptor")
+        };
+        platforms.iter().enumerate().map(one).collect()
+    }
+
+    fn choice(wanted: &str, platforms: &[&str]) -> Option<u64> {
+        wanted.parse::<Platform>().expect("valid").choose(&index(platforms)).map(Descriptor::size)
+    }
+
+    #[test]
+    fn the_exact_platform_wins_over_an_older_variant() {
+        assert_eq!(choice("linux/amd64", &["linux/arm64/v8", "linux/amd64", "linux/386"]), Some(1));
+        assert_eq!(choice("linux/arm64", &["linux/arm/v7", "linux/arm64/v8"]), Some(1));
+        assert_eq!(choice("linux/arm/v7", &["linux/arm/v6", "linux/arm/v7"]), Some(1));
+        assert_eq!(choice("linux/amd64/v3", &["linux/amd64", "linux/amd64/v2", "linux/amd64/v4"]), Some(1));
+    }
+
+    #[test]
+    fn an_older_variant_serves_where_the_exact_one_is_missing() {
+        assert_eq!(choice("linux/arm/v7", &["linux/amd64", "linux/arm/v6"]), Some(1));
+        assert_eq!(choice("linux/amd64/v3", &["linux/amd64"]), Some(0));
+        assert_eq!(choice("linux/arm/v6", &["linux/arm/v7"]), None);
+        assert_eq!(choice("linux/amd64", &["linux/arm64", "windows/amd64"]), None);
+    }
+
+    #[test]
+    fn an_entry_without_platform_serves_only_alone() {
+        assert_eq!(choice("linux/amd64", &["?"]), Some(0));
+        assert_eq!(choice("linux/amd64", &["?", "unknown/unknown"]), Some(0));
+        assert_eq!(choice("linux/amd64", &["?", "?"]), None);
+    }
+
+    #[test]
+    fn platforms_have_one_spelling() {
+        for (text, normal) in [
+            ("linux/aarch64", "linux/arm64"),
+            ("Linux/x86_64", "linux/amd64"),
+            ("linux/arm", "linux/arm/v7"),
+            ("linux/arm64/v8", "linux/arm64"),
+            ("linux/amd64/v2", "linux/amd64/v2"),
+        ] {
+            assert_eq!(text.parse::<Platform>().expect("valid").to_string(), normal);
+        }
+        for bad in ["", "linux", "linux/", "a/b/c/d", "linux/a b"] {
+            assert!(bad.parse::<Platform>().is_err(), "{bad}");
+        }
+    }
+}

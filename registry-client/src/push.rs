@@ -1,0 +1,59 @@
+//! Pushing: a registry as a destination.
+//!
+//! Invariant: the tag moves last, when everything that its manifest points to is there.
+
+use oci_spec::image::Descriptor;
+
+use crate::client::Client;
+use crate::error::{Cause, Error};
+use crate::manifest::Manifest;
+use crate::place::{Content, Destination, Stored};
+use crate::pull::selector;
+use crate::reference::Reference;
+use crate::repository::{Repository, Selector};
+
+/// An image at a registry, to be copied to.
+#[derive(Debug, Clone)]
+pub struct RegistryDestination {
+    repository: Repository,
+    selector: Selector,
+    reference: Reference,
+}
+
+impl RegistryDestination {
+    /// The image of a reference. One with a digest takes only the manifest of that digest.
+    ///
+    /// # Errors
+    /// If the registry's name is no host.
+    pub fn new(client: &Client, reference: &Reference) -> Result<Self, Error> {
+        let repository = client.repository(reference)?.for_push();
+        Ok(Self { repository, selector: selector(reference), reference: reference.clone() })
+    }
+}
+
+impl Destination for RegistryDestination {
+    fn name(&self) -> String {
+        format!("docker://{}", self.reference)
+    }
+
+    fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
+        self.repository.has_blob(descriptor)
+    }
+
+    fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
+        self.repository.put_blob(descriptor, content)
+    }
+
+    fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
+        if !is_top {
+            return self.repository.put_manifest(manifest, &Selector::Digest(manifest.digest().clone()));
+        }
+        if let Selector::Digest(expected) = &self.selector
+            && expected != manifest.digest()
+        {
+            let cause = Cause::DigestMismatch { expected: expected.clone(), actual: manifest.digest().to_string() };
+            return Err(Error::new(format!("push the manifest of {}", self.reference), cause));
+        }
+        self.repository.put_manifest(manifest, &self.selector)
+    }
+}

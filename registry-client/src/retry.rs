@@ -1,0 +1,140 @@
+//! When to try again, and how long to wait.
+//!
+//! Invariant: only what [`Cause::is_transient`] says is tried again, and never longer than the policy allows.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::error::Cause;
+use crate::progress::Progress;
+
+/// How often and how patiently a request is repeated.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryPolicy {
+    /// Tries in all, the first included.
+    pub tries: u32,
+    /// The first wait; each next one is twice as long, and each is shortened by up to half at random.
+    pub base_wait: Duration,
+    /// No wait is longer, whether ours or the registry's.
+    pub longest_wait: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// Six tries over about half a minute: long enough for a registry's restart, short enough for a person.
+    fn default() -> Self {
+        Self { tries: 6, base_wait: Duration::from_millis(500), longest_wait: Duration::from_secs(60) }
+    }
+}
+
+/// Nothing listens at the port: a restart is over soon, a wrong name never is.
+const TRIES_IF_REFUSED: u32 = 3;
+
+impl RetryPolicy {
+    /// Runs `attempt` until it succeeds, fails for good or the tries are used up.
+    pub(crate) fn run<T>(
+        &self,
+        what: &str,
+        progress: &dyn Progress,
+        mut attempt: impl FnMut() -> Result<T, Cause>,
+    ) -> Result<T, Cause> {
+        let mut tries = 1;
+        loop {
+            let cause = match attempt() {
+                Ok(value) => return Ok(value),
+                Err(cause) => cause,
+            };
+            let Some(wait) = self.wait_after(tries, &cause) else { return Err(cause) };
+            progress.retrying(what, &cause.to_string(), wait);
+            std::thread::sleep(wait);
+            tries += 1;
+        }
+    }
+
+    /// The wait before the next try, or `None` if there is none after `tries` tries.
+    pub(crate) fn wait_after(&self, tries: u32, cause: &Cause) -> Option<Duration> {
+        let limit = if matches!(cause, Cause::Refused { .. }) { self.tries.min(TRIES_IF_REFUSED) } else { self.tries };
+        if !cause.is_transient() || tries >= limit {
+            return None;
+        }
+        if let Some(asked) = cause.retry_after() {
+            // A longer pause than we may make is a quota in disguise: the caller decides.
+            return (asked <= self.longest_wait).then_some(asked);
+        }
+        let doubled = self.base_wait.saturating_mul(1 << (tries - 1).min(16)).min(self.longest_wait);
+        // RandomState is seeded by the system: enough to keep clients from knocking in step.
+        let random = RandomState::new().hash_one(tries) % 512;
+        Some(doubled.mul_f64(1.0 - (random as f64) / 1024.0))
+    }
+}
+
+/// Reads a `Retry-After`: seconds, an HTTP date (RFC 9110 section 10.2.3), or a duration with a unit as GHCR
+/// sends ("880µs").
+pub(crate) fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    if digits > 0 {
+        let amount: f64 = text[..digits].parse().ok()?;
+        let scale = match text[digits..].trim() {
+            "" | "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" | "μs" => 1e-6,
+            "ns" => 1e-9,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        return Duration::try_from_secs_f64(amount * scale).ok();
+    }
+    let then = jiff::fmt::rfc2822::DateTimeParser::new().relaxed_weekday(true).parse_timestamp(text).ok()?;
+    let now_seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
+    Some(Duration::from_secs(u64::try_from(then.as_second()).ok()?.saturating_sub(now_seconds)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Answer;
+    use proptest::prelude::*;
+
+    fn answer(status: u16, retry_after: Option<Duration>) -> Cause {
+        Cause::Answer(Answer { status, request: "GET x".into(), code: None, message: None, retry_after })
+    }
+
+    #[test]
+    fn every_form_of_retry_after_is_read() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777 - 30);
+        let parse = |text: &str| parse_retry_after(text, now);
+        assert_eq!(parse("120"), Some(Duration::from_secs(120)));
+        assert_eq!(parse("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(30)));
+        assert_eq!(parse("Sun, 06 Nov 1974 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(parse("880µs"), Some(Duration::from_micros(880)));
+        assert_eq!(parse("1.5s"), Some(Duration::from_millis(1500)));
+        assert_eq!(parse("soon"), None);
+        assert_eq!(parse("1e999"), None);
+    }
+
+    #[test]
+    fn waits_double_and_stay_below_the_limit() {
+        let policy = RetryPolicy::default();
+        let first = policy.wait_after(1, &answer(503, None)).expect("worth it");
+        assert!(first <= policy.base_wait && first >= policy.base_wait / 2);
+        let third = policy.wait_after(3, &answer(503, None)).expect("worth it");
+        assert!(third <= policy.base_wait * 4 && third >= policy.base_wait * 2);
+        assert_eq!(policy.wait_after(6, &answer(503, None)), None);
+        assert_eq!(policy.wait_after(1, &answer(404, None)), None);
+    }
+
+    #[test]
+    fn a_wait_longer_than_ours_is_not_waited_for() {
+        let policy = RetryPolicy::default();
+        assert_eq!(policy.wait_after(1, &answer(429, Some(Duration::from_secs(2)))), Some(Duration::from_secs(2)));
+        assert_eq!(policy.wait_after(1, &answer(429, Some(Duration::from_secs(3600)))), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_retry_after_is_read_without_panic(text in ".{0,40}") {
+            let _ = parse_retry_after(&text, SystemTime::now());
+        }
+    }
+}

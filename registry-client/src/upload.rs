@@ -1,0 +1,321 @@
+//! One blob on its way into a repository: mounted, sent in one request, or in chunks where only these pass.
+//!
+//! Invariant: the blob counts as stored only after the registry confirmed its digest; a broken session is abandoned.
+
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use oci_spec::image::Descriptor;
+
+use crate::client::{MakeBody, check_move};
+use crate::error::{Cause, Error};
+use crate::place::{Content, Stored};
+use crate::repository::{Repository, check_stored};
+use crate::transport::{Body, Method, Response};
+use crate::url::Url;
+
+/// GHCR refuses larger chunks, and no registry asks for more by default.
+const CHUNK_BYTES: u64 = 4 << 20;
+/// A registry that wants larger chunks than this is not obeyed: they are held in memory.
+const CHUNK_LIMIT_BYTES: u64 = 64 << 20;
+
+/// The upload of one blob.
+pub(crate) struct Upload<'a> {
+    repository: &'a Repository,
+    descriptor: &'a Descriptor,
+    content: &'a dyn Content,
+    doing: String,
+    /// Set when the content itself failed: then no other try helps.
+    content_failed: AtomicBool,
+    /// Tries so far that failed.
+    failures: AtomicU32,
+}
+
+/// An upload session at the registry.
+struct Session {
+    location: Url,
+    chunk_bytes: u64,
+}
+
+/// What came of asking the registry to take the blob from its origin.
+enum Mount {
+    Done,
+    Session(Session),
+}
+
+impl<'a> Upload<'a> {
+    pub(crate) fn new(repository: &'a Repository, descriptor: &'a Descriptor, content: &'a dyn Content) -> Self {
+        let origin = repository.origin();
+        let doing = format!("push the blob {} to {}/{}", descriptor.digest(), origin.registry, origin.repository);
+        Self {
+            repository,
+            descriptor,
+            content,
+            doing,
+            content_failed: AtomicBool::new(false),
+            failures: AtomicU32::new(0),
+        }
+    }
+
+    /// Uploads, with new tries where the connection or the registry failed.
+    pub(crate) fn run(&self) -> Result<Stored, Error> {
+        let mut is_first = true;
+        loop {
+            let cause = match self.attempt(is_first) {
+                Ok(stored) => return Ok(stored),
+                Err(cause) => cause,
+            };
+            self.pause(cause).map_err(|cause| Error::new(&self.doing, cause))?;
+            is_first = false;
+            // The answer may have been lost, not the upload.
+            if self.repository.has_blob(self.descriptor).unwrap_or(false) {
+                return Ok(Stored::Sent);
+            }
+        }
+    }
+
+    /// Waits before another try; gives the cause back where there is none.
+    fn pause(&self, cause: Cause) -> Result<(), Cause> {
+        let client = self.repository.client();
+        let tries = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
+        let wait = client.retry().wait_after(tries, &cause).filter(|_| !self.content_failed.load(Ordering::Relaxed));
+        let Some(wait) = wait else { return Err(cause) };
+        client.progress().retrying(&self.doing, &cause.to_string(), wait);
+        std::thread::sleep(wait);
+        Ok(())
+    }
+
+    /// Repeats a single request that a rate limit refused: it has touched nothing, and to begin the whole upload again
+    /// would only be more requests for the limit to count.
+    fn patiently<T>(&self, request: impl Fn() -> Result<T, Cause>) -> Result<T, Cause> {
+        loop {
+            match request() {
+                Err(cause) if matches!(&cause, Cause::Answer(answer) if answer.status == 429) => self.pause(cause)?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn attempt(&self, is_first: bool) -> Result<Stored, Cause> {
+        let session = match is_first.then(|| self.mount()).flatten() {
+            Some(Mount::Done) => return Ok(Stored::Mounted),
+            Some(Mount::Session(session)) => session,
+            None => self.begin()?,
+        };
+        let mut location = session.location.clone();
+        let mut sent = self.patiently(|| self.send_whole(&session));
+        if let Err(Cause::Answer(answer)) = &sent
+            && answer.status == 413
+            && self.repository.host().allows_chunks()
+        {
+            self.abandon(&location);
+            let session = self.begin()?;
+            location = session.location.clone();
+            sent = self.send_in_chunks(session);
+        }
+        // A peer that is gone would only make us wait once more.
+        let is_gone = matches!(sent, Err(Cause::Broken { .. } | Cause::Stalled { .. } | Cause::Refused { .. }));
+        if sent.is_err() && !is_gone {
+            self.abandon(&location);
+        }
+        sent.map(|()| Stored::Sent)
+    }
+
+    fn begin(&self) -> Result<Session, Cause> {
+        let url = self.repository.url("blobs/uploads/");
+        let response = self.patiently(|| self.request_once(Method::Post, &url))?;
+        self.session(&url, &response)
+    }
+
+    /// Tries to mount from the origin; `None` where that is not possible, and a plain start is due.
+    fn mount(&self) -> Option<Mount> {
+        let (from, here) = (self.content.origin()?, self.repository.origin());
+        // Docker Hub answers 400 to a repository of another registry.
+        if from.registry != here.registry || from.repository == here.repository {
+            return None;
+        }
+        let url = self.repository.url("blobs/uploads/");
+        let mount_url = url.clone().with_parameter("mount", self.descriptor.digest().as_ref());
+        let mount_url = mount_url.with_parameter("from", &from.repository);
+        let scopes = self.repository.scopes().with(&format!("repository:{}:pull", from.repository));
+        let body: &MakeBody<'_> = &|| Ok(Body::Empty);
+        let mut call = self.repository.call_with_scopes(Method::Post, mount_url, Vec::new(), body, &scopes);
+        call.may_repeat = false;
+        match self.repository.client().call(&self.doing, &call) {
+            Ok(response) if response.status == 201 => Some(Mount::Done),
+            Ok(response) if response.status == 202 => self.session(&url, &response).ok().map(Mount::Session),
+            // A refused mount is no failure: the blob is sent instead.
+            _ => None,
+        }
+    }
+
+    fn session(&self, asked: &Url, response: &Response) -> Result<Session, Cause> {
+        let least_bytes = response.header("oci-chunk-min-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let chunk_bytes = CHUNK_BYTES.max(least_bytes).min(CHUNK_LIMIT_BYTES);
+        Ok(Session { location: self.location(asked, response)?, chunk_bytes })
+    }
+
+    fn location(&self, asked: &Url, response: &Response) -> Result<Url, Cause> {
+        let missing = || Cause::Malformed(format!("{asked} started an upload without saying where"));
+        let location = response.header("location").ok_or_else(missing)?;
+        let location = asked.join(location).map_err(Cause::Malformed)?;
+        check_move(self.repository.host().endpoint.origin(), &location)?;
+        Ok(location)
+    }
+
+    fn final_url(&self, session: &Session) -> Url {
+        session.location.clone().with_parameter("digest", self.descriptor.digest().as_ref())
+    }
+
+    /// PUT with the whole content, opened anew if the registry wants another token first.
+    fn send_whole(&self, session: &Session) -> Result<(), Cause> {
+        let size_bytes = self.descriptor.size();
+        let body: &MakeBody<'_> = &|| {
+            let content = self.open()?;
+            Ok(Body::Stream { content: Box::new(content), size_bytes })
+        };
+        let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
+        let mut call = self.repository.call(Method::Put, self.final_url(session), headers, body);
+        // The session is used up by the first try, but for a rate limit, whatever came of it.
+        call.may_repeat = false;
+        let response = self.repository.answer(&self.doing, &call)?;
+        self.check_created(&response)
+    }
+
+    fn check_created(&self, response: &Response) -> Result<(), Cause> {
+        if !matches!(response.status, 201 | 204) {
+            let status = response.status;
+            return Err(Cause::Malformed(format!("the registry ended the upload with {status} instead of 201")));
+        }
+        check_stored(response, self.descriptor.digest())
+    }
+
+    fn send_in_chunks(&self, mut session: Session) -> Result<(), Cause> {
+        let mut content = self.open()?;
+        let mut start = 0;
+        while start < self.descriptor.size() {
+            let mut chunk = Vec::new();
+            let read = (&mut content).take(session.chunk_bytes).read_to_end(&mut chunk);
+            read.map_err(|error| Error::from_io(&self.doing, "the content", error).into_cause())?;
+            if chunk.is_empty() {
+                return Err(Cause::Malformed("the content ended early".to_owned()));
+            }
+            self.send_chunk(&mut session, start, &chunk)?;
+            start += chunk.len() as u64;
+        }
+        let response = self.patiently(|| self.request_once(Method::Put, &self.final_url(&session)))?;
+        self.check_created(&response)
+    }
+
+    /// Sends one chunk, after a break only what the registry does not have of it.
+    fn send_chunk(&self, session: &mut Session, start: u64, chunk: &[u8]) -> Result<(), Cause> {
+        let client = self.repository.client();
+        let end = start + chunk.len() as u64;
+        let (mut tries, mut position) = (1, start);
+        while position < end {
+            match self.patch(session, position, &chunk[(position - start) as usize..]) {
+                Ok(reached) if reached == end => position = end,
+                Ok(reached) => {
+                    return Err(Cause::Malformed(format!("the registry has {reached} of {end} bytes after a chunk")));
+                }
+                Err(cause) => {
+                    let Some(wait) = client.retry().wait_after(tries, &cause) else { return Err(cause) };
+                    client.progress().retrying(&self.doing, &cause.to_string(), wait);
+                    std::thread::sleep(wait);
+                    tries += 1;
+                    position = self.status(session)?;
+                    if position < start || position > end {
+                        return Err(Cause::Malformed(format!("the registry lost bytes: it has {position} of {start}")));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// PATCH; yields the number of bytes that the registry has now.
+    fn patch(&self, session: &mut Session, from: u64, bytes: &[u8]) -> Result<u64, Cause> {
+        let body: &MakeBody<'_> = &|| Ok(Body::Bytes(bytes));
+        let to = from + bytes.len() as u64 - 1;
+        let headers =
+            vec![("Content-Type", "application/octet-stream".to_owned()), ("Content-Range", format!("{from}-{to}"))];
+        let mut call = self.repository.call(Method::Patch, session.location.clone(), headers, body);
+        call.may_repeat = false;
+        let response = self.repository.answer(&self.doing, &call)?;
+        if response.status != 202 {
+            // Amazon's registry answers 201 and drops what follows.
+            let status = response.status;
+            return Err(Cause::Malformed(format!("the registry answered {status} instead of 202 to a chunk")));
+        }
+        let has = response.header("range").map_or(Some(to + 1), range_end);
+        session.location = self.location(&session.location, &response)?;
+        has.ok_or_else(|| Cause::Malformed("the registry sent an unreadable Range".to_owned()))
+    }
+
+    /// Asks how many bytes a session has (distribution-spec, "Pushing a blob in chunks").
+    fn status(&self, session: &mut Session) -> Result<u64, Cause> {
+        let response = self.repository.request(&self.doing, Method::Get, session.location.clone(), Vec::new())?;
+        if response.header("location").is_some() {
+            session.location = self.location(&session.location, &response)?;
+        }
+        Ok(response.header("range").and_then(range_end).unwrap_or(0))
+    }
+
+    /// A request without body; the loop over the whole upload is what tries again.
+    fn request_once(&self, method: Method, url: &Url) -> Result<Response, Cause> {
+        let mut call = self.repository.call(method, url.clone(), Vec::new(), &|| Ok(Body::Empty));
+        call.may_repeat = false;
+        self.repository.answer(&self.doing, &call)
+    }
+
+    /// Frees the session; registries forget it anyway some day, so a failure is none.
+    fn abandon(&self, location: &Url) {
+        let mut call = self.repository.call(Method::Delete, location.clone(), Vec::new(), &|| Ok(Body::Empty));
+        call.may_repeat = false;
+        let _ = self.repository.client().call(&self.doing, &call);
+    }
+
+    fn open(&self) -> Result<Watched<'_>, Cause> {
+        let content = self.content.open().map_err(|error| {
+            self.content_failed.store(true, Ordering::Relaxed);
+            error.into_cause()
+        })?;
+        Ok(Watched { content, failed: &self.content_failed })
+    }
+}
+
+/// The end of `0-1023` as a count: 1024.
+fn range_end(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (first, last) = text.strip_prefix("bytes=").unwrap_or(text).split_once('-')?;
+    let last: u64 = last.parse().ok()?;
+    // docker-registry says 0-0 for nothing and for one byte; nothing is the safe reading, the byte is sent again.
+    (first == "0").then(|| if last == 0 { 0 } else { last.saturating_add(1) })
+}
+
+/// Content that remembers whether it was what failed.
+struct Watched<'a> {
+    content: Box<dyn Read + Send + 'a>,
+    failed: &'a AtomicBool,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.content.read(buffer).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_range_of_a_session_is_read() {
+        assert_eq!(range_end("0-1023"), Some(1024));
+        assert_eq!(range_end("bytes=0-9"), Some(10));
+        assert_eq!(range_end("0-0"), Some(0));
+        assert_eq!(range_end("5-9"), None);
+        assert_eq!(range_end(""), None);
+        assert_eq!(range_end("0-18446744073709551615"), Some(u64::MAX));
+    }
+}

@@ -1,0 +1,79 @@
+//! A blob that goes on at another host where one fails.
+//!
+//! Invariant: bytes that were handed out are not fetched again. That hosts agree on the content is for its digest to
+//! say, not for this file.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+
+use oci_spec::image::Descriptor;
+
+use crate::error::{Cause, Error};
+use crate::repository::Repository;
+
+/// A blob from the first of several hosts that has it.
+pub(crate) struct WaysReader {
+    /// The host in use, and those that are left.
+    ways: VecDeque<Repository>,
+    descriptor: Descriptor,
+    inner: Box<dyn Read + Send>,
+    position_bytes: u64,
+}
+
+impl WaysReader {
+    /// Opens the blob at the first of these hosts, of which there is one at least.
+    ///
+    /// # Errors
+    /// That of the last host, if none has it.
+    pub(crate) fn open(ways: Vec<Repository>, descriptor: &Descriptor) -> Result<Self, Error> {
+        let nothing = Box::new(io::empty());
+        let mut reader = Self { ways: ways.into(), descriptor: descriptor.clone(), inner: nothing, position_bytes: 0 };
+        reader.connect()?;
+        Ok(reader)
+    }
+
+    /// Opens the rest of the blob at the first host that can.
+    fn connect(&mut self) -> Result<(), Error> {
+        // Before the next one opens the partial file, the last one has to let go of it.
+        self.inner = Box::new(io::empty());
+        loop {
+            match self.ways[0].open_blob_at(&self.descriptor, self.position_bytes) {
+                Ok(inner) => {
+                    self.inner = inner;
+                    return Ok(());
+                }
+                Err(error) => self.give_up(error)?,
+            }
+        }
+    }
+
+    /// Turns to the next host; gives the error back where there is none.
+    fn give_up(&mut self, error: Error) -> Result<(), Error> {
+        // A full disk is nobody's fault but ours.
+        if self.ways.len() == 1 || matches!(error.cause(), Cause::Disk { .. }) {
+            return Err(error);
+        }
+        if let Some(failed) = self.ways.pop_front() {
+            failed.client().note_mirror_failure(failed.host(), &error);
+        }
+        Ok(())
+    }
+}
+
+impl Read for WaysReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.inner.read(buffer) {
+                Ok(count) => {
+                    self.position_bytes += count as u64;
+                    return Ok(count);
+                }
+                Err(error) => {
+                    let doing = format!("fetch the blob {}", self.descriptor.digest());
+                    self.give_up(Error::from_io(doing, "the connection", error))?;
+                    self.connect()?;
+                }
+            }
+        }
+    }
+}
