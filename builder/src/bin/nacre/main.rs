@@ -1,3 +1,104 @@
 //! The command `nacre`.
 
-fn main() {}
+mod args;
+mod commands;
+mod flags;
+mod format;
+mod progress;
+mod record;
+mod report;
+mod server;
+mod session;
+mod terminal;
+mod units;
+
+use std::process::ExitCode;
+
+use builder::rootless::{self, Entered, Mapping};
+use builder::sandbox;
+use clap::Parser;
+
+use crate::args::{Cli, Verb};
+use crate::session::Session;
+
+fn main() -> ExitCode {
+    // The sandbox starts this program again as its helper, before anything else may happen.
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == sandbox::HELPER_VERB) {
+        return ExitCode::from(sandbox::init_main());
+    }
+    let cli = Cli::parse();
+    let is_run = matches!(cli.verb, Verb::Run(_));
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            let code = report::report(&error);
+            if is_run { ExitCode::from(commands::run::OWN_FAILURE) } else { code }
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    if let Some(options) = needed_root(&cli.verb) {
+        match rootless::enter(options) {
+            Ok(Entered::Finished(code)) => return Ok(ExitCode::from(code)),
+            Ok(Entered::Inside(_)) => {}
+            // Without subordinate ids there are no files of others to remove.
+            Err(rootless::Error::NoRange { .. }) if matches!(cli.verb, Verb::Prune(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    start_log(cli.global.debug);
+    // A mount outlives this process, or ends with another one: these verbs choose their namespaces themselves.
+    match cli.verb {
+        Verb::Mount(args) => commands::mount::run(&cli.global, args),
+        Verb::MountServer(args) => commands::mount::run_server(&cli.global, args),
+        Verb::Unmount(args) => commands::unmount::run(&cli.global, &args),
+        Verb::Commit(args) => commands::commit::run(&cli.global, &args),
+        Verb::Completions(args) => commands::completions::run(&args),
+        Verb::Unshare(args) => commands::unshare::run(&args),
+        other => with_session(&Session::new(&cli.global)?, other),
+    }
+}
+
+fn with_session(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
+    match verb {
+        Verb::Build(args) => commands::build::run(session, *args),
+        Verb::Run(args) => commands::run::run(session, &args),
+        Verb::Push(args) => commands::push::run(session, &args),
+        Verb::Pull(args) => commands::pull::run(session, &args),
+        Verb::Copy(args) => commands::copy::run(session, &args),
+        Verb::Login(args) => commands::login::run(session, &args),
+        Verb::Logout(args) => commands::logout::run(session, &args),
+        Verb::Images(args) => commands::images::run(session, &args),
+        Verb::Inspect(args) => commands::inspect::run(session, &args),
+        Verb::History(args) => commands::history::run(session, &args),
+        Verb::Tag(args) => commands::tag::run(session, &args),
+        Verb::Remove(args) => commands::remove::run(session, &args),
+        Verb::Prune(args) => commands::prune::run(session, &args),
+        Verb::Mount(_)
+        | Verb::MountServer(_)
+        | Verb::Unmount(_)
+        | Verb::Commit(_)
+        | Verb::Completions(_)
+        | Verb::Unshare(_) => unreachable!("they were carried out without a session"),
+    }
+}
+
+/// What a verb needs that works with files of many owners, or with mounts of its own.
+fn needed_root(verb: &Verb) -> Option<rootless::Options> {
+    let (private_mounts, mapping) = match verb {
+        Verb::Build(_) | Verb::Run(_) => (true, Mapping::Ranges),
+        Verb::Unshare(args) if args.single_id => (true, Mapping::SingleId),
+        Verb::Unshare(_) => (true, Mapping::Ranges),
+        Verb::Commit(_) | Verb::Prune(_) => (false, Mapping::Ranges),
+        _ => return None,
+    };
+    Some(rootless::Options { private_mounts, mapping })
+}
+
+fn start_log(debug: bool) {
+    if debug {
+        let filter = tracing_subscriber::EnvFilter::new("debug");
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    }
+}

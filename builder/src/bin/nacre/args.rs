@@ -1,0 +1,83 @@
+//! The command line: one subcommand a verb, each with its own arguments in `commands/`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::commands;
+use crate::progress::Mode;
+
+/// Builds, ships and mounts container images: no daemon, no root.
+#[derive(Parser)]
+#[command(name = "nacre", version, propagate_version = true, max_term_width = 100, disable_help_subcommand = true)]
+#[command(after_help = "Names of images are those of docker: `app`, `app:1.0`, `ghcr.io/me/app@sha256:...`.\n\
+    The store lies at --root, else $NACRE_ROOT, else /var/lib/nacre (root) or ~/.local/share/nacre.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(clap::Args)]
+pub(crate) struct Global {
+    /// Where the store lies
+    #[arg(long, global = true, env = "NACRE_ROOT", value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// How to show progress
+    #[arg(long, global = true, value_enum, default_value = "auto", env = "NACRE_PROGRESS", value_name = "MODE")]
+    pub(crate) progress: Mode,
+    /// Log what happens inside, to standard error
+    #[arg(long, global = true)]
+    pub(crate) debug: bool,
+}
+
+/// The hidden verb with which the program starts itself as the server of a mount.
+pub(crate) const SERVER_VERB: &str = "mount-server";
+
+/// What to do.
+#[derive(Subcommand)]
+pub(crate) enum Verb {
+    /// Build an image from a Dockerfile
+    #[command(visible_alias = "b")]
+    Build(Box<commands::build::Args>),
+    /// Run a command in an image
+    Run(Box<commands::run::Args>),
+    /// Push an image of the store to a registry
+    Push(commands::push::Args),
+    /// Pull an image from a registry into the store
+    Pull(commands::pull::Args),
+    /// Copy an image between registries, layouts, archives and the store
+    Copy(commands::copy::Args),
+    /// Log in to a registry
+    Login(commands::login::Args),
+    /// Forget the credentials for a registry
+    Logout(commands::logout::Args),
+    /// Mount an image on a directory, or list what is mounted
+    Mount(commands::mount::Args),
+    /// Unmount a directory
+    Unmount(commands::unmount::Args),
+    /// Make an image of what was changed in a mount
+    Commit(commands::commit::Args),
+    /// List the images of the store
+    #[command(visible_alias = "ls")]
+    Images(commands::images::Args),
+    /// Show what an image consists of
+    Inspect(commands::inspect::Args),
+    /// List the steps that made an image
+    History(commands::history::Args),
+    /// Give an image further names
+    Tag(commands::tag::Args),
+    /// Remove names of images
+    #[command(visible_alias = "rmi")]
+    Remove(commands::remove::Args),
+    /// Remove what no name leads to
+    Prune(commands::prune::Args),
+    /// Run a command where builds run: in the user namespace, as its root
+    Unshare(commands::unshare::Args),
+    /// Print a script that completes command lines
+    Completions(commands::completions::Args),
+    #[command(name = SERVER_VERB, hide = true)]
+    MountServer(commands::mount::ServerArgs),
+}

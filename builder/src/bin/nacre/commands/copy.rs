@@ -1,0 +1,54 @@
+//! `nacre copy`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use builder::StorePlace;
+use registry_client::{CopyOptions, ImageName, Platform, PlatformChoice, copy, open_destination, open_source};
+
+use crate::session::{self, Session};
+
+/// Arguments of `nacre copy`.
+#[derive(clap::Args)]
+#[command(after_help = "Places are written as skopeo writes them: docker://NAME, oci:DIR[:TAG], \
+    oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; a bare name is the store.\n\n\
+    Examples:\n  nacre copy docker://debian:bookworm oci:layout:debian\n  nacre copy app docker-archive:app.tar:app:latest")]
+pub(crate) struct Args {
+    /// Where the image is
+    #[arg(value_name = "SOURCE")]
+    source: ImageName,
+    /// Where it goes
+    #[arg(value_name = "DESTINATION")]
+    destination: ImageName,
+    /// Which image of an index [default: this machine's]
+    #[arg(long, conflicts_with = "all_platforms")]
+    platform: Option<Platform>,
+    /// The index with the images of all platforms
+    #[arg(long)]
+    all_platforms: bool,
+    /// Blobs in flight at once
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: u16,
+}
+
+/// Copies an image and prints its digest.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = session.store()?;
+    let source = match (open_source(&session.client, &args.source)?, &args.source) {
+        (None, ImageName::Store(name)) => Box::new(StorePlace::existing(&store, name, session::lookup(&store, name)?)),
+        (opened, _) => opened.context("this place cannot be copied from")?,
+    };
+    let destination = match (open_destination(&session.client, &args.destination)?, &args.destination) {
+        (None, ImageName::Store(name)) => Box::new(StorePlace::new(&store, Some(name))),
+        (opened, _) => opened.context("this place cannot be copied to")?,
+    };
+    let platforms = match (&args.platform, args.all_platforms) {
+        (_, true) => PlatformChoice::All,
+        (Some(platform), false) => PlatformChoice::One(platform.clone()),
+        (None, false) => PlatformChoice::One(Platform::host()),
+    };
+    let options = CopyOptions { platforms, jobs: usize::from(args.jobs) };
+    let copied = copy(source.as_ref(), destination.as_ref(), &options, session.display.as_ref())?;
+    session.print(copied.manifest.digest().as_ref())?;
+    Ok(ExitCode::SUCCESS)
+}

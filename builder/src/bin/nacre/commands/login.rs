@@ -1,0 +1,118 @@
+//! `nacre login`.
+
+use std::io::{BufRead, Read, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use registry_client::{Credential, Secret};
+use rustix::termios::{LocalModes, OptionalActions};
+
+use crate::report::Usage;
+use crate::session::{Session, login_file};
+
+/// Docker's registry, where no other is named.
+const DEFAULT_REGISTRY: &str = "docker.io";
+
+/// Arguments of `nacre login`.
+#[derive(clap::Args)]
+#[command(after_help = "The password is verified, then kept in $REGISTRY_AUTH_FILE, else in docker's config.json, \
+    or in the credential helper that this file names.\n\n\
+    Example:\n  echo $TOKEN | nacre login ghcr.io -u me --password-stdin")]
+pub(crate) struct Args {
+    /// The registry [default: docker.io]
+    #[arg(value_name = "REGISTRY")]
+    registry: Option<String>,
+    /// The user [default: asked for]
+    #[arg(short, long, value_name = "USER")]
+    username: Option<String>,
+    /// The password; other users of this machine can see it while the program runs
+    #[arg(short, long, value_name = "PASSWORD", conflicts_with = "password_stdin")]
+    password: Option<String>,
+    /// Take the password from standard input
+    #[arg(long, requires = "username")]
+    password_stdin: bool,
+}
+
+/// Verifies a credential and keeps it.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let registry = registry(args.registry.as_deref());
+    let user = match &args.username {
+        Some(user) => user.clone(),
+        None => ask("Username: ", false)?,
+    };
+    let password = match &args.password {
+        Some(password) => password.clone(),
+        None if args.password_stdin => piped_password()?,
+        None => ask("Password: ", true)?,
+    };
+    if user.is_empty() || password.is_empty() {
+        return Err(Usage("the user name and the password must not be empty".to_owned()).into());
+    }
+    let credential = Credential::Password { user, password: Secret::new(password) };
+    session.client.log_in(&registry, &credential, &login_file()?)?;
+    session.print(&format!("logged in to {registry}"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A registry as docker's users type it: with a scheme or a path that say nothing, or not at all.
+pub(super) fn registry(typed: Option<&str>) -> String {
+    let Some(typed) = typed else { return DEFAULT_REGISTRY.to_owned() };
+    let host = typed.strip_prefix("https://").or_else(|| typed.strip_prefix("http://")).unwrap_or(typed);
+    let host = host.split('/').next().unwrap_or_default();
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY.to_owned(),
+        host => host.to_owned(),
+    }
+}
+
+/// Without the end of line that `echo` adds.
+fn piped_password() -> anyhow::Result<String> {
+    /// No registry takes longer ones; a wrong file on standard input is not read to its end.
+    const MOST_BYTES: u64 = 64 << 10;
+    let mut text = String::new();
+    std::io::stdin()
+        .take(MOST_BYTES)
+        .read_to_string(&mut text)
+        .context("cannot read the password from standard input")?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// Asks a person on the terminal, without showing a secret.
+fn ask(question: &str, is_secret: bool) -> anyhow::Result<String> {
+    let stdin = std::io::stdin();
+    if !rustix::termios::isatty(&stdin) {
+        let what = "there is no terminal to ask on: give -u USER and --password-stdin";
+        return Err(Usage(what.to_owned()).into());
+    }
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{question}").and_then(|()| stderr.flush()).context("cannot write to the terminal")?;
+    let shown = rustix::termios::tcgetattr(&stdin).context("cannot read the settings of the terminal")?;
+    let mut hidden = shown.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    if is_secret {
+        rustix::termios::tcsetattr(&stdin, OptionalActions::Flush, &hidden)
+            .context("cannot switch the terminal's echo off")?;
+    }
+    let mut line = String::new();
+    let read = stdin.lock().read_line(&mut line);
+    if is_secret {
+        rustix::termios::tcsetattr(&stdin, OptionalActions::Flush, &shown)
+            .context("cannot switch the terminal's echo on")?;
+        writeln!(stderr).context("cannot write to the terminal")?;
+    }
+    read.context("cannot read from the terminal")?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registry_is_a_host_however_it_is_typed() {
+        assert_eq!(registry(None), "docker.io");
+        assert_eq!(registry(Some("https://index.docker.io/v1/")), "docker.io");
+        assert_eq!(registry(Some("ghcr.io/me/app")), "ghcr.io");
+        assert_eq!(registry(Some("localhost:5000")), "localhost:5000");
+    }
+}

@@ -1,0 +1,25 @@
+//! `nacre logout`.
+
+use std::process::ExitCode;
+
+use crate::session::{Session, login_file};
+
+/// Arguments of `nacre logout`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The registry [default: docker.io]
+    #[arg(value_name = "REGISTRY")]
+    registry: Option<String>,
+}
+
+/// Forgets a credential. As with docker, none to forget is no failure.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let registry = super::login::registry(args.registry.as_deref());
+    let was_known = session.credentials.erase(&login_file()?, &registry)?;
+    session.print(&if was_known {
+        format!("logged out of {registry}")
+    } else {
+        format!("not logged in to {registry}")
+    })?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,45 @@
+//! `nacre prune`.
+
+use std::process::ExitCode;
+
+use layerfs::PruneOptions;
+
+use crate::format::{Format, Table};
+use crate::session::Session;
+use crate::units::human_size;
+
+/// Arguments of `nacre prune`.
+#[derive(clap::Args)]
+#[command(after_help = "Kept is what a name leads to, what a mount or a running command uses, the changes of uppers, \
+    and unless --all is given the build cache with what it names, and cache mounts.")]
+pub(crate) struct Args {
+    /// Also the build cache and the cache mounts
+    #[arg(short, long)]
+    all: bool,
+    /// How to print what was removed
+    #[arg(long, value_enum, default_value = "table")]
+    format: Format,
+}
+
+/// Removes what nothing needs, and tells how much that was.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let options = PruneOptions { keep_steps: !args.all, keep_cache_mounts: !args.all };
+    let pruned = session.store()?.prune(options)?;
+    if args.format == Format::Json {
+        let document = serde_json::json!({
+            "blobs": pruned.blobs,
+            "layers": pruned.layers,
+            "steps": pruned.steps,
+            "uppers": pruned.uppers,
+            "freed_bytes": pruned.freed_bytes,
+        });
+        session.print(&serde_json::to_string_pretty(&document)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new(["BLOBS", "LAYERS", "STEPS", "UPPERS", "FREED"]);
+    let counts = [pruned.blobs, pruned.layers, pruned.steps, pruned.uppers].map(|count| count.to_string());
+    let [blobs, layers, steps, uppers] = counts;
+    table.push([blobs, layers, steps, uppers, human_size(pruned.freed_bytes)]);
+    session.print(&table.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,38 @@
+//! `nacre push`.
+
+use std::process::ExitCode;
+
+use builder::StorePlace;
+use registry_client::{CopyOptions, PlatformChoice, Reference, RegistryDestination, copy};
+
+use crate::session::{self, Session};
+
+/// Arguments of `nacre push`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The image of the store
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Where to push it, if not to its own name
+    #[arg(value_name = "DESTINATION")]
+    destination: Option<Reference>,
+    /// Blobs in flight at once
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: u16,
+}
+
+/// Pushes an image and prints its digest.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = session.store()?;
+    let manifest = session::lookup(&store, &args.name)?;
+    let reference = match &args.destination {
+        Some(destination) => destination.clone(),
+        None => args.name.parse()?,
+    };
+    let source = StorePlace::existing(&store, &args.name, manifest);
+    let destination = RegistryDestination::new(&session.client, &reference)?;
+    let options = CopyOptions { platforms: PlatformChoice::All, jobs: usize::from(args.jobs) };
+    let copied = copy(&source, &destination, &options, session.display.as_ref())?;
+    session.print(copied.manifest.digest().as_ref())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,49 @@
+//! `nacre remove`.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use layerfs::{NamedImage, Store};
+use registry_client::Reference;
+
+use crate::session::{self, Session};
+
+/// Arguments of `nacre remove`.
+#[derive(clap::Args)]
+#[command(after_help = "The layers of an image without a name stay until `nacre prune`.")]
+pub(crate) struct Args {
+    /// Names of images; a digest, or the beginning of one, stands for all names that lead there
+    #[arg(required = true, value_name = "NAME")]
+    names: Vec<String>,
+}
+
+/// Takes names away and prints them. One that is not there fails before anything is removed.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let store = session.store()?;
+    let mut removed = BTreeSet::new();
+    for name in &args.names {
+        removed.extend(names_of(&store, name)?);
+    }
+    for name in removed {
+        store.remove_name(&name)?;
+        session.print(&name)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The names that an argument stands for: itself however it is spelled, or those of a digest.
+fn names_of(store: &Store, typed: &str) -> anyhow::Result<Vec<String>> {
+    let digest = session::lookup(store, typed)?.digest().clone();
+    let reference = typed.parse::<Reference>().ok().filter(|reference| reference.digest().is_none());
+    let images = store.images()?;
+    let is_typed = |image: &&NamedImage| {
+        let named = image.name.parse::<Reference>().ok();
+        image.name == typed
+            || (named.is_some() && named.map(|name| name.familiar()) == reference.as_ref().map(Reference::familiar))
+    };
+    let typed: Vec<String> = images.iter().filter(is_typed).map(|image| image.name.clone()).collect();
+    if !typed.is_empty() {
+        return Ok(typed);
+    }
+    Ok(images.into_iter().filter(|image| *image.descriptor.digest() == digest).map(|image| image.name).collect())
+}

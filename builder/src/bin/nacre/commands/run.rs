@@ -1,0 +1,232 @@
+//! `nacre run`.
+
+use std::fs::File;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context;
+use builder::sandbox::{Exit, Killer, Limits, Streams};
+use builder::signals::Signals;
+use builder::{Container, RunRequest, StoredImage};
+use layerfs::Store;
+use registry_client::{Cause, Platform, Reference, RegistrySource};
+use rustix::process::Signal;
+
+use crate::flags;
+use crate::report::{Hinted, Usage};
+use crate::session::Session;
+use crate::terminal::{self, Pair, RawMode};
+use crate::units::parse_size;
+
+/// Docker's exit code for what fails here, and not in the command.
+pub(crate) const OWN_FAILURE: u8 = 125;
+
+/// Arguments of `nacre run`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "The image is pulled if the store lacks it. What the command changes is forgotten when it ends; \
+    `nacre mount` keeps changes. The exit code is the command's; 125: nacre failed, 126: the command cannot be executed, \
+    127: it is not there.\n\n\
+    Examples:\n  nacre run -it debian:bookworm bash\n  nacre run -v ./src:/src:ro -w /src alpine ls -l"
+)]
+pub(crate) struct Args {
+    /// Set a variable; a bare name takes its value from here
+    #[arg(short, long, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Set the variables of a file
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<PathBuf>,
+    /// Where the command starts; made if it is missing
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
+    /// Whom it runs as
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// What runs in place of the image's entrypoint; empty for none
+    #[arg(long, value_name = "PROGRAM")]
+    entrypoint: Option<String>,
+    /// Mount a directory or file of this machine
+    #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
+    volume: Vec<String>,
+    /// The network
+    #[arg(long, default_value = "default", value_name = "default|none|host")]
+    network: String,
+    /// The host name
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<String>,
+    /// Nothing of the image can be changed
+    #[arg(long)]
+    read_only: bool,
+    /// Hand on standard input
+    #[arg(short, long)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// The most memory, such as 512m
+    #[arg(short, long, value_name = "SIZE")]
+    memory: Option<String>,
+    /// The most processors, such as 1.5
+    #[arg(long, value_name = "NUMBER")]
+    cpus: Option<String>,
+    /// The most processes and threads
+    #[arg(long, value_name = "NUMBER")]
+    pids_limit: Option<u64>,
+    /// A limit of each process, such as nofile=1024:4096
+    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
+    ulimit: Vec<String>,
+    /// The size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "SIZE")]
+    shm_size: Option<String>,
+    /// A line for /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    add_host: Vec<String>,
+    /// Always so: what the command changes is forgotten when it ends
+    #[arg(long)]
+    rm: bool,
+    /// Only there to say that it is not.
+    #[arg(long, hide = true)]
+    name: Option<String>,
+    /// The image: of the store, or else of its registry
+    #[arg(value_name = "IMAGE")]
+    image: String,
+    /// The command and its arguments [default: the image's]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs a command in an image; the exit code is the command's.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let exit = run_command(session, args)?;
+    Ok(ExitCode::from(u8::try_from(exit.code()).unwrap_or(OWN_FAILURE)))
+}
+
+fn run_command(session: &Session, args: &Args) -> anyhow::Result<Exit> {
+    let request = request(args)?;
+    if args.tty && args.interactive && !std::io::stdin().is_terminal() {
+        return Err(Hinted::error("standard input is no terminal", "leave -t out to hand on a file or a pipe"));
+    }
+    let running = Arc::new(OnceLock::new());
+    forward_signals(Signals::block().context("cannot block signals")?, Arc::clone(&running));
+    let store = session.store()?;
+    let container = Container::new(&store, &image(session, &store, &args.image)?, &request)?;
+    let exit =
+        if args.tty { with_terminal(&container, args, &running) } else { with_streams(&container, args, &running) };
+    container.end()?;
+    exit
+}
+
+/// A command that runs.
+struct Running {
+    killer: Killer,
+    terminal: Option<File>,
+}
+
+fn with_streams(container: &Container, args: &Args, running: &OnceLock<Running>) -> anyhow::Result<Exit> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let streams = Streams {
+        stdin: args.interactive.then(|| stdin.as_fd()),
+        stdout: Some(stdout.as_fd()),
+        stderr: Some(stderr.as_fd()),
+    };
+    let step = container.start(streams)?;
+    _ = running.set(Running { killer: step.killer(), terminal: None });
+    Ok(step.wait()?)
+}
+
+fn with_terminal(container: &Container, args: &Args, running: &OnceLock<Running>) -> anyhow::Result<Exit> {
+    let Pair { master, slave } = terminal::open()?;
+    let side = Some(slave.as_fd());
+    let step = container.start(Streams { stdin: side, stdout: side, stderr: side })?;
+    // Ours would keep the terminal open after the command's end.
+    drop(slave);
+    let raw = args.interactive.then(RawMode::enter).transpose()?;
+    let shown = terminal::show_output(&master)?;
+    if args.interactive {
+        terminal::forward_input(&master)?;
+    }
+    _ = running.set(Running { killer: step.killer(), terminal: Some(master) });
+    let exit = step.wait();
+    _ = shown.join();
+    drop(raw);
+    Ok(exit?)
+}
+
+/// Signals are for the command; before there is one, those that end a program end this one.
+fn forward_signals(signals: Signals, running: Arc<OnceLock<Running>>) {
+    std::thread::spawn(move || {
+        while let Ok(signal) = signals.wait() {
+            match (running.get(), signal) {
+                (_, Signal::CHILD | Signal::PIPE | Signal::URG) => {}
+                (Some(Running { terminal: Some(master), .. }), Signal::WINCH) => terminal::resize(master),
+                (_, Signal::WINCH) => {}
+                (Some(command), signal) => command.killer.signal(signal),
+                (None, Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT) =>
+                {
+                    #[expect(clippy::exit, reason = "as the signal itself would end it; drafts in the store are swept")]
+                    std::process::exit(128 + signal.as_raw())
+                }
+                (None, _) => {}
+            }
+        }
+    });
+}
+
+/// The image of the store, else of its registry.
+fn image(session: &Session, store: &Store, name: &str) -> anyhow::Result<StoredImage> {
+    match builder::open_image(store, name) {
+        Err(error) if matches!(error.cause(), Cause::Missing(_)) => {}
+        opened => return Ok(opened?),
+    }
+    let reference: Reference = name.parse()?;
+    let source = RegistrySource::new(&session.client, &reference)?;
+    let display = session.display.as_ref();
+    Ok(builder::fetch(store, &source, Some(&reference.familiar()), &Platform::host(), display)?)
+}
+
+fn request(args: &Args) -> anyhow::Result<RunRequest> {
+    if args.name.is_some() {
+        return Err(Usage("--name is not supported: a command has no name, and nothing of it stays".to_owned()).into());
+    }
+    let size = |flag: &str, text: &Option<String>| text.as_deref().map(|text| parse_size(flag, text)).transpose();
+    Ok(RunRequest {
+        command: args.command.clone(),
+        entrypoint: args
+            .entrypoint
+            .as_ref()
+            .map(|program| Some(program.clone()).filter(|p| !p.is_empty()).into_iter().collect()),
+        env: variables(args)?,
+        working_dir: args.workdir.clone(),
+        user: args.user.clone(),
+        mounts: args.volume.iter().map(|text| flags::volume(text)).collect::<Result<_, _>>()?,
+        network: flags::network(&args.network)?,
+        hostname: args.hostname.clone(),
+        read_only: args.read_only,
+        limits: Limits {
+            memory_bytes: size("--memory", &args.memory)?,
+            cpu_millis: args.cpus.as_deref().map(flags::processors).transpose()?,
+            pids: args.pids_limit,
+        },
+        ulimits: args.ulimit.iter().map(|text| flags::ulimit(text)).collect::<Result<_, _>>()?,
+        shm_size_bytes: size("--shm-size", &args.shm_size)?,
+        extra_hosts: args.add_host.iter().map(|text| flags::extra_host(text)).collect::<Result<_, _>>()?,
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
+        terminal: args.tty,
+    })
+}
+
+/// Those of files first, so that flags win.
+fn variables(args: &Args) -> anyhow::Result<Vec<(String, String)>> {
+    let mut variables = Vec::new();
+    for path in &args.env_file {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        variables.extend(flags::variables(&text)?);
+    }
+    for text in &args.env {
+        variables.extend(flags::variable(text)?);
+    }
+    Ok(variables)
+}

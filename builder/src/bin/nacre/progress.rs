@@ -1,0 +1,277 @@
+//! Progress for people and for programs: bars and a log tail on a terminal, plain lines in CI,
+//! JSON lines for tools. All of it goes to standard error; results go to standard output.
+
+use std::collections::HashMap;
+use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use builder::{Events, StepEnd, StepNumber};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use oci_spec::image::{Descriptor, Digest};
+use registry_client::Progress;
+
+/// How many of the last lines of a running step a terminal shows.
+const TAIL_LINES: usize = 6;
+
+/// `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// `tty` on a terminal, otherwise `plain`.
+    Auto,
+    /// Bars and a log tail.
+    Tty,
+    /// One line an event.
+    Plain,
+    /// One JSON object an event.
+    Rawjson,
+    /// Nothing but errors.
+    Quiet,
+}
+
+/// Shows progress in one of the modes.
+pub(crate) struct Display {
+    view: View,
+    state: Mutex<State>,
+}
+
+enum View {
+    Tty(MultiProgress),
+    Plain,
+    Json,
+    Quiet,
+}
+
+#[derive(Default)]
+struct State {
+    steps: HashMap<StepNumber, Step>,
+    blobs: HashMap<String, Blob>,
+}
+
+struct Step {
+    name: String,
+    started: Instant,
+    /// The beginning of a line whose end has not come yet.
+    partial: Vec<u8>,
+    bars: Vec<ProgressBar>,
+    tail: Vec<String>,
+}
+
+struct Blob {
+    size: u64,
+    started: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Display {
+    /// A display on standard error.
+    pub(crate) fn new(mode: Mode) -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let view = match mode {
+            Mode::Tty => View::Tty(MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10))),
+            Mode::Auto if is_terminal => {
+                View::Tty(MultiProgress::with_draw_target(ProgressDrawTarget::stderr_with_hz(10)))
+            }
+            Mode::Auto | Mode::Plain => View::Plain,
+            Mode::Rawjson => View::Json,
+            Mode::Quiet => View::Quiet,
+        };
+        Self { view, state: Mutex::default() }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.view {
+            View::Tty(bars) => {
+                // Where standard error is no terminal after all, `println` would say nothing.
+                if bars.is_hidden() {
+                    write_line(text);
+                } else {
+                    _ = bars.println(text);
+                }
+            }
+            View::Plain => write_line(text),
+            View::Json | View::Quiet => {}
+        }
+    }
+
+    fn json(&self, event: &str, mut fields: serde_json::Value) {
+        if matches!(self.view, View::Json) {
+            fields["event"] = event.into();
+            write_line(&fields.to_string());
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show_output_line(&self, number: StepNumber, step: &mut Step, line: &[u8]) {
+        let text = String::from_utf8_lossy(line);
+        let text = text.trim_end_matches('\r');
+        match &self.view {
+            View::Plain => {
+                write_line(&format!("#{} {:.3} {text}", number.0, step.started.elapsed().as_secs_f64()));
+            }
+            View::Tty(bars) if bars.is_hidden() => write_line(text),
+            View::Tty(bars) => step.show_tail(bars, text),
+            View::Json => self.json("output", serde_json::json!({ "step": number.0, "line": text })),
+            View::Quiet => {}
+        }
+    }
+}
+
+impl Step {
+    fn show_tail(&mut self, bars: &MultiProgress, text: &str) {
+        // Control characters would move the cursor out of our lines.
+        let clean: String = text.rsplit('\r').next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+        self.tail.push(clean);
+        if self.tail.len() > TAIL_LINES {
+            self.tail.remove(0);
+        }
+        if self.bars.len() <= self.tail.len() {
+            let bar = ProgressBar::new_spinner().with_style(style("   {wide_msg:.dim}"));
+            let last = self.bars.last().expect("a step on a terminal has its head line");
+            let bar = bars.insert_after(last, bar);
+            self.bars.push(bar);
+        }
+        for (bar, line) in self.bars.iter().skip(1).zip(&self.tail) {
+            bar.set_message(line.clone());
+        }
+    }
+}
+
+impl Events for Display {
+    fn step_started(&self, number: StepNumber, name: &str) {
+        let mut step = Step {
+            name: name.to_owned(),
+            started: Instant::now(),
+            partial: Vec::new(),
+            bars: Vec::new(),
+            tail: Vec::new(),
+        };
+        match &self.view {
+            View::Tty(bars) => {
+                let head =
+                    bars.add(ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {wide_msg} {elapsed}")));
+                head.set_message(name.to_owned());
+                head.enable_steady_tick(Duration::from_millis(120));
+                step.bars.push(head);
+            }
+            View::Plain => write_line(&format!("#{} {name}", number.0)),
+            View::Json => self.json("step", serde_json::json!({ "step": number.0, "name": name })),
+            View::Quiet => {}
+        }
+        self.lock().steps.insert(number, step);
+    }
+
+    fn step_output(&self, number: StepNumber, bytes: &[u8]) {
+        let mut state = self.lock();
+        let Some(step) = state.steps.get_mut(&number) else { return };
+        step.partial.extend_from_slice(bytes);
+        let mut partial = std::mem::take(&mut step.partial);
+        while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
+            let rest = partial.split_off(end + 1);
+            self.show_output_line(number, step, &partial[..end]);
+            partial = rest;
+        }
+        step.partial = partial;
+    }
+
+    fn step_ended(&self, number: StepNumber, end: StepEnd) {
+        let Some(mut step) = self.lock().steps.remove(&number) else { return };
+        let partial = std::mem::take(&mut step.partial);
+        if !partial.is_empty() {
+            self.show_output_line(number, &mut step, &partial);
+        }
+        let seconds = step.started.elapsed().as_secs_f64();
+        for bar in &step.bars {
+            bar.finish_and_clear();
+        }
+        let (plain, mark) = match end {
+            StepEnd::Done => (format!("DONE {seconds:.1}s"), format!("{seconds:.1}s")),
+            StepEnd::Cached => ("CACHED".to_owned(), "cached".to_owned()),
+            StepEnd::Failed => ("FAILED".to_owned(), "failed".to_owned()),
+        };
+        match &self.view {
+            View::Tty(_) => self.line(&format!("=> {} {mark}", step.name)),
+            View::Plain => write_line(&format!("#{} {plain}", number.0)),
+            View::Json => self.json(
+                "step-end",
+                serde_json::json!({ "step": number.0, "result": format!("{end:?}").to_lowercase(), "seconds": seconds }),
+            ),
+            View::Quiet => {}
+        }
+    }
+
+    fn warning(&self, text: &str) {
+        self.line(&format!("warning: {text}"));
+        self.json("warning", serde_json::json!({ "text": text }));
+    }
+
+    fn transfers(&self) -> &dyn Progress {
+        self
+    }
+}
+
+impl Progress for Display {
+    fn blob_started(&self, descriptor: &Descriptor) {
+        let digest = descriptor.digest().to_string();
+        let bar = match &self.view {
+            View::Tty(bars) => {
+                let template = "{prefix} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+                let bar = bars.add(ProgressBar::new(descriptor.size()).with_style(style(template)));
+                bar.set_prefix(short(&digest));
+                Some(bar)
+            }
+            _ => None,
+        };
+        self.json("blob", serde_json::json!({ "digest": digest, "size": descriptor.size() }));
+        self.lock().blobs.insert(digest, Blob { size: descriptor.size(), started: Instant::now(), bar });
+    }
+
+    fn blob_moved(&self, digest: &Digest, position_bytes: u64) {
+        if let Some(Blob { bar: Some(bar), .. }) = self.lock().blobs.get(&digest.to_string()) {
+            bar.set_position(position_bytes);
+        }
+    }
+
+    fn blob_done(&self, digest: &Digest) {
+        let digest = digest.to_string();
+        let Some(blob) = self.lock().blobs.remove(&digest) else { return };
+        if let Some(bar) = blob.bar {
+            bar.finish_and_clear();
+        }
+        let seconds = blob.started.elapsed().as_secs_f64();
+        let rate = (blob.size as f64 / seconds.max(0.001)) as u64;
+        let (size, rate) = (indicatif::HumanBytes(blob.size), indicatif::HumanBytes(rate));
+        self.line(&format!("{} {size} {seconds:.1}s {rate}/s", short(&digest)));
+        self.json("blob-end", serde_json::json!({ "digest": digest, "size": blob.size, "seconds": seconds }));
+    }
+
+    fn blob_skipped(&self, descriptor: &Descriptor) {
+        let digest = descriptor.digest().to_string();
+        self.line(&format!("{} {} already there", short(&digest), indicatif::HumanBytes(descriptor.size())));
+        self.json("blob-skipped", serde_json::json!({ "digest": digest, "size": descriptor.size() }));
+    }
+
+    fn retrying(&self, what: &str, cause: &str, wait: Duration) {
+        Events::warning(self, &format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
+    }
+
+    fn warning(&self, registry: &str, text: &str) {
+        Events::warning(self, &format!("{registry} says: {text}"));
+    }
+}
+
+fn short(digest: &str) -> String {
+    digest.strip_prefix("sha256:").unwrap_or(digest).chars().take(12).collect()
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("templates are constants, seen to work")
+}
+
+fn write_line(text: &str) {
+    // Standard error that is closed is no reason to stop a build.
+    _ = writeln!(std::io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,187 @@
+//! What the verbs share: the store, the registry client, the display. Here, and only here, the environment is read.
+
+use std::env;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use builder::StoredImage;
+use layerfs::Store;
+use oci_spec::image::Descriptor;
+use registry_client::{Cause, Client, ClientOptions, Credentials, Error, Hosts, Progress, Secret, TransportOptions};
+
+use crate::args::Global;
+use crate::progress::Display;
+use crate::report::{Hinted, OutputClosed};
+
+/// One run of the program.
+pub(crate) struct Session {
+    /// Where the store lies.
+    pub(crate) root: PathBuf,
+    /// Where progress is shown.
+    pub(crate) display: Arc<Display>,
+    /// Where credentials are looked up, kept and forgotten.
+    pub(crate) credentials: Credentials,
+    /// Registries, with the caller's credentials.
+    pub(crate) client: Client,
+}
+
+impl Session {
+    /// Reads the environment.
+    pub(crate) fn new(global: &Global) -> anyhow::Result<Self> {
+        let root = root(global)?;
+        let display = Arc::new(Display::new(global.progress));
+        let transport = TransportOptions {
+            https_proxy: variable("https_proxy").map(Secret::new),
+            // Not the upper case: a CGI program could be given it by a request header.
+            http_proxy: env::var("http_proxy").ok().filter(|proxy| !proxy.is_empty()).map(Secret::new),
+            no_proxy: variable("no_proxy"),
+            ..TransportOptions::default()
+        };
+        let credentials =
+            Credentials { files: credential_files(), helper_directories: path(), ..Credentials::default() };
+        let progress: Arc<dyn Progress> = Arc::clone(&display) as Arc<dyn Progress>;
+        let hosts = Hosts::load(&registries_conf(), &certs_directories())?;
+        // Beside the store's own files: what a killed pull had fetched is there for the next one.
+        let spool = Some(root.join("partial"));
+        let client = Client::new(ClientOptions {
+            hosts,
+            spool,
+            credentials: credentials.clone(),
+            transport,
+            progress,
+            ..ClientOptions::default()
+        });
+        Ok(Self { root, display, credentials, client })
+    }
+
+    /// Prints a line of the result.
+    pub(crate) fn print(&self, line: &str) -> anyhow::Result<()> {
+        print(line)
+    }
+
+    /// Opens the store.
+    pub(crate) fn store(&self) -> anyhow::Result<Store> {
+        open_store(&self.root)
+    }
+}
+
+/// Opens the store in a directory.
+pub(crate) fn open_store(root: &Path) -> anyhow::Result<Store> {
+    std::fs::create_dir_all(root).with_context(|| format!("cannot create the store {}", root.display()))?;
+    Ok(Store::open(root)?)
+}
+
+/// Prints a line of the result.
+pub(crate) fn print(line: &str) -> anyhow::Result<()> {
+    print_bytes(format!("{line}\n").as_bytes())
+}
+
+/// Prints bytes as they are.
+pub(crate) fn print_bytes(bytes: &[u8]) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        written => written.context("cannot write to standard output"),
+    }
+}
+
+/// Where the store lies, absolute: background servers work in another directory.
+pub(crate) fn root(global: &Global) -> anyhow::Result<PathBuf> {
+    let root = match &global.root {
+        Some(root) => root.clone(),
+        None => default_root()?,
+    };
+    std::path::absolute(&root).with_context(|| format!("cannot find the store {}", root.display()))
+}
+
+/// Finds an image of the store by a name, a digest or the beginning of one.
+pub(crate) fn lookup(store: &Store, name: &str) -> anyhow::Result<Descriptor> {
+    builder::lookup(store, name).map_err(|error| not_here(error, name))
+}
+
+/// The same, opened; of an index, the image for this machine.
+pub(crate) fn open_image(store: &Store, name: &str) -> anyhow::Result<StoredImage> {
+    builder::open_image(store, name).map_err(|error| not_here(error, name))
+}
+
+/// What is missing here is no failure of a registry, and may be had from one.
+fn not_here(error: Error, name: &str) -> anyhow::Error {
+    match error.cause() {
+        Cause::Missing(_) => {
+            Hinted::error(error.to_string(), format!("`nacre pull {name}` brings it from its registry"))
+        }
+        _ => error.into(),
+    }
+}
+
+/// Docker reads both cases of proxy variables; the lower case counts first.
+fn variable(name: &str) -> Option<String> {
+    let read = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
+    read(name).or_else(|| read(&name.to_ascii_uppercase()))
+}
+
+fn default_root() -> anyhow::Result<PathBuf> {
+    if let Some(data) = env::var_os("XDG_DATA_HOME").filter(|_| !is_root()) {
+        return Ok(PathBuf::from(data).join("nacre"));
+    }
+    if is_root() {
+        return Ok(PathBuf::from("/var/lib/nacre"));
+    }
+    let home = env::var_os("HOME").context("HOME is not set; name the store with --root")?;
+    Ok(PathBuf::from(home).join(".local/share/nacre"))
+}
+
+/// Root of the machine, not of a user namespace that stands for an ordinary user.
+fn is_root() -> bool {
+    let in_user_namespace = builder::rootless::identity().is_ok_and(|identity| identity.in_user_namespace);
+    rustix::process::geteuid().is_root() && !in_user_namespace
+}
+
+fn home(path: &str) -> Option<PathBuf> {
+    env::var_os("HOME").map(|home| Path::new(&home).join(path))
+}
+
+/// Docker's file, which login writes.
+pub(crate) fn docker_config() -> Option<PathBuf> {
+    match env::var_os("DOCKER_CONFIG") {
+        Some(directory) => Some(Path::new(&directory).join("config.json")),
+        None => home(".docker/config.json"),
+    }
+}
+
+/// The settings of containers' tools, the user's after the system's.
+fn registries_conf() -> Vec<PathBuf> {
+    if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF") {
+        return vec![file.into()];
+    }
+    let system = ["/etc/containers/registries.conf", "/etc/containers/registries.conf.d"].map(PathBuf::from);
+    let own = [home(".config/containers/registries.conf"), home(".config/containers/registries.conf.d")];
+    system.into_iter().chain(own.into_iter().flatten()).collect()
+}
+
+/// Certificates and hosts by registry, as containers' tools, docker and containerd keep them; the user's first.
+fn certs_directories() -> Vec<PathBuf> {
+    let own = [home(".config/containers/certs.d"), home(".config/docker/certs.d")];
+    let system = ["/etc/containers/certs.d", "/etc/docker/certs.d", "/etc/containerd/certs.d"].map(PathBuf::from);
+    own.into_iter().flatten().chain(system).collect()
+}
+
+/// Where programs lie, for credential helpers.
+fn path() -> Vec<PathBuf> {
+    env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
+}
+
+/// The files that hold credentials, the first to be asked first.
+fn credential_files() -> Vec<PathBuf> {
+    let own = env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from);
+    let runtime = env::var_os("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join("containers/auth.json"));
+    [own, docker_config(), runtime, home(".config/containers/auth.json")].into_iter().flatten().collect()
+}
+
+/// The file that login and logout change.
+pub(crate) fn login_file() -> anyhow::Result<PathBuf> {
+    let own = env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from);
+    own.or_else(docker_config).context("HOME is not set; name the file with REGISTRY_AUTH_FILE")
+}

@@ -1,0 +1,164 @@
+//! The patterns of `${name#pattern}`, `%` and `/`: `*` and `?` are special, everything else stands for itself.
+//!
+//! Invariant: matching costs at most [`MOST_STEPS`], whatever the pattern. Character classes do not exist here, as in
+//! BuildKit. Not the patterns of file names: those are in `context::glob`.
+
+/// Character comparisons that one substitution may cost; about a tenth of a second.
+const MOST_STEPS: usize = 20_000_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    Run,
+    One,
+    Literal(char),
+}
+
+/// A compiled pattern.
+#[derive(Debug)]
+pub(super) struct Pattern {
+    pieces: Vec<Piece>,
+    steps_left: usize,
+}
+
+/// The pattern and the value are so long that matching would stop the build.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooCostly;
+
+impl Pattern {
+    /// Compiles; a backslash makes the next character literal. `None` if the pattern ends with a lone backslash.
+    pub(super) fn new(text: &str) -> Option<Self> {
+        let mut pieces = Vec::new();
+        let mut characters = text.chars();
+        while let Some(c) = characters.next() {
+            pieces.push(match c {
+                '*' => Piece::Run,
+                '?' => Piece::One,
+                '\\' => Piece::Literal(characters.next()?),
+                _ => Piece::Literal(c),
+            });
+        }
+        pieces.dedup_by(|a, b| *a == Piece::Run && *b == Piece::Run);
+        Some(Self { pieces, steps_left: MOST_STEPS })
+    }
+
+    /// `value` without the matching prefix, the longest one if `greedy`.
+    pub(super) fn without_prefix(&mut self, value: &str, greedy: bool) -> Result<String, TooCostly> {
+        let value: Vec<char> = value.chars().collect();
+        let length = self.match_length(&value, greedy)?.unwrap_or(0);
+        Ok(value[length..].iter().collect())
+    }
+
+    /// `value` without the matching suffix, the longest one if `greedy`.
+    pub(super) fn without_suffix(&mut self, value: &str, greedy: bool) -> Result<String, TooCostly> {
+        let reversed: Vec<char> = value.chars().rev().collect();
+        self.pieces.reverse();
+        let length = self.match_length(&reversed, greedy);
+        self.pieces.reverse();
+        Ok(reversed[length?.unwrap_or(0)..].iter().rev().collect())
+    }
+
+    /// `value` with the first match, or every one, replaced. Matches are as long as can be; an empty one is none.
+    pub(super) fn replaced(&mut self, value: &str, replacement: &str, every: bool) -> Result<String, TooCostly> {
+        let value: Vec<char> = value.chars().collect();
+        let mut result = String::new();
+        let mut at = 0;
+        while at < value.len() {
+            match self.match_length(&value[at..], true)? {
+                Some(length @ 1..) => {
+                    result.push_str(replacement);
+                    at += length;
+                    if !every {
+                        break;
+                    }
+                }
+                _ => {
+                    result.push(value[at]);
+                    at += 1;
+                }
+            }
+        }
+        result.extend(&value[at..]);
+        Ok(result)
+    }
+
+    /// Length of the shortest or longest match at the beginning of `value`, by following all ways to match at once.
+    fn match_length(&mut self, value: &[char], greedy: bool) -> Result<Option<usize>, TooCostly> {
+        let end = self.pieces.len();
+        // `is_at[i]`: some way to match has used up the first `i` pieces.
+        let mut is_at = vec![false; end + 1];
+        is_at[0] = true;
+        self.skip_runs(&mut is_at);
+        let mut found = None;
+        for (length, c) in value.iter().map(Some).chain([None]).enumerate() {
+            if is_at[end] {
+                found = Some(length);
+                if !greedy {
+                    break;
+                }
+            }
+            let Some(c) = c else { break };
+            self.steps_left = self.steps_left.checked_sub(end + 1).ok_or(TooCostly)?;
+            let mut next = vec![false; end + 1];
+            for (i, piece) in self.pieces.iter().enumerate().filter(|(i, _)| is_at[*i]) {
+                match piece {
+                    Piece::Run => next[i] = true,
+                    Piece::One => next[i + 1] = true,
+                    Piece::Literal(literal) => next[i + 1] |= literal == c,
+                }
+            }
+            self.skip_runs(&mut next);
+            if !next.contains(&true) {
+                break;
+            }
+            is_at = next;
+        }
+        Ok(found)
+    }
+
+    /// A run may match nothing.
+    fn skip_runs(&self, is_at: &mut [bool]) {
+        for (i, piece) in self.pieces.iter().enumerate() {
+            is_at[i + 1] |= is_at[i] && *piece == Piece::Run;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::new(text).expect("no trailing backslash")
+    }
+
+    #[test]
+    fn prefix_and_suffix_take_the_shortest_or_the_longest_match() {
+        assert_eq!(pattern("b*n").without_prefix("banana-split", false), Ok("ana-split".into()));
+        assert_eq!(pattern("b*n").without_prefix("banana-split", true), Ok("a-split".into()));
+        assert_eq!(pattern(".*").without_suffix("archive.tar.gz", false), Ok("archive.tar".into()));
+        assert_eq!(pattern(".*").without_suffix("archive.tar.gz", true), Ok("archive".into()));
+        assert_eq!(pattern("x*").without_prefix("banana", true), Ok("banana".into()));
+        assert_eq!(pattern("*").without_suffix("한국어", false), Ok("한국어".into()));
+    }
+
+    #[test]
+    fn replacement_is_greedy_and_literal() {
+        assert_eq!(pattern("s*").replaced("mississippi", "X", false), Ok("miX".into()));
+        assert_eq!(pattern("ss").replaced("mississippi", "$1", true), Ok("mi$1i$1ippi".into()));
+        assert_eq!(pattern("?").replaced("한국", ".", true), Ok("..".into()));
+        assert_eq!(pattern("").replaced("abc", "X", true), Ok("abc".into()));
+    }
+
+    #[test]
+    fn a_backslash_makes_the_next_character_literal() {
+        assert_eq!(pattern("a\\*").without_prefix("a*b", false), Ok("b".into()));
+        assert!(Pattern::new("a\\").is_none());
+    }
+
+    #[test]
+    fn a_hostile_pattern_ends_with_an_error() {
+        let value = "a".repeat(60_000);
+        let mut hostile = pattern(&format!("{}b", "*a".repeat(2_000)));
+        assert_eq!(hostile.replaced(&value, "x", true), Err(TooCostly));
+    }
+}

@@ -1,0 +1,87 @@
+//! Values that are checked once they are expanded: the ports of EXPOSE and the signal of STOPSIGNAL.
+//!
+//! Invariant: what is accepted here is what the Docker Engine accepts.
+
+/// A value that makes no sense; a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ValueError(String);
+
+/// The ports that one expanded word of EXPOSE stands for, as an image's config names them: `80/tcp`.
+/// `8000-8002/udp` is a range; of `ip:host:container` only the last part counts.
+///
+/// # Errors
+/// A port that is no number below 65536, a range that runs backwards, a protocol other than tcp, udp or sctp.
+pub fn exposed_ports(word: &str) -> Result<Vec<String>, ValueError> {
+    let (mapping, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
+    let protocol = protocol.to_lowercase();
+    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
+        return Err(ValueError(format!("invalid proto in port {word:?}: one of tcp, udp, sctp")));
+    }
+    let container = mapping.rsplit(':').next().unwrap_or_default();
+    let (first, last) = container.split_once('-').unwrap_or((container, container));
+    let number = |text: &str| {
+        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let parsed = text.parse::<u16>().ok().filter(|_| is_number);
+        parsed.ok_or_else(|| ValueError(format!("invalid containerPort: {word}")))
+    };
+    let (first, last) = (number(first)?, number(last)?);
+    if first > last {
+        return Err(ValueError(format!("invalid range of ports: {word}")));
+    }
+    Ok((first..=last).map(|port| format!("{port}/{protocol}")).collect())
+}
+
+/// Linux signals without the real-time ones: `man 7 signal`.
+const SIGNALS: [&str; 34] = [
+    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
+    "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
+    "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
+];
+
+/// Checks the expanded value of STOPSIGNAL: a number, or a name with or without `SIG`, in any case. The image's config
+/// keeps it as it is written.
+///
+/// # Errors
+/// No such signal.
+pub fn check_signal(text: &str) -> Result<(), ValueError> {
+    let upper = text.to_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    // The Engine counts RTMIN+1 to RTMIN+15 and RTMAX-14 to RTMAX-1.
+    let is_offset = |prefix: &str, most: u8| {
+        let digits = name.strip_prefix(prefix).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+        digits.and_then(|digits| digits.parse().ok()).is_some_and(|offset| (1..=most).contains(&offset))
+    };
+    let is_known = text.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number))
+        || SIGNALS.contains(&name)
+        || matches!(name, "RTMIN" | "RTMAX")
+        || is_offset("RTMIN+", 15)
+        || is_offset("RTMAX-", 14);
+    if is_known { Ok(()) } else { Err(ValueError(format!("invalid signal: {text}"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_has_a_protocol_and_a_range_is_all_its_ports() {
+        assert_eq!(exposed_ports("80").expect("valid"), ["80/tcp"]);
+        assert_eq!(exposed_ports("443/TCP").expect("valid"), ["443/tcp"]);
+        assert_eq!(exposed_ports("8000-8002/udp").expect("valid"), ["8000/udp", "8001/udp", "8002/udp"]);
+        assert_eq!(exposed_ports("127.0.0.1:8080:80/sctp").expect("valid"), ["80/sctp"]);
+        for bad in ["eighty", "", "80/", "80/icmp", "9-8", "65536", "-1", "+1", "1-", "80/tcp/udp"] {
+            assert!(exposed_ports(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_signal_is_a_number_or_a_name() {
+        for good in ["9", "QUIT", "SIGTERM", "sigusr1", "RTMIN+3", "SIGRTMAX-14", "RTMAX"] {
+            assert_eq!(check_signal(good), Ok(()), "{good}");
+        }
+        for bad in ["SIGNOTHING", "0", "65", "", "SIG", "RTMIN+16", "RTMIN+", "RTMAX-+1"] {
+            assert!(check_signal(bad).is_err(), "{bad}");
+        }
+    }
+}

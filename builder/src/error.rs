@@ -1,0 +1,83 @@
+//! Why a build failed: what happened, at which place of the Dockerfile, and whose fault it is.
+
+use std::path::PathBuf;
+
+use crate::dockerfile::{DockerfileError, Source, Span};
+
+/// A failed build.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The Dockerfile is wrong, or an instruction cannot be carried out.
+    #[error(transparent)]
+    Dockerfile(#[from] DockerfileError),
+    /// The command of a RUN step ended with an error.
+    #[error("{at}")]
+    Step {
+        /// Where, and in words what.
+        at: Box<DockerfileError>,
+        /// The exit code; 128 + n for signal n.
+        exit_code: i32,
+        /// The last lines that it wrote.
+        tail: Vec<String>,
+    },
+    /// An image could not be had from, or given to, a registry, layout or archive.
+    #[error("{}{source}", at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default())]
+    Image {
+        /// The instruction that wanted it.
+        at: Option<Box<DockerfileError>>,
+        /// Why.
+        source: registry_client::Error,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] layerfs::StoreError),
+    /// A layer could not be made.
+    #[error(transparent)]
+    Commit(#[from] crate::commit::CommitError),
+    /// What was asked for makes no sense: a flag, a name, a file that is not there.
+    #[error("{0}")]
+    Request(String),
+    /// A file outside of the store could not be read or written.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// The verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl BuildError {
+    /// Makes errors about one file: `map_err(BuildError::file("read", path))`.
+    pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { action, path, source }
+    }
+}
+
+/// An instruction's site in its Dockerfile: turns what went wrong there into an error.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) source: Source,
+    pub(crate) span: Span,
+}
+
+impl Site {
+    /// The same file, at a part of the instruction.
+    pub(crate) fn at(&self, span: Span) -> Self {
+        Self { source: self.source.clone(), span }
+    }
+
+    /// `message` at this place.
+    pub(crate) fn error(&self, message: impl Into<String>) -> DockerfileError {
+        self.source.error(self.span, message)
+    }
+
+    /// Adds this place to any error.
+    pub(crate) fn because<E: std::fmt::Display>(&self) -> impl FnOnce(E) -> BuildError {
+        let site = self.clone();
+        move |cause| site.error(cause.to_string()).into()
+    }
+}

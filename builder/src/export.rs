@@ -1,0 +1,201 @@
+//! A tree to plain files: a directory, or one tar of the whole root.
+//!
+//! Invariant: nothing is written outside the destination: directories are made here and are opened
+//! without following links.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use layerfs::{Attributes, Entry, EntryKind, EntryPath, FileKind, TarWriter, Tree, TreeInode};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+
+use crate::changeset::{ChangeSet, Content, join};
+use crate::error::BuildError;
+
+/// Directory entries read at a time.
+const BATCH: usize = 4096;
+
+/// Whose the exported files are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ownership {
+    /// As in the tree; needs root.
+    Kept,
+    /// The caller's.
+    Own,
+}
+
+/// Writes what lies at `path` of a tree into an existing directory.
+///
+/// # Errors
+/// If the path is not there, or something cannot be written.
+pub fn to_directory(
+    tree: &Arc<dyn Tree>,
+    path: &[u8],
+    directory: &Path,
+    ownership: Ownership,
+) -> Result<(), BuildError> {
+    let failed = BuildError::file("export to", directory);
+    let export = || {
+        let top = ChangeSet::new(Arc::clone(tree)).below_at(path)?.ok_or(io::ErrorKind::NotFound)?;
+        let root = File::open(directory)?;
+        let mut exporter = Exporter { tree, ownership, links: HashMap::new(), root: root.as_fd() };
+        exporter.children(root.as_fd(), top, &[])
+    };
+    export().map_err(failed)
+}
+
+struct Exporter<'a> {
+    tree: &'a Arc<dyn Tree>,
+    ownership: Ownership,
+    /// The first path of each file with several names.
+    links: HashMap<TreeInode, Vec<u8>>,
+    root: BorrowedFd<'a>,
+}
+
+impl Exporter<'_> {
+    fn children(&mut self, at: BorrowedFd<'_>, directory: TreeInode, path: &[u8]) -> io::Result<()> {
+        let mut start = 0;
+        loop {
+            let entries = self.tree.entries(directory, start, BATCH)?;
+            for entry in &entries {
+                let path = join(path, &entry.name);
+                self.entry(at, &entry.name, entry.inode, &path).map_err(|error| with_path(&path, &error))?;
+            }
+            if entries.len() < BATCH {
+                return Ok(());
+            }
+            start += entries.len() as u64;
+        }
+    }
+
+    fn entry(&mut self, at: BorrowedFd<'_>, name: &[u8], inode: TreeInode, path: &[u8]) -> io::Result<()> {
+        let attributes = self.tree.attributes(inode)?;
+        if attributes.kind != FileKind::Directory {
+            match rustix::fs::unlinkat(at, name, AtFlags::empty()) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(first) = self.links.get(&inode) {
+                return Ok(rustix::fs::linkat(self.root, first.as_slice(), at, name, AtFlags::empty())?);
+            }
+        }
+        match attributes.kind {
+            FileKind::Directory => {
+                let directory = self.make_directory(at, name)?;
+                self.children(directory.as_fd(), inode, path)?;
+            }
+            FileKind::File => {
+                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+                let mut file = File::from(rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?);
+                io::copy(&mut Content::Tree(Arc::clone(self.tree), inode).reader(), &mut file)?;
+            }
+            FileKind::Symlink => rustix::fs::symlinkat(self.tree.read_link(inode)?.as_slice(), at, name)?,
+            FileKind::Fifo => rustix::fs::mknodat(at, name, FileType::Fifo, Mode::RUSR, 0)?,
+            FileKind::CharacterDevice | FileKind::BlockDevice => {
+                let (major, minor) = attributes.device;
+                let kind = match attributes.kind {
+                    FileKind::BlockDevice => FileType::BlockDevice,
+                    _ => FileType::CharacterDevice,
+                };
+                rustix::fs::mknodat(at, name, kind, Mode::RUSR, rustix::fs::makedev(major, minor))?;
+            }
+            FileKind::Socket => return Ok(()),
+        }
+        if attributes.links > 1 && attributes.kind != FileKind::Directory {
+            self.links.insert(inode, path.to_vec());
+        }
+        self.finish(at, name, &attributes)
+    }
+
+    fn make_directory(&self, at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::mkdirat(at, name, Mode::RWXU) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(rustix::fs::openat(at, name, flags, Mode::empty())?)
+    }
+
+    /// Owner, mode and time, in the order in which none undoes another.
+    fn finish(&self, at: BorrowedFd<'_>, name: &[u8], attributes: &Attributes) -> io::Result<()> {
+        if self.ownership == Ownership::Kept {
+            let (uid, gid) = (rustix::fs::Uid::from_raw(attributes.uid), rustix::fs::Gid::from_raw(attributes.gid));
+            rustix::fs::chownat(at, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        if attributes.kind != FileKind::Symlink {
+            rustix::fs::chmodat(at, name, Mode::from_raw_mode(attributes.mode), AtFlags::empty())?;
+        }
+        let time =
+            Timespec { tv_sec: attributes.modified.seconds, tv_nsec: i64::from(attributes.modified.nanoseconds) };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(rustix::fs::utimensat(at, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// Writes a whole tree as one tar.
+///
+/// # Errors
+/// If the tree cannot be read or the tar not be written.
+pub fn to_tar(tree: &Arc<dyn Tree>, writer: impl Write) -> io::Result<()> {
+    let mut found = Vec::new();
+    collect(tree, TreeInode::ROOT, &EntryPath::root(), &mut found)?;
+    // A tar is sorted by whole paths, in which `a.b` comes before `a/b`.
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let mut writer = TarWriter::new(writer);
+    let mut links: HashMap<TreeInode, EntryPath> = HashMap::new();
+    for (path, inode) in found {
+        let attributes = tree.attributes(inode)?;
+        let (major, minor) = attributes.device;
+        let kind = match attributes.kind {
+            FileKind::Socket => continue,
+            FileKind::Directory => EntryKind::Directory,
+            _ if links.contains_key(&inode) => EntryKind::HardLink { target: links[&inode].clone() },
+            FileKind::File => EntryKind::File { size_bytes: attributes.size_bytes },
+            FileKind::Symlink => EntryKind::Symlink { target: tree.read_link(inode)? },
+            FileKind::CharacterDevice => EntryKind::CharacterDevice { major, minor },
+            FileKind::BlockDevice => EntryKind::BlockDevice { major, minor },
+            FileKind::Fifo => EntryKind::Fifo,
+        };
+        if attributes.links > 1 && attributes.kind != FileKind::Directory {
+            links.entry(inode).or_insert_with(|| path.clone());
+        }
+        let is_file = matches!(kind, EntryKind::File { .. });
+        let Attributes { mode, uid, gid, modified, .. } = attributes;
+        let entry = Entry { path, kind, mode, uid, gid, modified, xattrs: tree.xattrs(inode)? };
+        let content = Content::Tree(Arc::clone(tree), inode);
+        let appended = if is_file {
+            writer.append(&entry, &mut content.reader())
+        } else {
+            writer.append(&entry, &mut io::empty())
+        };
+        appended.map_err(io::Error::other)?;
+    }
+    writer.finish().map_err(io::Error::other)?.flush()
+}
+
+fn collect(
+    tree: &Arc<dyn Tree>,
+    directory: TreeInode,
+    path: &EntryPath,
+    found: &mut Vec<(EntryPath, TreeInode)>,
+) -> io::Result<()> {
+    for child in tree.entries(directory, 0, usize::MAX)? {
+        let path = path.join(&child.name).map_err(io::Error::other)?;
+        found.push((path.clone(), child.inode));
+        if child.kind == FileKind::Directory {
+            collect(tree, child.inode, &path, found)?;
+        }
+    }
+    Ok(())
+}
+
+fn with_path(path: &[u8], error: &io::Error) -> io::Error {
+    match error.get_ref() {
+        Some(_) => io::Error::new(error.kind(), error.to_string()),
+        None => io::Error::new(error.kind(), format!("/{}: {error}", path.escape_ascii())),
+    }
+}

@@ -1,0 +1,100 @@
+//! What a build begins with or copies from: images of the store, a registry or an OCI layout, and ignore files.
+
+use std::path::Path;
+
+use layerfs::Store;
+use registry_client::{
+    Cause, CopyOptions, Error, OciLayout, Platform, PlatformChoice, Progress, Reference, RegistrySource, Source,
+    choose_image, copy,
+};
+
+use crate::build::Builder;
+use crate::context::{Patterns, ignore_file_names};
+use crate::error::{BuildError, Site};
+use crate::place::{StorePlace, StoredImage};
+use crate::plan::Origin;
+use crate::request::NamedContext;
+
+/// The image of an origin, brought into the store if it is not there.
+pub(crate) fn image(
+    builder: &Builder<'_>,
+    origin: &Origin,
+    platform: &Platform,
+    site: Option<&Site>,
+) -> Result<StoredImage, BuildError> {
+    let progress = builder.events.transfers();
+    let found = match origin {
+        Origin::Image(name) => named(builder, name, platform, progress),
+        Origin::Context(NamedContext::Image(name)) => named(builder, name, platform, progress),
+        Origin::Context(NamedContext::OciLayout(directory, name)) => {
+            let source = OciLayout::new(directory, name.clone());
+            fetch(builder.store, &source, None, platform, progress)
+        }
+        Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_)) => {
+            unreachable!("the callers deal with what is no image")
+        }
+    };
+    found.map_err(|source| BuildError::Image { at: site.map(|site| Box::new(site.error("FROM"))), source })
+}
+
+fn named(
+    builder: &Builder<'_>,
+    name: &str,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<StoredImage, Error> {
+    let reference: Reference = name.parse()?;
+    if !builder.request().pull
+        && let Some(image) = stored(builder.store, &reference, platform)?
+    {
+        return Ok(image);
+    }
+    let source = RegistrySource::new(builder.client, &reference)?;
+    fetch(builder.store, &source, Some(&reference.familiar()), platform, progress)
+}
+
+/// An image that the store has under a name, if it is one for the platform.
+pub fn stored(store: &Store, reference: &Reference, platform: &Platform) -> Result<Option<StoredImage>, Error> {
+    let Some(manifest) = crate::names::find(store, reference)? else { return Ok(None) };
+    let place = StorePlace::existing(store, &reference.familiar(), manifest);
+    let manifest = match choose_image(&place, platform) {
+        Err(error) if matches!(error.cause(), Cause::Missing(_)) => return Ok(None),
+        chosen => chosen?,
+    };
+    let image = StoredImage::open(store, &manifest.descriptor())?;
+    let config = &image.config;
+    let is_fitting = config.architecture == platform.architecture() && config.os == platform.os();
+    Ok(is_fitting.then_some(image))
+}
+
+/// Copies one image into the store and opens it.
+pub fn fetch(
+    store: &Store,
+    source: &dyn Source,
+    name: Option<&str>,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<StoredImage, Error> {
+    let options = CopyOptions { platforms: PlatformChoice::One(platform.clone()), ..CopyOptions::default() };
+    let copied = copy(source, &StorePlace::new(store, name), &options, progress)?;
+    StoredImage::open(store, &copied.manifest.descriptor())
+}
+
+/// What the ignore file of a context leaves out: the Dockerfile's own, else the context's.
+pub(crate) fn ignore_patterns(context: &Path, dockerfile: Option<&Path>) -> Result<Patterns, BuildError> {
+    let names = match dockerfile {
+        Some(dockerfile) => ignore_file_names(dockerfile, context).to_vec(),
+        None => vec![context.join(".dockerignore")],
+    };
+    for name in names {
+        match std::fs::read(&name) {
+            Ok(bytes) => {
+                let parsed = Patterns::parse(&name.to_string_lossy(), &bytes);
+                return parsed.map_err(|error| BuildError::Request(error.to_string()));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(BuildError::file("read", name)(error)),
+        }
+    }
+    Ok(Patterns::default())
+}

@@ -1,0 +1,182 @@
+//! The store as a place that images are copied from and to: layers are inflated and indexed while
+//! they come in, and nothing gets a name before all of it is there and fits together.
+
+use std::io::Read;
+
+use layerfs::{DiffId, Layer, Store, StoreError};
+use oci_spec::image::{Descriptor, Digest};
+use registry_client::{
+    Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, Source, Stored,
+    VerifyingReader,
+};
+
+use crate::image::ImageConfig;
+
+/// Configurations are small; what is larger is no configuration.
+const MOST_CONFIG_BYTES: u64 = 8 << 20;
+
+/// An image of the store, or the place of one that comes.
+#[derive(Debug, Clone)]
+pub struct StorePlace<'a> {
+    store: &'a Store,
+    name: Option<String>,
+    manifest: Option<Descriptor>,
+}
+
+impl<'a> StorePlace<'a> {
+    /// An image that is there, by its manifest; `name` is for messages.
+    pub fn existing(store: &'a Store, name: &str, manifest: Descriptor) -> Self {
+        Self { store, name: Some(name.to_owned()), manifest: Some(manifest) }
+    }
+
+    /// Where an image goes; `None` gives it no name.
+    pub fn new(store: &'a Store, name: Option<&str>) -> Self {
+        Self { store, name: name.map(str::to_owned), manifest: None }
+    }
+
+    fn error(&self, doing: &str, error: StoreError) -> Error {
+        match error {
+            // The stream that the store read from failed, not the store.
+            StoreError::Receive { what, source } => {
+                Error::from_io(format!("receive {what}"), self.store.root(), source)
+            }
+            error => Error::new(format!("{doing} in the store"), Cause::Place(Box::new(error))),
+        }
+    }
+
+    fn check_image(&self, manifest: &Manifest) -> Result<(), Error> {
+        let ManifestContent::Image { config, layers } = manifest.content() else { return Ok(()) };
+        let checked = |error| self.error("check the image", error);
+        let config = self.store.read_blob(config.digest(), MOST_CONFIG_BYTES).map_err(checked)?;
+        // An artifact's config is no image configuration; it has no layers to compare.
+        let Ok(config) = serde_json::from_slice::<ImageConfig>(&config) else { return Ok(()) };
+        if !layers.iter().all(is_layer) {
+            return Ok(());
+        }
+        let wanted = &config.rootfs.diff_ids;
+        let mut found = Vec::new();
+        for layer in &layers {
+            let layer = self.store.layer_of_blob(layer.digest()).map_err(checked)?;
+            found.extend(layer.map(|layer| layer.diff_id.to_string()));
+        }
+        if *wanted == found {
+            return Ok(());
+        }
+        let what = format!("its layers have the diff ids {found:?}, but its configuration says {wanted:?}");
+        Err(Error::new(format!("accept the image {}", Source::name(self)), Cause::Malformed(what)))
+    }
+}
+
+impl Source for StorePlace<'_> {
+    fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| "the store".to_owned())
+    }
+
+    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+        let name = Source::name(self);
+        let missing = || Error::new(format!("find {name}"), Cause::Missing("it is not in the store".to_owned()));
+        let digest = digest.or(self.manifest.as_ref().map(Descriptor::digest)).ok_or_else(missing)?;
+        let bytes =
+            self.store.read_blob(digest, MANIFEST_LIMIT_BYTES).map_err(|error| self.error("read a manifest", error))?;
+        let media_type = self.manifest.as_ref().map(|descriptor| descriptor.media_type().to_string());
+        Manifest::new(media_type.as_deref(), bytes).map_err(|cause| Error::new(format!("read {name}"), cause))
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        let blob = self.store.open_blob(descriptor.digest()).map_err(|error| self.error("open a blob", error))?;
+        Ok(Box::new(VerifyingReader::new(blob.file, descriptor)?))
+    }
+}
+
+impl Destination for StorePlace<'_> {
+    fn name(&self) -> String {
+        Source::name(self)
+    }
+
+    fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
+        let looked = |error| self.error("look for a blob", error);
+        if is_layer(descriptor) {
+            return Ok(self.store.layer_of_blob(descriptor.digest()).map_err(looked)?.is_some());
+        }
+        self.store.has_blob(descriptor.digest()).map_err(looked)
+    }
+
+    fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
+        let reader = content.open()?;
+        let stored = if is_layer(descriptor) {
+            self.store.ingest_layer(reader, descriptor, None).map(drop)
+        } else {
+            self.store.put_blob(reader, descriptor)
+        };
+        stored.map_err(|error| self.error("keep a blob", error))?;
+        Ok(Stored::Sent)
+    }
+
+    fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
+        self.check_image(manifest)?;
+        let descriptor = manifest.descriptor();
+        let kept = |error| self.error("keep a manifest", error);
+        self.store.put_blob(manifest.bytes(), &descriptor).map_err(kept)?;
+        match &self.name {
+            Some(name) if is_top => self.store.set_name(name, &descriptor).map_err(kept),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An image of the store, opened: its configuration and its layers.
+#[derive(Debug, Clone)]
+pub struct StoredImage {
+    /// The manifest's descriptor.
+    pub manifest: Descriptor,
+    /// The configuration.
+    pub config: ImageConfig,
+    /// The layers, the lowest first, each with the descriptor that the manifest has for it.
+    pub layers: Vec<Layer>,
+}
+
+impl StoredImage {
+    /// Opens an image by its manifest, and reads layers whose tar is missing from their blobs again.
+    ///
+    /// # Errors
+    /// If something of it is missing or damaged.
+    pub fn open(store: &Store, manifest: &Descriptor) -> Result<Self, Error> {
+        let place = StorePlace::existing(store, manifest.digest().as_ref(), manifest.clone());
+        let document = place.manifest(None)?;
+        let ManifestContent::Image { config, layers } = document.content() else {
+            let what = "it is an index of several images; name one of them".to_owned();
+            return Err(Error::new(format!("open {}", manifest.digest()), Cause::Malformed(what)));
+        };
+        let opened = |error| place.error("open an image", error);
+        let bytes = store.read_blob(config.digest(), MOST_CONFIG_BYTES).map_err(opened)?;
+        let config: ImageConfig = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::new("read the image's configuration", Cause::Malformed(error.to_string())))?;
+        let layers = layers
+            .iter()
+            .zip(&config.rootfs.diff_ids)
+            .map(|(descriptor, diff_id)| {
+                let diff_id: Option<DiffId> = diff_id.parse().ok();
+                let found = store.layer_of_blob(descriptor.digest())?;
+                let layer = match found {
+                    Some(layer) => layer,
+                    None => store.ingest_stored_layer(descriptor, diff_id.as_ref())?,
+                };
+                Ok(Layer { diff_id: layer.diff_id, descriptor: descriptor.clone() })
+            })
+            .collect::<Result<Vec<_>, StoreError>>()
+            .map_err(opened)?;
+        Ok(Self { manifest: manifest.clone(), config, layers })
+    }
+
+    /// The diff ids of the layers.
+    pub fn diff_ids(&self) -> Vec<DiffId> {
+        self.layers.iter().map(|layer| layer.diff_id).collect()
+    }
+}
+
+/// Whether a blob is a layer that can be mounted.
+fn is_layer(descriptor: &Descriptor) -> bool {
+    let media_type = descriptor.media_type().to_string();
+    media_type.starts_with("application/vnd.oci.image.layer.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.")
+}

@@ -1,0 +1,279 @@
+//! A Dockerfile to the stages that have to be built: global arguments, bases, and which stage needs which.
+//!
+//! Invariant: a stage needs only stages before it, so that building on demand ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use registry_client::Platform;
+
+use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Stage};
+use crate::error::{BuildError, Site};
+use crate::machine;
+use crate::request::{BuildRequest, NamedContext};
+
+/// What to build.
+pub(crate) struct Plan<'d> {
+    /// All stages of the file, in order.
+    pub(crate) stages: Vec<PlannedStage<'d>>,
+    /// The one that the result is made of.
+    pub(crate) target: usize,
+    /// The values of the global ARGs and of the platform arguments.
+    pub(crate) globals: BTreeMap<String, String>,
+    /// What the target is built for.
+    pub(crate) platform: Platform,
+}
+
+/// One stage.
+pub(crate) struct PlannedStage<'d> {
+    /// The instructions.
+    pub(crate) stage: &'d Stage,
+    /// What progress and errors call it: its name, or `stage-1`.
+    pub(crate) label: String,
+    /// What it begins with.
+    pub(crate) base: Origin,
+    /// What it is built for.
+    pub(crate) platform: Platform,
+}
+
+/// Where files come from: what FROM, `--from` and `from=` can name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Nothing.
+    Scratch,
+    /// A stage of the file, by its number.
+    Stage(usize),
+    /// A context that the caller named.
+    Context(NamedContext),
+    /// An image.
+    Image(String),
+}
+
+impl<'d> Plan<'d> {
+    /// Plans a build for one of the platforms that are asked for.
+    ///
+    /// # Errors
+    /// If a name or platform makes no sense, or a stage has RUN steps that this machine cannot carry out.
+    pub(crate) fn new(
+        dockerfile: &'d Dockerfile,
+        request: &BuildRequest,
+        platform: &Platform,
+    ) -> Result<Self, BuildError> {
+        let globals = globals(dockerfile, request, platform)?;
+        let mut plan = Self { stages: Vec::new(), target: 0, globals, platform: platform.clone() };
+        for (index, stage) in dockerfile.stages.iter().enumerate() {
+            let planned = plan.stage(dockerfile, request, index, stage)?;
+            plan.stages.push(planned);
+        }
+        plan.target = plan.find_target(dockerfile, request)?;
+        plan.check_machine(dockerfile, request)?;
+        Ok(plan)
+    }
+
+    /// What `from` means in an instruction of the stage with number `index`.
+    pub(crate) fn origin(
+        &self,
+        request: &BuildRequest,
+        index: usize,
+        from: &str,
+        site: &Site,
+    ) -> Result<Origin, BuildError> {
+        if let Some(context) = request.named_contexts.get(from) {
+            return Ok(Origin::Context(context.clone()));
+        }
+        if let Some(number) = self.stage_named(from, index).or_else(|| self.stage_named(from, self.stages.len())) {
+            return match number {
+                earlier if earlier < index => Ok(Origin::Stage(earlier)),
+                same if same == index => {
+                    Err(site.error(format!("circular dependency: stage {from} cannot use itself")).into())
+                }
+                _ => Err(site.error(format!("cannot use stage {from} before it is defined")).into()),
+            };
+        }
+        match from.parse::<usize>() {
+            Ok(number) if number < index => Ok(Origin::Stage(number)),
+            Ok(number) => {
+                let message =
+                    format!("invalid from flag value {number}: there is no stage of that index before this one");
+                Err(site.error(message).into())
+            }
+            Err(_) if from == "scratch" => Ok(Origin::Scratch),
+            Err(_) => Ok(Origin::Image(from.to_owned())),
+        }
+    }
+
+    /// How many steps of the stages that the target needs make a layer, for `[2/7]`.
+    pub(crate) fn step_count(&self, index: usize) -> usize {
+        let makes_layer = |instruction: &Instruction| {
+            matches!(
+                instruction,
+                Instruction::Run(_) | Instruction::Copy(_) | Instruction::Add(_) | Instruction::Workdir(_)
+            )
+        };
+        1 + self.stages[index].stage.instructions.iter().filter(|placed| makes_layer(&placed.value)).count()
+    }
+
+    fn stage(
+        &self,
+        dockerfile: &'d Dockerfile,
+        request: &BuildRequest,
+        index: usize,
+        stage: &'d Stage,
+    ) -> Result<PlannedStage<'d>, BuildError> {
+        let site = Site { source: dockerfile.source.clone(), span: stage.from.span };
+        let from = &stage.from.value;
+        let lookup = |name: &str| self.globals.get(name).cloned();
+        let expander = Expander::new(dockerfile.directives.escape, &lookup);
+        let image = expander.expand(&from.image.text).map_err(site.at(from.image.span).because())?;
+        if image.is_empty() {
+            let message = format!("base name ({}) should not be blank", from.image.text);
+            return Err(site.at(from.image.span).error(message).into());
+        }
+        let platform = match &from.platform {
+            None => self.platform.clone(),
+            Some(word) => {
+                let text = expander.expand(&word.text).map_err(site.at(word.span).because())?;
+                text.parse().map_err(site.at(word.span).because())?
+            }
+        };
+        let named = |name: &Option<crate::dockerfile::Word>| name.as_ref().map(|word| word.text.clone());
+        let base = match from.name.as_ref().and_then(|name| request.named_contexts.get(&name.text)) {
+            // A context of the stage's own name takes the place of its base.
+            Some(context) => Origin::Context(context.clone()),
+            None => self.base(request, index, &image),
+        };
+        let label = named(&from.name).unwrap_or_else(|| format!("stage-{index}"));
+        Ok(PlannedStage { stage, label, base, platform })
+    }
+
+    /// FROM takes a stage by its lower-case name only, and never by number.
+    fn base(&self, request: &BuildRequest, index: usize, image: &str) -> Origin {
+        if let Some(context) = request.named_contexts.get(image) {
+            return Origin::Context(context.clone());
+        }
+        let is_named =
+            |planned: &PlannedStage<'_>| planned.stage.from.value.name.as_ref().is_some_and(|name| name.text == image);
+        match self.stages[..index].iter().rposition(is_named) {
+            Some(stage) => Origin::Stage(stage),
+            None if image == "scratch" => Origin::Scratch,
+            None => Origin::Image(image.to_owned()),
+        }
+    }
+
+    /// The last stage of that name, in any case, among the first `end`.
+    fn stage_named(&self, name: &str, end: usize) -> Option<usize> {
+        let is_named = |planned: &PlannedStage<'_>| {
+            planned.stage.from.value.name.as_ref().is_some_and(|word| word.text.eq_ignore_ascii_case(name))
+        };
+        self.stages[..end].iter().rposition(is_named)
+    }
+
+    /// Refuses RUN steps for a machine that this one cannot play, before anything runs. What a base image's triggers
+    /// run is not known yet: RUN asks again.
+    fn check_machine(&self, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<(), BuildError> {
+        for index in self.needed(request) {
+            let PlannedStage { stage, platform, .. } = &self.stages[index];
+            let is_run = |placed: &&Placed<Instruction>| matches!(placed.value, Instruction::Run(_));
+            if let Some(run) = stage.instructions.iter().find(is_run) {
+                let site = Site { source: dockerfile.source.clone(), span: run.span };
+                machine::check(platform, &request.build_platform).map_err(site.because())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The stages that the target needs, itself included, as far as the text tells.
+    fn needed(&self, request: &BuildRequest) -> BTreeSet<usize> {
+        let mut needed = BTreeSet::new();
+        let mut pending = vec![self.target];
+        while let Some(index) = pending.pop() {
+            if !needed.insert(index) {
+                continue;
+            }
+            if let Origin::Stage(base) = self.stages[index].base {
+                pending.push(base);
+            }
+            for placed in &self.stages[index].stage.instructions {
+                let is_context = |name: &&str| request.named_contexts.contains_key(*name);
+                let number = |name: &str| name.parse().ok().filter(|number| *number < index);
+                let stage = |name| self.stage_named(name, index).or_else(|| number(name));
+                pending.extend(sources(&placed.value).into_iter().filter(|name| !is_context(name)).filter_map(stage));
+            }
+        }
+        needed
+    }
+
+    fn find_target(&self, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<usize, BuildError> {
+        let Some(target) = &request.target else { return Ok(self.stages.len() - 1) };
+        self.stage_named(target, self.stages.len()).ok_or_else(|| {
+            let names: Vec<&str> = self.stages.iter().map(|stage| stage.label.as_str()).collect();
+            let name = dockerfile.source.name();
+            BuildError::Request(format!(
+                "target stage {target:?} could not be found in {name}; it has: {}",
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+/// What an instruction names as a place of files, as it is written.
+fn sources(instruction: &Instruction) -> Vec<&str> {
+    match instruction {
+        Instruction::Copy(copy) => copy.from.iter().map(|word| word.text.as_str()).collect(),
+        Instruction::Run(run) => {
+            let options = run.mounts.iter().flat_map(|mount| &mount.options);
+            options.filter(|option| option.key == "from").filter_map(|option| option.value.as_deref()).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What is set before the first ARG.
+/// <https://docs.docker.com/reference/dockerfile/#automatic-platform-args-in-the-global-scope>
+pub(crate) const PLATFORM_ARGUMENTS: [&str; 9] = [
+    "TARGETPLATFORM",
+    "TARGETOS",
+    "TARGETARCH",
+    "TARGETVARIANT",
+    "BUILDPLATFORM",
+    "BUILDOS",
+    "BUILDARCH",
+    "BUILDVARIANT",
+    "TARGETSTAGE",
+];
+
+/// The platform arguments, and the global ARGs on top of them.
+fn globals(
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    platform: &Platform,
+) -> Result<BTreeMap<String, String>, BuildError> {
+    let mut values = BTreeMap::new();
+    for (prefix, platform) in [("TARGET", platform), ("BUILD", &request.build_platform)] {
+        values.insert(format!("{prefix}PLATFORM"), platform.to_string());
+        values.insert(format!("{prefix}OS"), platform.os().to_owned());
+        values.insert(format!("{prefix}ARCH"), platform.architecture().to_owned());
+        values.insert(format!("{prefix}VARIANT"), platform.variant().unwrap_or_default().to_owned());
+    }
+    values.insert("TARGETSTAGE".to_owned(), request.target.clone().unwrap_or_else(|| "default".to_owned()));
+    for (name, value) in &mut values {
+        if let Some(given) = request.build_args.get(name) {
+            value.clone_from(given);
+        }
+    }
+    for placed in &dockerfile.global_arguments {
+        let site = Site { source: dockerfile.source.clone(), span: placed.span };
+        for argument in &placed.value {
+            let lookup = |name: &str| values.get(name).cloned();
+            let expander = Expander::new(dockerfile.directives.escape, &lookup);
+            let name = expander.expand(&argument.name.text).map_err(site.at(argument.name.span).because())?;
+            let default = match &argument.default {
+                None => None,
+                Some(word) => Some(expander.expand(&word.text).map_err(site.at(word.span).because())?),
+            };
+            if let Some(value) = request.build_args.get(&name).cloned().or(default) {
+                values.insert(name, value);
+            }
+        }
+    }
+    Ok(values)
+}

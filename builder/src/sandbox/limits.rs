@@ -1,0 +1,65 @@
+//! What bounds a step: resource limits of the process, and limits of the step as a whole.
+//!
+//! Invariant: a limit that cannot be set is an error that names it; none is ever ignored. Cgroups are `cgroup.rs`.
+
+use rustix::process::{Resource, Rlimit};
+use serde::{Deserialize, Serialize};
+
+use super::{During as _, Failure};
+
+/// Limits of a step as a whole; `None` is no limit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Memory of all processes together.
+    pub memory_bytes: Option<u64>,
+    /// Processor time, in thousandths of one processor.
+    pub cpu_millis: Option<u64>,
+    /// Number of processes and threads.
+    pub pids: Option<u64>,
+}
+
+/// One resource limit of a process, as `--ulimit name=soft:hard`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ulimit {
+    /// The name without `RLIMIT_`, in lower case: `nofile`.
+    pub name: String,
+    /// The limit in force; `None` is unlimited.
+    pub soft: Option<u64>,
+    /// What the process may raise it to; `None` is unlimited.
+    pub hard: Option<u64>,
+}
+
+impl Ulimit {
+    /// Sets the limit on this process.
+    pub(super) fn apply(&self) -> Result<(), Failure> {
+        let Self { name, soft, hard } = self;
+        let action = || {
+            let show = |value: &Option<u64>| value.map_or("unlimited".into(), |value| value.to_string());
+            format!("set the limit {name}={}:{}", show(soft), show(hard))
+        };
+        let resource = resource(name).ok_or_else(|| Failure::new(action(), "there is no limit of this name"))?;
+        rustix::process::setrlimit(resource, Rlimit { current: *soft, maximum: *hard }).during(action)
+    }
+}
+
+fn resource(name: &str) -> Option<Resource> {
+    Some(match name {
+        "as" => Resource::As,
+        "core" => Resource::Core,
+        "cpu" => Resource::Cpu,
+        "data" => Resource::Data,
+        "fsize" => Resource::Fsize,
+        "locks" => Resource::Locks,
+        "memlock" => Resource::Memlock,
+        "msgqueue" => Resource::Msgqueue,
+        "nice" => Resource::Nice,
+        "nofile" => Resource::Nofile,
+        "nproc" => Resource::Nproc,
+        "rss" => Resource::Rss,
+        "rtprio" => Resource::Rtprio,
+        "rttime" => Resource::Rttime,
+        "sigpending" => Resource::Sigpending,
+        "stack" => Resource::Stack,
+        _ => return None,
+    })
+}

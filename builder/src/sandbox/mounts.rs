@@ -1,0 +1,266 @@
+//! All mounts of a step, in the order in which they are made, below a root that is attached but not yet `/`.
+//!
+//! Invariant: every target is found inside the root by `root::find`, and mounted on by descriptor, never by path.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+use super::{During as _, Failure, Process, Security, Source, devices, root, stubs};
+use crate::sys;
+
+/// The directories that every step has, on mounts of their own.
+pub(super) const BUILT_IN: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+/// What Docker hides: https://github.com/moby/moby/blob/master/daemon/pkg/oci/defaults.go
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What Docker makes read-only.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What a mount point must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Directory,
+    File,
+}
+
+/// What the mount point of `source` must be.
+pub(super) fn kind_of(source: &Source) -> Result<Kind, Failure> {
+    match source {
+        Source::Tmpfs { .. } => Ok(Kind::Directory),
+        Source::Bind { path, .. } => {
+            let stat = rustix::fs::stat(path).during(|| format!("find the mount source {}", path.display()))?;
+            Ok(kind_of_mode(stat.st_mode))
+        }
+    }
+}
+
+fn kind_of_mode(mode: u32) -> Kind {
+    if FileType::from_raw_mode(mode) == FileType::Directory { Kind::Directory } else { Kind::File }
+}
+
+/// The files of /etc that are ours during a step, and their content.
+pub(super) fn generated_files(process: &Process) -> Vec<(&'static str, String)> {
+    let mut hosts = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    hosts.push_str(&format!("127.0.0.1\t{}\n", process.hostname));
+    for (address, name) in &process.extra_hosts {
+        hosts.push_str(&format!("{address}\t{name}\n"));
+    }
+    let mut files = vec![("/etc/hosts", hosts)];
+    files.extend(process.resolv_conf.clone().map(|content| ("/etc/resolv.conf", content)));
+    files
+}
+
+/// Makes every mount of `process` below `root`.
+pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Failure> {
+    // Sources are paths of the caller: opened first, before anything covers them.
+    let sources = process
+        .mounts
+        .iter()
+        .map(|mount| Ok((mount, open_source(&mount.source)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+
+    let proc = built_in(root, "/proc")?;
+    for (name, file) in write_files(&proc, &generated_files(process))? {
+        attach(&file, target(root, Path::new(name), Kind::File)?.as_fd(), name)?;
+    }
+    let flags =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = new_mount("proc", &[], flags).during(|| "mount proc on /proc".into())?;
+    attach(&mount, proc.as_fd(), "/proc")?;
+    mount_sys(root, process.security)?;
+    devices::make_all(root, process)?;
+    if process.security == Security::Sandbox {
+        confine(root)?;
+    }
+    for (mount, tree) in sources {
+        let name = mount.target.display().to_string();
+        let kind = kind_of_mode(rustix::fs::fstat(&tree).during(|| format!("look at the source of {name}"))?.st_mode);
+        attach(&tree, target(root, &mount.target, kind)?.as_fd(), &name)?;
+    }
+    Ok(())
+}
+
+/// The mount for a source, not yet attached.
+fn open_source(source: &Source) -> Result<OwnedFd, Failure> {
+    match source {
+        Source::Bind { path, read_only } => {
+            let tree = clone_tree(path)?;
+            if *read_only {
+                sys::make_read_only(tree.as_fd()).during(|| format!("make {} read-only", path.display()))?;
+            }
+            Ok(tree)
+        }
+        Source::Tmpfs { size_bytes, mode } => {
+            let mode = format!("{mode:o}");
+            let size = size_bytes.map(|size| size.to_string());
+            let mut options = vec![("mode", mode.as_str())];
+            options.extend(size.as_deref().map(|size| ("size", size)));
+            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            new_mount("tmpfs", &options, flags).during(|| "make a tmpfs".into())
+        }
+    }
+}
+
+/// A new file system that is not attached anywhere yet.
+pub(super) fn new_mount(kind: &str, options: &[(&str, &str)], flags: MountAttrFlags) -> Result<OwnedFd, Errno> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        fsconfig_set_string(context.as_fd(), *key, *value)?;
+    }
+    fsconfig_create(context.as_fd())?;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, flags)
+}
+
+/// A second mount of what is at `path`, with all mounts below it.
+pub(super) fn clone_tree(path: &Path) -> Result<OwnedFd, Failure> {
+    clone_at(CWD, path).during(|| format!("open the mount source {}", path.display()))
+}
+
+fn clone_at(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_RECURSIVE
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(directory, path, flags)
+}
+
+/// Attaches a mount to a target that was found inside the root.
+pub(super) fn attach(mount: &OwnedFd, target: BorrowedFd<'_>, name: &str) -> Result<(), Failure> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount.as_fd(), c"", target, c"", flags).during(|| format!("mount on {name}"))
+}
+
+/// Finds a mount point. One below an earlier mount may still be missing, and is made there.
+pub(super) fn target(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<OwnedFd, Failure> {
+    let action = || format!("find the mount point {}", path.display());
+    let found = match root::find(root, path) {
+        Err(Errno::NOENT) => {
+            let mut resolved = stubs::resolve(root, path)?;
+            let last = resolved.missing.len();
+            for (position, name) in (1..).zip(&resolved.missing) {
+                let kind = if position == last { kind } else { Kind::Directory };
+                let parent = root::find_with(root, &resolved.existing, OFlags::DIRECTORY).during(action)?;
+                stubs::make_at(parent.as_fd(), name, kind)
+                    .during(|| format!("make the mount point {}", path.display()))?;
+                resolved.existing.push(name);
+            }
+            root::find(root, &resolved.existing).during(action)?
+        }
+        other => other.during(action)?,
+    };
+    let is = kind_of_mode(rustix::fs::fstat(&found).during(action)?.st_mode);
+    match (kind, is) {
+        (Kind::Directory, Kind::File) => Err(Errno::NOTDIR).during(action),
+        (Kind::File, Kind::Directory) => Err(Errno::ISDIR).during(action),
+        _ => Ok(found),
+    }
+}
+
+/// One of the fixed directories, which must not be a link: what is inside would then be found by another name.
+pub(super) fn built_in(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Failure> {
+    root::find_with(root, Path::new(name), OFlags::NOFOLLOW | OFlags::DIRECTORY).map_err(|error| Failure {
+        action: format!("mount on {name}"),
+        cause: match error {
+            Errno::NOTDIR | Errno::LOOP => "the image has something else than a directory there".into(),
+            other => other.to_string(),
+        },
+        errno: Some(error.raw_os_error()),
+    })
+}
+
+/// Files in memory with the given content, as mounts that are not attached yet.
+///
+/// The kernel clones a file's mount only while it is attached, so this happens on `place` before its own mount covers it.
+fn write_files<'a>(place: &OwnedFd, files: &[(&'a str, String)]) -> Result<Vec<(&'a str, OwnedFd)>, Failure> {
+    let tmpfs = new_mount("tmpfs", &[("size", "1m"), ("mode", "755")], MountAttrFlags::MOUNT_ATTR_NOSUID)
+        .during(|| "make a tmpfs for /etc/hosts".into())?;
+    attach(&tmpfs, place.as_fd(), "/proc")?;
+    let mut mounts = Vec::new();
+    for (number, (name, content)) in files.iter().enumerate() {
+        let action = || format!("write {name} for the step");
+        let file = number.to_string();
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        let written = rustix::fs::openat(&tmpfs, &file, flags, Mode::from_raw_mode(0o644)).during(action)?;
+        std::io::Write::write_all(&mut std::fs::File::from(written), content.as_bytes()).during(action)?;
+        mounts.push((*name, clone_at(tmpfs.as_fd(), Path::new(&file)).during(action)?));
+    }
+    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tmpfs));
+    rustix::mount::unmount(path, UnmountFlags::DETACH).during(|| "let go of the tmpfs for /etc/hosts".into())?;
+    Ok(mounts)
+}
+
+/// /sys: a new one where this user namespace owns the network namespace, else that of the caller.
+fn mount_sys(root: BorrowedFd<'_>, security: Security) -> Result<(), Failure> {
+    let place = built_in(root, "/sys")?;
+    let mut flags =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    if security == Security::Sandbox {
+        flags |= MountAttrFlags::MOUNT_ATTR_RDONLY;
+    }
+    let mount = match new_mount("sysfs", &[], flags) {
+        Err(Errno::PERM) => {
+            let tree = clone_tree(Path::new("/sys"))?;
+            sys::make_read_only(tree.as_fd()).during(|| "make /sys read-only".into())?;
+            tree
+        }
+        other => other.during(|| "mount sysfs on /sys".into())?,
+    };
+    attach(&mount, place.as_fd(), "/sys")
+}
+
+/// Hides and write-protects what Docker does; what this kernel does not have needs no hiding.
+fn confine(root: BorrowedFd<'_>) -> Result<(), Failure> {
+    for name in READ_ONLY {
+        let Some(place) = find_if_there(root, name)? else { continue };
+        let action = || format!("make {name} read-only");
+        let again = clone_at(place.as_fd(), Path::new("")).during(action)?;
+        sys::make_read_only(again.as_fd()).during(action)?;
+        attach(&again, place.as_fd(), name)?;
+    }
+    let null = root::find(root, Path::new("/dev/null")).during(|| "find /dev/null".into())?;
+    for name in MASKED {
+        let Some(place) = find_if_there(root, name)? else { continue };
+        let action = || format!("hide {name}");
+        let mask = match kind_of_mode(rustix::fs::fstat(&place).during(action)?.st_mode) {
+            Kind::Directory => {
+                new_mount("tmpfs", &[("size", "0"), ("nr_inodes", "1")], MountAttrFlags::MOUNT_ATTR_RDONLY)
+                    .during(action)?
+            }
+            Kind::File => clone_at(null.as_fd(), Path::new("")).during(action)?,
+        };
+        attach(&mask, place.as_fd(), name)?;
+    }
+    Ok(())
+}
+
+fn find_if_there(root: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Failure> {
+    match root::find(root, Path::new(name)) {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error).during(|| format!("find {name}")),
+    }
+}

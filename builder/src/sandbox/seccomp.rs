@@ -1,0 +1,248 @@
+//! Docker's default seccomp profile as a BPF program.
+//!
+//! Invariant: what the profile does not allow fails with EPERM, as in Docker; clone3, whose flags a filter cannot see, and
+//! calls newer than the profile fail with ENOSYS, so that programs fall back to what they know. 32-bit programs on
+//! x86-64 have their own table; any other architecture is killed. The table of calls is `syscalls.rs`.
+
+use std::collections::BTreeMap;
+
+use rustix::io::Errno;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+use super::syscalls::{ALLOWED, NEWEST};
+use super::{During as _, Failure};
+use crate::sys;
+
+/// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET: what clone may not ask for.
+const CLONE_NAMESPACES: u64 = 0x7e02_0000;
+/// PER_LINUX, PER_LINUX32, each also with UNAME26, and the value that only asks.
+const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+/// Sockets to the hypervisor lead out of any container.
+const AF_VSOCK: u64 = 40;
+
+/// One system call interface of the machine.
+struct Interface {
+    /// AUDIT_ARCH_*, from linux/audit.h.
+    audit_arch: u32,
+    /// Its column in the table of calls.
+    column: usize,
+    clone: i64,
+    clone3: u32,
+    personality: i64,
+    socket: i64,
+}
+
+#[cfg(target_arch = "x86_64")]
+const INTERFACES: &[Interface] = &[
+    Interface { audit_arch: 0xc000_003e, column: 0, clone: 56, clone3: 435, personality: 135, socket: 41 },
+    Interface { audit_arch: 0x4000_0003, column: 1, clone: 120, clone3: 435, personality: 136, socket: 359 },
+];
+#[cfg(target_arch = "aarch64")]
+const INTERFACES: &[Interface] =
+    &[Interface { audit_arch: 0xc000_00b7, column: 2, clone: 220, clone3: 435, personality: 92, socket: 198 }];
+
+/// Installs the filter on this process and all it starts.
+pub(super) fn install() -> Result<(), Failure> {
+    let program = program().map_err(|error| Failure::new("compile the seccomp filter", error.to_string()))?;
+    sys::install_seccomp_filter(&program).during(|| "install the seccomp filter".into())
+}
+
+/// The whole filter: finds the interface of the call, then goes on with the part for it.
+fn program() -> Result<BpfProgram, seccompiler::BackendError> {
+    let mut parts: BpfProgram = vec![load(ARCH_OFFSET)];
+    for interface in INTERFACES {
+        let part = part(interface)?;
+        // Not this interface: skip the jump and what it jumps over. A conditional jump is too short for that.
+        let length = u32::try_from(part.len()).expect("a few thousand instructions");
+        parts.push(jump_if_equal(interface.audit_arch, 1, 0));
+        parts.push(jump(length));
+        parts.extend(part);
+    }
+    parts.push(give(RET_KILL_PROCESS));
+    Ok(parts)
+}
+
+/// What happens to the calls of one interface. Never falls through.
+fn part(interface: &Interface) -> Result<BpfProgram, seccompiler::BackendError> {
+    let no_such_call = give(RET_ERRNO | Errno::NOSYS.raw_os_error().cast_unsigned());
+    let mut part = vec![
+        load(NUMBER_OFFSET),
+        jump_if_greater(NEWEST, 0, 1),
+        no_such_call.clone(),
+        jump_if_equal(interface.clone3, 0, 1),
+        no_such_call,
+    ];
+    let eperm = SeccompAction::Errno(Errno::PERM.raw_os_error().cast_unsigned());
+    // The architecture only picks the check in front, which is replaced by ours.
+    let filter = SeccompFilter::new(rules(interface)?, eperm, SeccompAction::Allow, TargetArch::x86_64)?;
+    let compiled: BpfProgram = filter.try_into()?;
+    part.extend(compiled.into_iter().skip(ARCH_CHECK_LENGTH));
+    Ok(part)
+}
+
+fn rules(interface: &Interface) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
+        .iter()
+        .filter_map(|call| call.numbers[interface.column])
+        .map(|number| (i64::from(number), Vec::new()))
+        .collect();
+    let first_argument =
+        |operator, value| SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?]);
+    rules.insert(interface.clone, vec![first_argument(SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?]);
+    rules.insert(interface.socket, vec![first_argument(SeccompCmpOp::Ne, AF_VSOCK)?]);
+    let personalities = PERSONALITIES.iter().map(|value| first_argument(SeccompCmpOp::Eq, *value));
+    rules.insert(interface.personality, personalities.collect::<Result<_, _>>()?);
+    Ok(rules)
+}
+
+/// Where `struct seccomp_data` has the number and the architecture: linux/seccomp.h.
+const NUMBER_OFFSET: u32 = 0;
+const ARCH_OFFSET: u32 = 4;
+/// Load, compare, kill: what seccompiler puts in front. A test holds it.
+const ARCH_CHECK_LENGTH: usize = 3;
+
+/// Verdicts, with an error number in the low half: linux/seccomp.h.
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+
+// Instructions of classic BPF: linux/bpf_common.h.
+
+fn load(offset: u32) -> sock_filter {
+    sock_filter { code: 0x20, jt: 0, jf: 0, k: offset }
+}
+
+fn jump(distance: u32) -> sock_filter {
+    sock_filter { code: 0x05, jt: 0, jf: 0, k: distance }
+}
+
+fn jump_if_equal(value: u32, yes: u8, no: u8) -> sock_filter {
+    sock_filter { code: 0x15, jt: yes, jf: no, k: value }
+}
+
+fn jump_if_greater(value: u32, yes: u8, no: u8) -> sock_filter {
+    sock_filter { code: 0x25, jt: yes, jf: no, k: value }
+}
+
+fn give(action: u32) -> sock_filter {
+    sock_filter { code: 0x06, jt: 0, jf: 0, k: action }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs the program as the kernel would, on one call.
+    fn verdict(arch: u32, number: u32, first_argument: u64) -> u32 {
+        let program = program().unwrap();
+        let word = |offset: u32| match offset {
+            NUMBER_OFFSET => number,
+            ARCH_OFFSET => arch,
+            16 => first_argument as u32,
+            20 => (first_argument >> 32) as u32,
+            other => panic!("no rule looks at offset {other}"),
+        };
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = program[at].clone();
+            at += 1;
+            let mut branch = |taken: bool| at += usize::from(if taken { jt } else { jf });
+            match code {
+                0x20 => accumulator = word(k),
+                0x54 => accumulator &= k,
+                0x05 => at += k as usize,
+                0x15 => branch(accumulator == k),
+                0x25 => branch(accumulator > k),
+                0x35 => branch(accumulator >= k),
+                0x06 => return k,
+                other => panic!("no such instruction is used: {other:#x}"),
+            }
+        }
+    }
+
+    const ALLOW: u32 = 0x7fff_0000;
+    const EPERM: u32 = RET_ERRNO | 1;
+    const ENOSYS: u32 = RET_ERRNO | 38;
+
+    #[test]
+    fn seccompiler_still_starts_with_its_architecture_check() {
+        let filter = SeccompFilter::new(
+            BTreeMap::from([(1, vec![])]),
+            SeccompAction::Trap,
+            SeccompAction::Allow,
+            TargetArch::x86_64,
+        );
+        let program: BpfProgram = filter.unwrap().try_into().unwrap();
+        assert_eq!(program[0], load(ARCH_OFFSET));
+        assert_eq!(program[2], give(RET_KILL_PROCESS));
+        assert_eq!(program[3], load(NUMBER_OFFSET));
+    }
+
+    #[test]
+    fn program_is_as_short_as_the_kernel_demands() {
+        // BPF_MAXINSNS: linux/bpf_common.h.
+        let length = program().unwrap().len();
+        assert!(length <= 4096, "{length} instructions");
+    }
+
+    #[test]
+    fn every_interface_allows_its_table_and_nothing_else() {
+        for interface in INTERFACES {
+            for number in 0..=NEWEST {
+                let listed =
+                    ALLOWED.iter().any(|call| call.numbers[interface.column].is_some_and(|n| u32::from(n) == number));
+                let special = [interface.clone, interface.socket, interface.personality].contains(&i64::from(number));
+                if special || number == interface.clone3 {
+                    continue;
+                }
+                let expected = if listed { ALLOW } else { EPERM };
+                assert_eq!(verdict(interface.audit_arch, number, 0), expected, "call {number}");
+            }
+            assert_eq!(verdict(interface.audit_arch, interface.clone3, 0), ENOSYS);
+            assert_eq!(verdict(interface.audit_arch, NEWEST + 1, 0), ENOSYS);
+            assert_eq!(verdict(interface.audit_arch, 0x4000_0000, 0), ENOSYS);
+        }
+        assert_eq!(verdict(0, 0, 0), RET_KILL_PROCESS);
+    }
+
+    #[test]
+    fn arguments_decide_for_clone_socket_and_personality() {
+        for interface in INTERFACES {
+            let verdict =
+                |number: i64, argument| verdict(interface.audit_arch, u32::try_from(number).unwrap(), argument);
+            assert_eq!(verdict(interface.clone, 0x11), ALLOW);
+            assert_eq!(verdict(interface.clone, 0x1000_0011), EPERM);
+            assert_eq!(verdict(interface.clone, 0x0002_0011), EPERM);
+            assert_eq!(verdict(interface.socket, 2), ALLOW);
+            assert_eq!(verdict(interface.socket, AF_VSOCK), EPERM);
+            assert_eq!(verdict(interface.personality, 0x2_0008), ALLOW);
+            assert_eq!(verdict(interface.personality, 0x40000), EPERM);
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_c_headers() {
+        let headers = [("unistd_64.h", 0), ("unistd_32.h", 1)];
+        for (header, column) in headers {
+            let Ok(text) = std::fs::read_to_string(format!("/usr/include/x86_64-linux-gnu/asm/{header}")) else {
+                std::io::Write::write_all(&mut std::io::stderr(), b"left out: no C headers here\n").unwrap();
+                continue;
+            };
+            let defined: BTreeMap<&str, u16> = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("#define __NR_")?.split_once(' '))
+                .filter_map(|(name, value)| Some((name, value.trim().parse().ok()?)))
+                .collect();
+            for call in ALLOWED {
+                // Headers may be older than the table.
+                if let (Some(defined), Some(ours)) = (defined.get(call.name), call.numbers[column]) {
+                    assert_eq!(*defined, ours, "{}", call.name);
+                } else {
+                    assert!(!defined.contains_key(call.name), "{} lacks a number", call.name);
+                }
+            }
+        }
+    }
+}

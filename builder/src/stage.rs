@@ -1,0 +1,138 @@
+//! The state of a stage while its instructions are carried out: configuration, layers, variables.
+//!
+//! Invariant: `config.rootfs` and `layers` have the same length and the same order.
+
+use layerfs::{ChainId, DiffId, Layer};
+
+use crate::dockerfile::{Expander, ExpansionError, Word};
+use crate::error::{BuildError, Site};
+use crate::image::{DEFAULT_PATH, History, ImageConfig};
+
+/// A stage as far as it is built.
+#[derive(Clone)]
+pub(crate) struct StageState {
+    /// The configuration of the image that it becomes.
+    pub(crate) config: ImageConfig,
+    /// Its layers, the lowest first.
+    pub(crate) layers: Vec<Layer>,
+    /// What `$NAME` means: ENV and ARG in the order in which they were set.
+    pub(crate) variables: Vec<(String, String)>,
+    /// ARGs that have a value, for the history of RUN.
+    pub(crate) arguments: Vec<(String, String)>,
+    /// Whether this stage set CMD itself, so that ENTRYPOINT leaves it alone.
+    pub(crate) has_own_cmd: bool,
+    /// What `created` is in the image's history, as RFC 3339.
+    pub(crate) created: String,
+    /// The newest time in a layer, in seconds since 1970; `None` keeps real times.
+    pub(crate) epoch: Option<i64>,
+}
+
+impl StageState {
+    /// A stage on nothing.
+    pub(crate) fn scratch(mut config: ImageConfig) -> Self {
+        config.config.set_env("PATH", DEFAULT_PATH);
+        config.config.working_dir = "/".to_owned();
+        Self::on_image(config, Vec::new())
+    }
+
+    /// A stage on an image.
+    pub(crate) fn on_image(config: ImageConfig, layers: Vec<Layer>) -> Self {
+        let split = |entry: &String| {
+            let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
+            (name.to_owned(), value.to_owned())
+        };
+        Self {
+            variables: config.config.env.iter().map(split).collect(),
+            config,
+            layers,
+            arguments: Vec::new(),
+            has_own_cmd: false,
+            created: String::new(),
+            epoch: None,
+        }
+    }
+
+    /// The value of a variable.
+    pub(crate) fn variable(&self, name: &str) -> Option<String> {
+        self.variables.iter().find(|(other, _)| other == name).map(|(_, value)| value.clone())
+    }
+
+    /// Sets a variable; the order is that of the first setting.
+    pub(crate) fn set_variable(&mut self, name: &str, value: &str) {
+        set(&mut self.variables, name, value);
+    }
+
+    /// Sets a build argument.
+    pub(crate) fn set_argument(&mut self, name: &str, value: &str) {
+        self.set_variable(name, value);
+        set(&mut self.arguments, name, value);
+    }
+
+    /// Expands a word with the variables as they are now.
+    pub(crate) fn expand(&self, escape: char, word: &Word, site: &Site) -> Result<String, BuildError> {
+        self.expand_text(escape, &word.text).map_err(site.at(word.span).because())
+    }
+
+    /// Expands a text with the variables as they are now.
+    pub(crate) fn expand_text(&self, escape: char, text: &str) -> Result<String, ExpansionError> {
+        Expander::new(escape, &|name| self.variable(name)).expand(text)
+    }
+
+    /// The stack of layers.
+    pub(crate) fn diff_ids(&self) -> Vec<DiffId> {
+        self.layers.iter().map(|layer| layer.diff_id).collect()
+    }
+
+    /// The identity of the stack; empty for a stage without layers.
+    pub(crate) fn chain(&self) -> String {
+        ChainId::of_stack(&self.diff_ids()).map(|chain| chain.to_string()).unwrap_or_default()
+    }
+
+    /// Puts a layer on top, made by an instruction that the history shows as `created_by`.
+    pub(crate) fn add_layer(&mut self, layer: Layer, created_by: &str) {
+        self.config.rootfs.diff_ids.push(layer.diff_id.to_string());
+        self.layers.push(layer);
+        self.add_history(created_by, false);
+    }
+
+    /// Records an instruction that made no layer.
+    pub(crate) fn add_empty_history(&mut self, created_by: &str) {
+        self.add_history(created_by, true);
+    }
+
+    fn add_history(&mut self, created_by: &str, empty_layer: bool) {
+        self.config.history.push(History {
+            created: Some(self.created.clone()),
+            created_by: created_by.to_owned(),
+            comment: HISTORY_COMMENT.to_owned(),
+            empty_layer,
+            ..History::default()
+        });
+    }
+
+    /// The working directory as a path from the root.
+    pub(crate) fn working_dir(&self) -> &str {
+        match self.config.config.working_dir.as_str() {
+            "" => "/",
+            directory => directory,
+        }
+    }
+
+    /// What runs the shell form of an instruction.
+    pub(crate) fn shell(&self) -> Vec<String> {
+        match self.config.config.shell.as_slice() {
+            [] => vec!["/bin/sh".to_owned(), "-c".to_owned()],
+            shell => shell.to_vec(),
+        }
+    }
+}
+
+/// Who made a step, in the history: the builder and the version of its formats.
+const HISTORY_COMMENT: &str = "nacre.dockerfile.v1";
+
+fn set(list: &mut Vec<(String, String)>, name: &str, value: &str) {
+    match list.iter_mut().find(|(other, _)| other == name) {
+        Some(entry) => value.clone_into(&mut entry.1),
+        None => list.push((name.to_owned(), value.to_owned())),
+    }
+}

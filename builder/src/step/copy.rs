@@ -1,0 +1,327 @@
+//! COPY and ADD of what is already a tree: the build context, a stage, an image, an archive.
+//!
+//! The rules are BuildKit's (its `solver/llbsolver/file` and `fsutil/copy`): where a source lands,
+//! which directories are made, and whose metadata wins. Nothing here touches a disk: entries go
+//! from a [`Tree`] into a [`ChangeSet`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use layerfs::{FileKind, Time, Tree, TreeInode};
+
+use super::select::{Selected, Source};
+use crate::changeset::{ChangeSet, Node, NodeId, Owner, base_name, clean, join, parent};
+use crate::context::Patterns;
+use crate::dockerfile::ModeChange;
+
+/// What the flags of a COPY or ADD ask for.
+pub(crate) struct CopyOptions {
+    /// `--chown`.
+    pub(crate) owner: Option<Owner>,
+    /// `--chmod`.
+    pub(crate) mode: Option<ModeChange>,
+    /// `--exclude`, matched against paths below a copied directory.
+    pub(crate) exclude: Option<Patterns>,
+    /// The time that everything copied gets; `None` keeps the source's.
+    pub(crate) modified: Option<Time>,
+    /// The time of directories made on the way.
+    pub(crate) made: Time,
+    /// The owner where no `--chown` is given: root for a context, `None` to keep the source's.
+    pub(crate) default_owner: Option<Owner>,
+}
+
+impl CopyOptions {
+    fn owner_of(&self, source: Owner) -> Owner {
+        self.owner.or(self.default_owner).unwrap_or(source)
+    }
+
+    /// A directory made on the way to the destination.
+    fn made_directory(&self) -> Node {
+        let octal = self.mode.as_ref().filter(|mode| mode.is_octal());
+        let mode = octal.map_or(0o755, |mode| mode.apply(0, true) & 0o777);
+        Node::directory(mode, self.owner.unwrap_or_default(), self.made)
+    }
+}
+
+/// Why a copy failed; the caller adds the instruction and its place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CopyError {
+    #[error("cannot copy a directory onto /{path}, which is not a directory")]
+    DirectoryOntoFile { path: String },
+    #[error("cannot replace the directory /{path} with a file")]
+    FileOntoDirectory { path: String },
+    #[error("cannot make the directory /{path}: something else is there")]
+    NotADirectory { path: String },
+    #[error("cannot read /{path} of the source: {cause}")]
+    Read { path: String, cause: io::Error },
+    #[error("cannot reach the destination /{path}: {cause}")]
+    Destination { path: String, cause: io::Error },
+}
+
+/// Copies entries of one source tree into a change set. Names that are hard links of one file in
+/// the source stay so in the destination as long as one `Copier` copies them.
+pub(crate) struct Copier<'a> {
+    changes: &'a mut ChangeSet,
+    options: &'a CopyOptions,
+    tree: &'a Arc<dyn Tree>,
+    links: HashMap<TreeInode, NodeId>,
+}
+
+impl<'a> Copier<'a> {
+    pub(crate) fn new(changes: &'a mut ChangeSet, options: &'a CopyOptions, source: &'a Source) -> Self {
+        Self { changes, options, tree: source.tree(), links: HashMap::new() }
+    }
+
+    /// Copies one selected source to `destination`, an absolute path as it was written: one that
+    /// ends in a slash names a directory.
+    pub(crate) fn copy(&mut self, selected: &Selected, destination: &[u8]) -> Result<(), CopyError> {
+        self.make_destination(destination)?;
+        let mut target = self.resolve(destination)?;
+        let kind = self.attributes(selected.inode, &selected.path)?.kind;
+        if kind != FileKind::Directory && self.is_directory(&target)? {
+            let inside = join(&target, base_name(&selected.path));
+            target = self.resolve(&inside)?;
+        }
+        match parent(&target) {
+            b"" => {}
+            directory => self.make_directories(directory)?,
+        }
+        if kind == FileKind::Directory {
+            self.copy_top_directory(selected, &target)
+        } else {
+            self.copy_entry(selected.inode, &selected.path, &target)
+        }
+    }
+
+    /// `--parents`: copies to `destination` plus the part of the source's path after its pivot,
+    /// with the directories on the way taken from the source.
+    pub(crate) fn copy_with_parents(&mut self, selected: &Selected, destination: &[u8]) -> Result<(), CopyError> {
+        let top = clean(destination);
+        self.make_directories(&self.resolve(&top)?)?;
+        let below_pivot = &selected.path[selected.pivot..];
+        let below_pivot = below_pivot.strip_prefix(b"/").unwrap_or(below_pivot);
+        let mut inode = selected.pivot_inode;
+        let mut source = selected.path[..selected.pivot].to_vec();
+        let mut target = self.resolve(&top)?;
+        let names: Vec<&[u8]> = crate::changeset::components(below_pivot).collect();
+        for (position, name) in names.iter().enumerate() {
+            source = join(&source, name);
+            let read = |cause| CopyError::Read { path: lossy(&source), cause };
+            let missing = || read(io::Error::from(io::ErrorKind::NotFound));
+            inode = self.tree.lookup(inode, name).map_err(read)?.ok_or_else(missing)?;
+            target = join(&target, name);
+            if position + 1 == names.len() {
+                return self.copy_tree(inode, &source, b"", &target, true);
+            }
+            self.copy_directory_itself(inode, &source, &target, true)?;
+        }
+        // The pivot is the source itself: its content goes right into the destination.
+        self.copy_children(inode, &source, b"", &target)
+    }
+
+    /// A file that comes from no tree: a here-document, a download. It is called `name` in a directory.
+    pub(crate) fn copy_file(&mut self, name: &str, mut node: Node, destination: &[u8]) -> Result<(), CopyError> {
+        self.make_destination(destination)?;
+        let mut target = self.resolve(destination)?;
+        if self.is_directory(&target)? {
+            target = self.resolve(&join(&target, name.as_bytes()))?;
+        }
+        if self.is_directory(&target)? {
+            return Err(CopyError::FileOntoDirectory { path: lossy(&target) });
+        }
+        if let Some(mode) = &self.options.mode {
+            node.attributes.mode = mode.apply(node.attributes.mode, false);
+        }
+        self.changes.put(&target, node).map(drop).map_err(|cause| self::destination(&target, cause))
+    }
+
+    /// As `fsutil` has it, everything up to the last slash must exist before the rest is resolved.
+    pub(crate) fn make_destination(&mut self, destination: &[u8]) -> Result<(), CopyError> {
+        let last = base_name(destination);
+        let directory = if last.is_empty() || last == b"." {
+            destination.to_vec()
+        } else {
+            destination[..destination.len() - last.len()].to_vec()
+        };
+        let directory = self.resolve(&directory)?;
+        self.make_directories(&directory)
+    }
+
+    fn copy_top_directory(&mut self, selected: &Selected, target: &[u8]) -> Result<(), CopyError> {
+        self.copy_tree(selected.inode, &selected.path, b"", target, false)
+    }
+
+    /// Copies what is at `inode`. `relative` is its path below the source, for `--exclude`;
+    /// `overwrite` is whether an existing directory takes the source's metadata.
+    fn copy_tree(
+        &mut self,
+        inode: TreeInode,
+        source: &[u8],
+        relative: &[u8],
+        target: &[u8],
+        overwrite: bool,
+    ) -> Result<(), CopyError> {
+        if self.attributes(inode, source)?.kind != FileKind::Directory {
+            return self.copy_entry(inode, source, target);
+        }
+        self.copy_directory_itself(inode, source, target, overwrite)?;
+        self.copy_children(inode, source, relative, target)
+    }
+
+    fn copy_children(
+        &mut self,
+        directory: TreeInode,
+        source: &[u8],
+        relative: &[u8],
+        target: &[u8],
+    ) -> Result<(), CopyError> {
+        /// Names read at a time: bounds the memory of a directory with a million of them.
+        const BATCH: usize = 4096;
+        let mut start = 0;
+        loop {
+            let entries = self
+                .tree
+                .entries(directory, start, BATCH)
+                .map_err(|cause| CopyError::Read { path: lossy(source), cause })?;
+            for entry in &entries {
+                let below = join(relative, &entry.name);
+                let from = join(source, &entry.name);
+                let to = join(target, &entry.name);
+                if !self.is_excluded(&below) {
+                    self.copy_tree(entry.inode, &from, &below, &to, true)?;
+                } else if entry.kind == FileKind::Directory && self.may_include_below(&below) {
+                    self.copy_re_included(entry.inode, &from, &below, &to)?;
+                }
+            }
+            if entries.len() < BATCH {
+                return Ok(());
+            }
+            start += entries.len() as u64;
+        }
+    }
+
+    /// An excluded directory below which a `!` pattern may name something again: it is made only
+    /// if something was copied into it.
+    fn copy_re_included(
+        &mut self,
+        directory: TreeInode,
+        source: &[u8],
+        relative: &[u8],
+        target: &[u8],
+    ) -> Result<(), CopyError> {
+        let read = |cause| CopyError::Read { path: lossy(source), cause };
+        for entry in self.tree.entries(directory, 0, usize::MAX).map_err(read)? {
+            let (below, from, to) = (join(relative, &entry.name), join(source, &entry.name), join(target, &entry.name));
+            if !self.is_excluded(&below) {
+                self.copy_directory_itself(directory, source, target, true)?;
+                self.copy_tree(entry.inode, &from, &below, &to, true)?;
+            } else if entry.kind == FileKind::Directory && self.may_include_below(&below) {
+                self.copy_re_included(entry.inode, &from, &below, &to)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_excluded(&self, relative: &[u8]) -> bool {
+        self.options.exclude.as_ref().is_some_and(|patterns| patterns.path(relative).is_excluded())
+    }
+
+    fn may_include_below(&self, relative: &[u8]) -> bool {
+        let may = |patterns: &Patterns| patterns.can_take_back_below(relative, &patterns.path(relative));
+        self.options.exclude.as_ref().is_some_and(may)
+    }
+
+    fn copy_directory_itself(
+        &mut self,
+        inode: TreeInode,
+        source: &[u8],
+        target: &[u8],
+        overwrite: bool,
+    ) -> Result<(), CopyError> {
+        let existing = self.stat(target)?;
+        match existing {
+            Some(there) if there.kind != FileKind::Directory => {
+                return Err(CopyError::DirectoryOntoFile { path: lossy(target) });
+            }
+            // Under --parents the directories on the way may be missing.
+            None => self.make_directories(parent(target))?,
+            Some(_) if !overwrite => return Ok(()),
+            Some(_) => {}
+        }
+        if target.is_empty() {
+            return Ok(());
+        }
+        let node = self.node(inode, source)?;
+        self.changes.put(target, node).map(drop).map_err(|cause| destination(target, cause))
+    }
+
+    fn copy_entry(&mut self, inode: TreeInode, source: &[u8], target: &[u8]) -> Result<(), CopyError> {
+        if self.is_directory(target)? {
+            return Err(CopyError::FileOntoDirectory { path: lossy(target) });
+        }
+        if let Some(id) = self.links.get(&inode) {
+            self.changes.link(target, *id);
+            return Ok(());
+        }
+        let links = self.attributes(inode, source)?.links;
+        let node = self.node(inode, source)?;
+        let id = self.changes.put(target, node).map_err(|cause| destination(target, cause))?;
+        if links > 1 {
+            self.links.insert(inode, id);
+        }
+        Ok(())
+    }
+
+    /// The node of a source with what the flags change.
+    fn node(&self, inode: TreeInode, source: &[u8]) -> Result<Node, CopyError> {
+        let mut node =
+            Node::of_tree(self.tree, inode).map_err(|cause| CopyError::Read { path: lossy(source), cause })?;
+        let attributes = &mut node.attributes;
+        let owner = self.options.owner_of(Owner { uid: attributes.uid, gid: attributes.gid });
+        (attributes.uid, attributes.gid) = (owner.uid, owner.gid);
+        if let Some(mode) = &self.options.mode
+            && attributes.kind != FileKind::Symlink
+        {
+            attributes.mode = mode.apply(attributes.mode, attributes.kind == FileKind::Directory);
+        }
+        if let Some(modified) = self.options.modified {
+            attributes.modified = modified;
+        }
+        Ok(node)
+    }
+
+    fn make_directories(&mut self, path: &[u8]) -> Result<(), CopyError> {
+        match self.changes.make_directories(path, &self.options.made_directory()) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                Err(CopyError::NotADirectory { path: lossy(path) })
+            }
+            Err(cause) => Err(destination(path, cause)),
+        }
+    }
+
+    fn resolve(&self, path: &[u8]) -> Result<Vec<u8>, CopyError> {
+        self.changes.resolve(path).map_err(|cause| destination(path, cause))
+    }
+
+    fn stat(&self, path: &[u8]) -> Result<Option<layerfs::Attributes>, CopyError> {
+        self.changes.stat(path).map_err(|cause| destination(path, cause))
+    }
+
+    fn is_directory(&self, path: &[u8]) -> Result<bool, CopyError> {
+        Ok(self.stat(path)?.is_some_and(|attributes| attributes.kind == FileKind::Directory))
+    }
+
+    fn attributes(&self, inode: TreeInode, source: &[u8]) -> Result<layerfs::Attributes, CopyError> {
+        self.tree.attributes(inode).map_err(|cause| CopyError::Read { path: lossy(source), cause })
+    }
+}
+
+fn destination(path: &[u8], cause: io::Error) -> CopyError {
+    CopyError::Destination { path: lossy(path.strip_prefix(b"/").unwrap_or(path)), cause }
+}
+
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}

@@ -1,0 +1,321 @@
+//! RUN: a command in the sandbox, on a copy-on-write mount of the stage, and its changes as a layer.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use layerfs::{Layer, MountOptions, UpperLife, mount};
+
+use super::config::PROXY_ARGUMENTS;
+use super::files::accounts;
+use super::mounts::StepMounts;
+use crate::accounts::Identity;
+use crate::build::Builder;
+use crate::cache::Work;
+use crate::changeset::ChangeSet;
+use crate::commit::commit_upper;
+use crate::dockerfile::{self, Run, Script, Security};
+use crate::error::{BuildError, Site};
+use crate::events::StepNumber;
+use crate::image::DEFAULT_PATH;
+use crate::machine;
+use crate::request::Entitlement;
+use crate::sandbox::{self, Process, Streams};
+use crate::stage::StageState;
+use crate::upper::{make_directory, open_union, read_changes};
+
+/// How much of a failed step's output its error keeps: about one screen.
+const TAIL_LINES: usize = 40;
+
+/// Where here-documents that begin with `#!` lie, as in BuildKit.
+const SCRIPT_DIRECTORY: &str = "/dev/pipes";
+
+/// A RUN with everything expanded.
+struct Job {
+    argv: Vec<String>,
+    env: Vec<String>,
+    mounts: StepMounts,
+    network: sandbox::Network,
+    security: sandbox::Security,
+    /// A script that the command runs: its name and text.
+    script: Option<(String, String)>,
+}
+
+/// RUN.
+pub(crate) fn run(
+    builder: &Builder<'_>,
+    stage: &mut StageState,
+    run: &Run,
+    text: &str,
+    site: &Site,
+) -> Result<(), BuildError> {
+    let job = Job::new(builder, stage, run, site)?;
+    let created_by = job.created_by(stage, text);
+    let work = Work::Run {
+        argv: &job.argv,
+        env: &job.env,
+        cwd: stage.working_dir(),
+        user: &stage.config.config.user.clone(),
+        network: format!("{:?}", job.network),
+        security: format!("{:?}", job.security),
+        mounts: job.mounts.key_words(builder)?,
+        sandbox: job.sandbox_words(builder),
+    };
+    let work = serde_json::to_value(&work).expect("a step's work is strings and lists");
+    builder.cached(stage, text, &created_by, work, |stage, number| job.carry_out(builder, stage, number, site))
+}
+
+impl Job {
+    fn new(builder: &Builder<'_>, stage: &StageState, run: &Run, site: &Site) -> Result<Self, BuildError> {
+        let (argv, script) = command(stage, run);
+        let request = builder.request();
+        let network = match run.network {
+            None => request.sandbox.network,
+            Some(dockerfile::Network::Default) => sandbox::Network::Default,
+            Some(dockerfile::Network::Host) => sandbox::Network::Host,
+            Some(dockerfile::Network::None) => sandbox::Network::None,
+        };
+        let is_allowed = |entitlement| request.allow.contains(&entitlement);
+        if network == sandbox::Network::Host && !is_allowed(Entitlement::NetworkHost) {
+            let message = "network.host is not allowed: RUN --network=host needs `--allow network.host`";
+            return Err(site.error(message).into());
+        }
+        if run.security == Security::Insecure && !is_allowed(Entitlement::SecurityInsecure) {
+            let message = "security.insecure is not allowed: RUN --security=insecure needs `--allow security.insecure`";
+            return Err(site.error(message).into());
+        }
+        Ok(Self {
+            argv,
+            env: environment(builder, stage),
+            mounts: StepMounts::new(builder, stage, &run.mounts, site)?,
+            network,
+            security: match run.security {
+                Security::Sandbox => sandbox::Security::Sandbox,
+                Security::Insecure => sandbox::Security::Insecure,
+            },
+            script,
+        })
+    }
+
+    /// The instruction as `docker history` shows it.
+    fn created_by(&self, stage: &StageState, text: &str) -> String {
+        let arguments: Vec<String> = stage.arguments.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        match (arguments.len(), self.argv.split_last()) {
+            (_, None) => text.to_owned(),
+            (0, _) => format!("RUN {}", self.argv.join(" ")),
+            (count, _) => format!("RUN |{count} {} {}", arguments.join(" "), self.argv.join(" ")),
+        }
+    }
+
+    fn sandbox_words(&self, builder: &Builder<'_>) -> Vec<String> {
+        let sandbox = &builder.request().sandbox;
+        let mut words: Vec<String> = sandbox.extra_hosts.iter().map(|(at, name)| format!("host {name} {at}")).collect();
+        words.extend(sandbox.ulimits.iter().map(|limit| format!("{limit:?}")));
+        words.extend(sandbox.shm_size_bytes.map(|size| format!("shm {size}")));
+        words.extend(self.script.iter().map(|(_, text)| format!("script {text}")));
+        words
+    }
+
+    fn carry_out(
+        &self,
+        builder: &Builder<'_>,
+        stage: &StageState,
+        number: StepNumber,
+        site: &Site,
+    ) -> Result<Layer, BuildError> {
+        machine::check(builder.platform(), &builder.request().build_platform).map_err(site.because())?;
+        let tree = builder.tree(stage)?;
+        let identity = accounts(&ChangeSet::new(Arc::clone(&tree)))
+            .map_err(site.because())?
+            .identity(&stage.config.config.user)
+            .map_err(site.because())?;
+        let upper = builder.store.create_upper(&stage.diff_ids(), UpperLife::Temporary)?;
+        let scratch = upper.scratch()?;
+        let merged = scratch.join("merged");
+        std::fs::create_dir(&merged).map_err(BuildError::file("create", &merged))?;
+        let mut prepared = self.mounts.prepare(builder, &scratch)?;
+        self.add_script(&mut prepared.mounts, &scratch).map_err(site.because())?;
+        let union = open_union(Arc::clone(&tree), &upper.upper(), &upper.work(), UpperLife::Temporary)
+            .map_err(site.because())?;
+        let mounted = mount(union, &merged, MountOptions::default()).map_err(site.because())?;
+        without_devices(&merged).map_err(site.because())?;
+        make_directory(&merged, Path::new(stage.working_dir())).map_err(site.because())?;
+        let mut process = self.process(builder, stage, &merged, &identity);
+        process.mounts = std::mem::take(&mut prepared.mounts);
+        process.env.append(&mut prepared.env);
+        let ended = execute(&process, |bytes| builder.events.step_output(number, bytes));
+        let unmounted = mounted.unmount();
+        drop(prepared);
+        let (exit, tail) = ended.map_err(|error| step_error(site, &error))?;
+        unmounted.map_err(site.because())?;
+        if exit.code() != 0 {
+            let message = format!(
+                "process \"{}\" did not complete successfully: exit code: {}",
+                self.argv.join(" "),
+                exit.code()
+            );
+            let at = Box::new(site.error(message));
+            return Err(BuildError::Step { at, exit_code: exit.code(), tail });
+        }
+        let changes = read_changes(&tree, &upper.upper(), &upper.work()).map_err(site.because())?;
+        Ok(commit_upper(builder.store, &tree, &changes, builder.commit_options(stage))?)
+    }
+
+    fn process(&self, builder: &Builder<'_>, stage: &StageState, root: &Path, identity: &Identity) -> Process {
+        let request = &builder.request().sandbox;
+        let mut process = Process::new(root, self.argv.iter().cloned());
+        process.env.clone_from(&self.env);
+        if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
+            let home = identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
+            process.env.push(format!("HOME={home}"));
+        }
+        process.cwd = stage.working_dir().into();
+        process.user =
+            sandbox::User { uid: identity.owner.uid, gid: identity.owner.gid, groups: identity.groups.clone() };
+        process.network = self.network;
+        process.security = self.security;
+        process.shm_size_bytes = request.shm_size_bytes.unwrap_or(sandbox::DEFAULT_SHM_SIZE_BYTES);
+        process.ulimits.clone_from(&request.ulimits);
+        process.extra_hosts.clone_from(&request.extra_hosts);
+        process.resolv_conf.clone_from(&request.resolv_conf);
+        process
+    }
+
+    fn add_script(&self, mounts: &mut Vec<sandbox::Mount>, scratch: &Path) -> io::Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let Some((name, text)) = &self.script else { return Ok(()) };
+        let directory = scratch.join("script");
+        std::fs::create_dir(&directory)?;
+        let path = directory.join(name);
+        std::fs::write(&path, text)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        let source = sandbox::Source::Bind { path: directory, read_only: true };
+        mounts.push(sandbox::Mount { target: SCRIPT_DIRECTORY.into(), source });
+        Ok(())
+    }
+}
+
+/// What runs, and the script it runs, if it is one.
+fn command(stage: &StageState, run: &Run) -> (Vec<String>, Option<(String, String)>) {
+    let with_shell = |text: String| stage.shell().into_iter().chain([text]).collect();
+    match run.script() {
+        Script::Exec(argv) => (argv, None),
+        Script::Shell(text) => (with_shell(text), None),
+        Script::Program { name, content } => (with_shell(format!("{SCRIPT_DIRECTORY}/{name}")), Some((name, content))),
+    }
+}
+
+/// The exact environment of a step, before secrets and HOME.
+fn environment(builder: &Builder<'_>, stage: &StageState) -> Vec<String> {
+    let mut env: Vec<String> = stage.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let has =
+        |env: &[String], name: &str| env.iter().any(|entry| entry.split_once('=').is_some_and(|(n, _)| n == name));
+    if !has(&env, "PATH") {
+        env.push(format!("PATH={DEFAULT_PATH}"));
+    }
+    for name in PROXY_ARGUMENTS {
+        if let Some(value) = builder.request().build_args.get(name)
+            && !has(&env, name)
+        {
+            env.push(format!("{name}={value}"));
+        }
+    }
+    if let Some(epoch) = stage.epoch
+        && !has(&env, "SOURCE_DATE_EPOCH")
+    {
+        env.push(format!("SOURCE_DATE_EPOCH={epoch}"));
+    }
+    env
+}
+
+/// Makes the device files below a mount point data only. Where we are root, an image or a step could open the disks of
+/// the machine otherwise; a user namespace never lets it. The devices of a step come from its own /dev.
+pub(crate) fn without_devices(mount_point: &Path) -> io::Result<()> {
+    use rustix::mount::{MountFlags, mount_remount};
+    Ok(mount_remount(mount_point, MountFlags::BIND | MountFlags::NODEV | MountFlags::NOATIME, "")?)
+}
+
+/// Runs the process, passing on what it writes, and keeps the last lines.
+fn execute(process: &Process, mut output: impl FnMut(&[u8])) -> Result<(sandbox::Exit, Vec<String>), sandbox::Error> {
+    let setup = |cause: io::Error| sandbox::Error::Describe(format!("cannot make a pipe: {cause}"));
+    let (mut reader, writer) = io::pipe().map_err(setup)?;
+    let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
+    let step = sandbox::run(process, streams)?;
+    drop(writer);
+    let mut tail = Tail::default();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => {
+                output(&buffer[..read]);
+                tail.push(&buffer[..read]);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    Ok((step.wait()?, tail.finish()))
+}
+
+fn step_error(site: &Site, error: &sandbox::Error) -> BuildError {
+    site.error(error.to_string()).into()
+}
+
+/// The last lines of a stream.
+#[derive(Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    partial: Vec<u8>,
+}
+
+impl Tail {
+    /// Longer lines are cut: an error is one screen.
+    const MOST_LINE_BYTES: usize = 2000;
+
+    fn push(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let room = Self::MOST_LINE_BYTES.saturating_sub(self.partial.len());
+            self.partial.extend_from_slice(&part[..part.len().min(room)]);
+            if part.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = String::from_utf8_lossy(&self.partial).trim_end().to_owned();
+        self.partial.clear();
+        self.lines.push_back(line);
+        if self.lines.len() > TAIL_LINES {
+            self.lines.pop_front();
+        }
+    }
+
+    fn finish(mut self) -> Vec<String> {
+        if !self.partial.is_empty() {
+            self.end_line();
+        }
+        self.lines.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tail_keeps_the_last_lines_and_the_beginning_of_a_long_one() {
+        let mut tail = Tail::default();
+        for number in 0..100 {
+            tail.push(format!("line {number}\n").as_bytes());
+        }
+        tail.push(&[b'x'; 5000]);
+        let lines = tail.finish();
+        assert_eq!(lines.len(), TAIL_LINES);
+        assert_eq!(lines[TAIL_LINES - 2], "line 99");
+        assert_eq!(lines[TAIL_LINES - 1].len(), Tail::MOST_LINE_BYTES);
+    }
+}

@@ -1,0 +1,147 @@
+//! The sources that a COPY or ADD names, found in a tree: wildcards, symbolic links, `/./` pivots.
+
+use std::io;
+use std::sync::Arc;
+
+use layerfs::{FileKind, Tree, TreeInode};
+
+use crate::changeset::{ChangeSet, clean, components, join};
+use crate::context::Glob;
+
+/// A tree to copy from.
+pub(crate) struct Source {
+    /// The tree without changes; a change set knows how to follow links inside a root.
+    view: ChangeSet,
+}
+
+/// One source, found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Selected {
+    /// The clean path as it was named or matched, before symbolic links were followed.
+    pub(crate) path: Vec<u8>,
+    /// What it leads to, links followed.
+    pub(crate) inode: TreeInode,
+    /// How much of `path` lies before the pivot of `--parents`.
+    pub(crate) pivot: usize,
+    /// The directory at the pivot.
+    pub(crate) pivot_inode: TreeInode,
+}
+
+impl Source {
+    /// Copies come from `tree`.
+    pub(crate) fn new(tree: Arc<dyn Tree>) -> Self {
+        Self { view: ChangeSet::new(tree) }
+    }
+
+    pub(crate) fn tree(&self) -> &Arc<dyn Tree> {
+        self.view.below()
+    }
+
+    /// What `pattern` names. A path without wildcards that is not there is `Ok(None)`; a pattern
+    /// that matches nothing is an empty list, which is no error in a Dockerfile.
+    pub(crate) fn select(&self, pattern: &[u8]) -> io::Result<Option<Vec<Selected>>> {
+        let (before_pivot, after_pivot) = split_pivot(pattern);
+        let (before_pivot, after_pivot) = (clean(before_pivot), clean(after_pivot));
+        let whole = match (before_pivot.is_empty(), after_pivot.is_empty()) {
+            (_, true) => before_pivot.clone(),
+            _ => join(&before_pivot, &after_pivot),
+        };
+        let depth = components(&before_pivot).count();
+        if !has_wildcard(&whole) {
+            let resolved = self.view.resolve(&whole)?;
+            return match self.find(&resolved)? {
+                None => Ok(None),
+                Some(inode) => Ok(Some(vec![self.selected(whole, inode, depth)?])),
+            };
+        }
+        let mut found = Vec::new();
+        for path in self.matches(&whole)? {
+            let resolved = self.view.resolve(&path)?;
+            if let Some(inode) = self.find(&resolved)? {
+                found.push(self.selected(path, inode, depth)?);
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The path that one source without wildcards leads to, links followed, and what is there.
+    pub(crate) fn select_literal(&self, path: &[u8]) -> io::Result<Option<(Vec<u8>, TreeInode)>> {
+        let resolved = self.view.resolve(&clean(path))?;
+        Ok(self.find(&resolved)?.map(|inode| (resolved, inode)))
+    }
+
+    fn selected(&self, path: Vec<u8>, inode: TreeInode, depth: usize) -> io::Result<Selected> {
+        let before = components(&path).take(depth).fold(Vec::new(), |at, name| join(&at, name));
+        let resolved = self.view.resolve(&before)?;
+        let pivot_inode = self.find(&resolved)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        Ok(Selected { pivot: before.len(), path, inode, pivot_inode })
+    }
+
+    fn find(&self, path: &[u8]) -> io::Result<Option<TreeInode>> {
+        self.view.below_at(path)
+    }
+
+    /// All paths that match, in byte order of their components. The part before the first
+    /// wildcard may pass through links; a wildcard never matches through one.
+    fn matches(&self, pattern: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let names: Vec<&[u8]> = components(pattern).collect();
+        let literal = names.iter().take_while(|name| !has_wildcard(name)).count();
+        let start = names[..literal].join(&b'/');
+        let mut found = Vec::new();
+        let resolved = self.view.resolve(&start)?;
+        if let Some(inode) = self.find(&resolved)? {
+            self.match_below(inode, &start, &names[literal..], &mut found)?;
+        }
+        Ok(found)
+    }
+
+    fn match_below(
+        &self,
+        directory: TreeInode,
+        path: &[u8],
+        names: &[&[u8]],
+        found: &mut Vec<Vec<u8>>,
+    ) -> io::Result<()> {
+        let Some((name, rest)) = names.split_first() else { return Ok(()) };
+        if self.tree().attributes(directory)?.kind != FileKind::Directory {
+            return Ok(());
+        }
+        for entry in self.tree().entries(directory, 0, usize::MAX)? {
+            let at = join(path, &entry.name);
+            if *name == b"**" {
+                // Any number of directories, none included.
+                if rest.is_empty() {
+                    found.push(at.clone());
+                }
+                if entry.kind == FileKind::Directory {
+                    self.match_below(entry.inode, &at, names, found)?;
+                }
+            } else if Glob::new(&String::from_utf8_lossy(name)).map_err(io::Error::other)?.matches(&entry.name) {
+                if rest.is_empty() {
+                    found.push(at.clone());
+                } else if entry.kind == FileKind::Directory {
+                    self.match_below(entry.inode, &at, rest, found)?;
+                }
+            }
+        }
+        if *name == b"**" && !rest.is_empty() {
+            self.match_below(directory, path, rest, found)?;
+            found.sort();
+            found.dedup();
+        }
+        Ok(())
+    }
+}
+
+/// `lib/./inc/x` is `lib` before the pivot and `inc/x` after it. A leading `./` is no pivot.
+fn split_pivot(pattern: &[u8]) -> (&[u8], &[u8]) {
+    let skip = if pattern.starts_with(b"./") { 2 } else { 0 };
+    match pattern[skip..].windows(3).position(|three| three == b"/./") {
+        Some(at) => (&pattern[..skip + at], &pattern[skip + at + 3..]),
+        None => (b"", pattern),
+    }
+}
+
+fn has_wildcard(text: &[u8]) -> bool {
+    Glob::is_pattern(&String::from_utf8_lossy(text))
+}

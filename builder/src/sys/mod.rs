@@ -1,0 +1,13 @@
+//! The only unsafe code of the crate: system calls that rustix has no safe form for.
+//!
+//! Invariant: every function here is safe to call from any safe code of the crate; what a call needs (one thread, a
+//! valid pointer) is checked or built here. No policy lives here: what to mount, allow or drop is decided in `sandbox`.
+#![expect(unsafe_code, reason = "fork, exec, unshare and seccomp have no safe form in rustix")]
+
+mod kernel;
+mod process;
+mod signals;
+
+pub(crate) use kernel::{bring_loopback_up, install_seccomp_filter, make_read_only, unshare};
+pub(crate) use process::{Forked, close_on_exec_from, execute, exit_now, fork, inherited, spawn};
+pub(crate) use signals::{block_all_signals, reset_signals, wait_for_signal};

@@ -1,0 +1,508 @@
+//! The program as a person uses it: each verb's main job and main failures, as root and as an ordinary user.
+//!
+//! Invariant: a test has a store, a home and an image of its own, and leaves no mount, process or user behind. It needs
+//! root, /dev/fuse that everyone may open, busybox-static, fusermount3 and the programs of the package uidmap.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use fixtures::registry::{PASSWORD, Registry, USER};
+use fixtures::user::User;
+use rustix::process::{Pid, Signal};
+use rustix::pty::OpenptFlags;
+use rustix::termios::Winsize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// One person with a store.
+struct Person {
+    directory: TempDir,
+    user: Option<User>,
+}
+
+/// How a run of the program ended.
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    #[track_caller]
+    fn success(self) -> String {
+        assert_eq!(self.code, 0, "{}", self.stderr);
+        self.stdout.trim_end().to_owned()
+    }
+
+    #[track_caller]
+    fn json(self) -> Value {
+        serde_json::from_str(&self.success()).expect("JSON")
+    }
+
+    #[track_caller]
+    fn failure(self, code: i32, words: &str) {
+        assert_eq!(self.code, code, "{} {}", self.stdout, self.stderr);
+        assert!(self.stderr.starts_with("error: ") && self.stderr.contains(words), "{words:?} in {}", self.stderr);
+    }
+}
+
+impl Person {
+    fn new(user: Option<User>) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let person = Self { directory, user };
+        fs::set_permissions(person.path(""), fs::Permissions::from_mode(0o755)).expect("permitted");
+        // An ordinary user may not reach the directory in which the program was built.
+        fs::copy(env!("CARGO_BIN_EXE_nacre"), person.path("nacre")).expect("the program is copied");
+        for name in ["context", "mount"] {
+            fs::create_dir(person.path(name)).expect("a directory");
+        }
+        fs::copy("/bin/busybox", person.path("context/busybox")).expect("busybox (Debian package busybox-static)");
+        let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\n\
+            RUN [\"/bin/busybox\", \"sh\", \"-c\", \"/bin/busybox --install -s /bin; mkdir -p /etc /home/app; \
+            echo app:x:1000:1000::/home/app:/bin/sh > /etc/passwd; chown 1000:1000 /home/app\"]\n\
+            ENV GREETING=hello\nCMD [\"sh\", \"-c\", \"echo $GREETING from $(id -u)\"]\n";
+        fs::write(person.path("context/Dockerfile"), dockerfile).expect("written");
+        if let Some(user) = &person.user {
+            for name in ["", "context", "mount"] {
+                chown(person.path(name), Some(user.uid()), Some(user.gid())).expect("owned");
+            }
+        }
+        person
+    }
+
+    /// One with the image `app` in the store.
+    fn with_image(user: Option<User>) -> Self {
+        let person = Self::new(user);
+        person.run(&["build", "-t", "app", &person.text("context")]).success();
+        person
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    fn own<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        match &self.user {
+            Some(user) => user.runs(command),
+            None => command,
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.path("nacre"));
+        command.args(arguments).stdin(Stdio::null()).current_dir("/");
+        command.env("NACRE_ROOT", self.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", self.path("home"));
+        command.env("REGISTRY_AUTH_FILE", self.path("auth.json")).env_remove("SOURCE_DATE_EPOCH");
+        self.own(&mut command);
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ended {
+        ended(&mut self.command(arguments))
+    }
+
+    /// What a shell of this person prints.
+    #[track_caller]
+    fn shell(&self, script: &str) -> String {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).current_dir(self.path("mount"));
+        ended(self.own(&mut command)).success()
+    }
+
+    fn mounts(&self) -> Vec<Value> {
+        self.run(&["mount", "--all", "--format", "json"]).json().as_array().expect("a list").clone()
+    }
+
+    /// Kills the server as the out-of-memory killer would.
+    fn kill_server(&self) {
+        let pid = self.mounts()[0]["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a live mount"), Signal::KILL).expect("killed");
+    }
+}
+
+impl Drop for Person {
+    fn drop(&mut self) {
+        for mount in self.mounts() {
+            let directory = mount["directory"].as_str().expect("a path");
+            self.run(&["unmount", "--discard", mount["upper"].as_str().unwrap_or(directory)]);
+        }
+    }
+}
+
+fn ended(command: &mut Command) -> Ended {
+    let output = command.output().expect("the program starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    let code = output.status.code().expect("an exit code");
+    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn as_root_and_as_user(test: impl Fn(Person)) {
+    test(Person::with_image(None));
+    test(Person::with_image(Some(User::new())));
+}
+
+#[test]
+fn a_command_runs_with_what_the_image_says_unless_it_is_told_otherwise() {
+    as_root_and_as_user(|person| {
+        let run = |arguments: &[&str]| person.run(&[&["run"], arguments].concat());
+        assert_eq!(run(&["app"]).success(), "hello from 0");
+        assert_eq!(run(&["-u", "app", "-e", "GREETING=bye", "app"]).success(), "bye from 1000");
+        let script = "pwd; hostname; echo $HOME; cat /etc/hosts";
+        let text = run(&[
+            "-u",
+            "1000",
+            "-w",
+            "/new/dir",
+            "--hostname",
+            "box",
+            "--add-host",
+            "db:10.0.0.1",
+            "app",
+            "sh",
+            "-c",
+            script,
+        ]);
+        let text = text.success();
+        assert!(text.starts_with("/new/dir\nbox\n/home/app\n"), "{text}");
+        assert!(text.lines().any(|line| line.split_whitespace().eq(["10.0.0.1", "db"])), "{text}");
+        assert_eq!(run(&["--entrypoint", "echo", "app", "a", "b"]).success(), "a b");
+        let volume = format!("{}:/data/here:ro", person.text("context"));
+        let text = run(&["-v", &volume, "app", "sh", "-c", "ls /data/here; touch /data/here/x 2>&1"]);
+        assert_eq!(text.stdout, "Dockerfile\nbusybox\ntouch: /data/here/x: Read-only file system\n");
+        let text = run(&["--read-only", "app", "sh", "-c", "touch /x 2>&1; touch /dev/shm/x && echo shm"]).success();
+        assert_eq!(text, "touch: /x: Read-only file system\nshm");
+        assert_eq!(run(&["-t", "app", "sh", "-c", "test -t 0 && test -t 2 && tty"]).success(), "/dev/console");
+    });
+}
+
+#[test]
+fn a_terminal_is_handed_on_with_its_size() {
+    as_root_and_as_user(|person| {
+        let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        rustix::pty::unlockpt(&master).expect("unlocked");
+        let size = Winsize { ws_row: 33, ws_col: 101, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&master, size).expect("resized");
+        let name = rustix::pty::ptsname(&master, Vec::new()).expect("a name").into_string().expect("UTF-8");
+        let side = fs::File::options().read(true).write(true).open(name).expect("the other side");
+        let other = || Stdio::from(side.try_clone().expect("a duplicate"));
+        let mut master = fs::File::from(master);
+        master.write_all(b"stty size; exit 9\n").expect("typed");
+        let mut command = person.command(&["run", "-it", "app", "sh"]);
+        let mut child = command.stdin(other()).stdout(other()).stderr(other()).spawn().expect("started");
+        assert_eq!(child.wait().expect("ended").code(), Some(9));
+        drop((command, side));
+        let mut shown = Vec::new();
+        // The last close of the other side is an error here, after all that was written.
+        _ = master.read_to_end(&mut shown);
+        assert!(String::from_utf8_lossy(&shown).contains("33 101"), "{}", String::from_utf8_lossy(&shown));
+    });
+    let person = Person::new(None);
+    person.run(&["run", "-it", "app"]).failure(125, "no terminal");
+}
+
+#[test]
+fn exit_codes_of_run_are_those_of_docker() {
+    let person = Person::with_image(None);
+    assert_eq!(person.run(&["run", "app", "sh", "-c", "exit 7"]).code, 7);
+    assert_eq!(person.run(&["run", "app", "sh", "-c", "kill -9 $$"]).code, 137);
+    assert_eq!(person.run(&["run", "app", "/etc/passwd"]).code, 126);
+    assert_eq!(person.run(&["run", "app", "nothere"]).code, 127);
+    person.run(&["run", "-u", "stranger", "app"]).failure(125, "stranger");
+    person.run(&["run", "--name", "x", "app"]).failure(125, "--name");
+    person.run(&["run", "-v", "data:/data", "app"]).failure(125, "named volumes");
+    person.run(&["run", "127.0.0.1:1/app"]).failure(125, "127.0.0.1:1");
+}
+
+#[test]
+fn a_signal_is_for_the_command() {
+    as_root_and_as_user(|person| {
+        let script = "trap 'exit 7' TERM; echo ready; sleep 1000 & wait";
+        let mut child =
+            person.command(&["run", "app", "sh", "-c", script]).stdout(Stdio::piped()).spawn().expect("started");
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().expect("piped")).read_line(&mut line).expect("read");
+        assert_eq!(line, "ready\n");
+        rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).expect("sent");
+        assert_eq!(child.wait().expect("ended").code(), Some(7));
+    });
+}
+
+#[test]
+fn standard_input_is_handed_on_only_if_that_is_asked_for() {
+    let person = Person::with_image(None);
+    for (flags, text) in [(&["run", "-i", "app", "cat"][..], "typed\n"), (&["run", "app", "cat"][..], "")] {
+        let mut child = person.command(flags).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("started");
+        // A command that reads nothing may be gone already.
+        _ = child.stdin.take().expect("piped").write_all(b"typed\n");
+        let output = child.wait_with_output().expect("ended");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), text);
+    }
+}
+
+#[test]
+fn changes_of_a_mount_can_be_committed_while_it_is_live_and_survive_it() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        let id = person.run(&["mount", "app", &mount]).success();
+        assert_eq!(
+            person.shell("cat etc/passwd; echo new > new; rm etc/passwd; cat new"),
+            "app:x:1000:1000::/home/app:/bin/sh\nnew"
+        );
+        assert_eq!(person.mounts()[0]["state"], "mounted");
+        person.run(&["commit", &mount, "app:two", "-m", "words", "-a", "me"]).success();
+        let text = person.run(&["run", "app:two", "sh", "-c", "cat /new; stat -c %u:%g /new; ls /etc"]).success();
+        assert!(text.starts_with("new\n0:0\n") && !text.contains("passwd"), "{text}");
+        let history = person.run(&["history", "app:two", "--format", "json"]).json();
+        assert_eq!((&history[0]["created_by"], &history[0]["comment"]), (&"nacre commit".into(), &"words".into()));
+        let unmounted = person.run(&["unmount", &mount]);
+        assert!(unmounted.stderr.contains("--upper"), "{}", unmounted.stderr);
+        assert_eq!(unmounted.success(), id);
+        assert_eq!(person.shell("ls"), "");
+        person.run(&["commit", &id, "app:three"]).success();
+        let layers = |name: &str| person.run(&["inspect", name, "--format", "json"]).json()["layers"].clone();
+        assert_eq!(layers("app:two"), layers("app:three"), "a live upper and a quiet one give the same layer");
+        person.run(&["unmount", "--discard", &id]).success();
+        assert_eq!(person.mounts(), [Value::Null; 0]);
+    });
+}
+
+#[test]
+fn a_killed_server_leaves_a_mount_that_can_be_removed_and_its_changes() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        let id = person.run(&["mount", "app", &mount]).success();
+        person.shell("echo kept > kept; sync kept");
+        person.kill_server();
+        assert_eq!(person.run(&["unmount", &mount]).success(), id);
+        assert_eq!(person.shell("ls"), "");
+        assert_eq!(person.run(&["mount", "--upper", &id, &mount]).success(), id);
+        assert_eq!(person.shell("cat kept"), "kept");
+        person.run(&["unmount", "--discard", &mount]).success();
+        assert_eq!(fs::read_dir(person.path("store/uppers")).expect("readable").count(), 0);
+    });
+}
+
+#[test]
+fn files_of_other_users_of_the_image_show_as_the_ids_that_stand_for_them() {
+    use std::os::unix::fs::MetadataExt;
+    let person = Person::with_image(Some(User::new()));
+    let mount = person.text("mount");
+    person.run(&["mount", "app", &mount]).success();
+    let user = person.user.as_ref().expect("an ordinary user");
+    let lines = fs::read_to_string("/etc/subuid").expect("readable");
+    let line = lines.lines().find(|line| line.starts_with(&format!("{}:", user.name()))).expect("a range");
+    let first: u32 = line.split(':').nth(1).expect("a field").parse().expect("a number");
+    // Id 1 is the first of the range.
+    let home = person.shell("stat -c %u home/app bin");
+    assert_eq!(home, format!("{}\n{}", first + 999, user.uid()));
+    let inside = person.run(&[
+        "unshare",
+        "sh",
+        "-c",
+        &format!("cd {mount}; stat -c %u home/app; echo x > of-app; chown 1000:1000 of-app"),
+    ]);
+    assert_eq!(inside.success(), "1000");
+    assert_eq!(person.shell("stat -c %u of-app"), (first + 999).to_string());
+    let upper = person.mounts()[0]["upper"].as_str().expect("an id").to_owned();
+    let stored = fs::metadata(person.path("store/uppers").join(upper).join("upper/of-app")).expect("in the upper");
+    assert_eq!(stored.uid(), first + 999);
+    let denied = ended(person.own(Command::new("chown").args(["0", &format!("{mount}/of-app")])));
+    assert!(denied.stderr.contains("not permitted"), "{}", denied.stderr);
+}
+
+#[test]
+fn a_mount_without_changes_or_read_only_leaves_nothing() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        person.run(&["mount", "app", &mount]).success();
+        assert_eq!(person.run(&["unmount", &mount]).success(), "");
+        assert_eq!(person.run(&["mount", "--read-only", "app", &mount]).success(), "");
+        assert_eq!(person.mounts()[0]["read_only"], true);
+        assert!(person.shell("touch new 2>&1 || true").contains("Read-only file system"));
+        person.run(&["commit", &mount, "x"]).failure(2, "read-only");
+        person.run(&["unmount", &mount]).success();
+        assert_eq!(fs::read_dir(person.path("store/uppers")).expect("readable").count(), 0);
+    });
+}
+
+#[test]
+fn what_cannot_be_mounted_or_unmounted_says_why() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        person.run(&["mount", "nothere", &mount]).failure(1, "nacre pull nothere");
+        person.run(&["mount", "app", "/nothere"]).failure(1, "/nothere");
+        person.run(&["mount", "app", &person.text("nacre")]).failure(2, "no directory");
+        person.run(&["mount", "app"]).failure(2, "nacre mount IMAGE DIR");
+        person.run(&["mount", "--upper", "../../etc", &mount]).failure(1, "../../etc");
+        person.run(&["unmount", &mount]).failure(1, "neither a mount");
+        if person.user.is_some() {
+            // fusermount3 asks for a directory that the user may write to.
+            person.run(&["mount", "app", "/etc"]).failure(1, "fusermount3");
+        }
+        assert_eq!(fs::read_dir(person.path("store/uppers")).expect("readable").count(), 0, "nothing is left");
+        person.run(&["commit", &mount, "x"]).failure(1, "neither a mount");
+        person.run(&["mount", "app", &mount]).success();
+        person.run(&["mount", "app", &mount]).failure(1, "already");
+        let mut busy = Command::new("sh")
+            .args(["-c", "echo here; cat"])
+            .current_dir(&mount)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn_as(&person);
+        let mut line = String::new();
+        BufReader::new(busy.stdout.as_mut().expect("piped")).read_line(&mut line).expect("read");
+        person.run(&["unmount", &mount]).failure(1, "in use");
+        drop(busy.stdin.take());
+        busy.wait().expect("ended");
+        person.run(&["unmount", &mount]).success();
+    });
+}
+
+/// Starts a command as a person.
+trait SpawnAs {
+    fn spawn_as(&mut self, person: &Person) -> std::process::Child;
+}
+
+impl SpawnAs for Command {
+    fn spawn_as(&mut self, person: &Person) -> std::process::Child {
+        person.own(self).spawn().expect("started")
+    }
+}
+
+#[test]
+fn a_server_that_is_asked_to_end_unmounts_and_keeps_what_was_written() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        let mut server =
+            person.command(&["mount", "--foreground", "app", &mount]).stdout(Stdio::piped()).spawn().expect("started");
+        let mut id = String::new();
+        BufReader::new(server.stdout.as_mut().expect("piped")).read_line(&mut id).expect("read");
+        person.shell("echo new > new");
+        rustix::process::kill_process(Pid::from_child(&server), Signal::TERM).expect("sent");
+        assert_eq!(server.wait().expect("ended").code(), Some(0));
+        assert_eq!(person.shell("ls"), "");
+        assert_eq!((&person.mounts()[0]["state"], &person.mounts()[0]["upper"]), (&"kept".into(), &id.trim().into()));
+        person.run(&["commit", id.trim(), "app:two"]).success();
+        assert_eq!(person.run(&["run", "app:two", "cat", "/new"]).success(), "new");
+    });
+}
+
+/// runc, because crun refuses machines with both versions of cgroups mounted.
+#[test]
+fn an_oci_runtime_runs_a_bundle_whose_root_is_a_mount() {
+    as_root_and_as_user(|person| {
+        person.run(&["mount", "app", &person.text("mount")]).success();
+        let bundle = person.path("context");
+        let spec: &[&str] = if person.user.is_some() { &["spec", "--rootless"] } else { &["spec"] };
+        ended(person.own(Command::new("runc").args(spec).current_dir(&bundle))).success();
+        let file = bundle.join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
+        config["root"] = serde_json::json!({ "path": person.text("mount"), "readonly": false });
+        config["process"]["terminal"] = false.into();
+        // Raising a limit takes a capability that root of a container may lack.
+        config["process"]["rlimits"] = serde_json::json!([]);
+        config["process"]["args"] = serde_json::json!(["/bin/sh", "-c", "echo here > /ran; cat /ran"]);
+        fs::write(&file, config.to_string()).expect("written");
+        let name = format!("nacre-{}-{}", std::process::id(), person.user.is_some());
+        let mut command = Command::new("runc");
+        command.arg("--root").arg(bundle.join("state")).args(["run", &name]).current_dir(&bundle).stdin(Stdio::null());
+        assert_eq!(ended(person.own(&mut command)).success(), "here");
+        assert_eq!(person.shell("cat ran"), "here");
+    });
+}
+
+#[test]
+fn names_are_given_and_taken_however_they_are_spelled() {
+    let person = Person::with_image(None);
+    let names = || {
+        let images = person.run(&["images", "--format", "json"]).json();
+        images
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|image| image["name"].as_str().expect("a name").to_owned())
+            .collect::<Vec<_>>()
+    };
+    person.run(&["tag", "app", "other:1", "example.org/x/y"]).success();
+    assert_eq!(names(), ["app", "example.org/x/y", "other:1"]);
+    person.run(&["remove", "docker.io/library/app:latest"]).success();
+    assert_eq!(names(), ["example.org/x/y", "other:1"]);
+    person.run(&["remove", "other:1", "nothere"]).failure(1, "nothere");
+    assert_eq!(names().len(), 2, "all or none");
+    let digest = person.run(&["images", "--quiet"]).success().lines().next().expect("a line").to_owned();
+    assert_eq!(person.run(&["remove", &digest]).success(), "example.org/x/y\nother:1");
+    person.run(&["tag", "nothere", "x"]).failure(1, "nothere");
+    let pruned = person.run(&["prune", "--all", "--format", "json"]).json();
+    assert!(pruned["freed_bytes"].as_u64().is_some_and(|bytes| bytes > 0) && pruned["layers"] == 2, "{pruned}");
+}
+
+#[test]
+fn an_image_is_shown_with_its_documents_byte_for_byte() {
+    let person = Person::with_image(None);
+    let shown = person.run(&["inspect", "app", "--format", "json"]).json();
+    let raw = |document: &str| person.command(&["inspect", "app", "--raw", document]).output().expect("run").stdout;
+    assert_eq!(shown["digest"], layerfs::digest_of(&raw("manifest")).to_string());
+    assert_eq!(shown["config_digest"], layerfs::digest_of(&raw("config")).to_string());
+    assert_eq!(shown["names"], serde_json::json!(["app"]));
+    assert_eq!(shown["config"]["config"]["Env"][1], "GREETING=hello");
+    let layers = shown["layers"].as_array().expect("a list");
+    assert_eq!(layers.len(), 2);
+    assert!(layers.iter().all(|layer| layer["diff_id"].as_str().is_some_and(|id| id.starts_with("sha256:"))));
+    assert!(person.run(&["inspect", "app"]).success().contains("hello"));
+    let history = person.run(&["history", "app"]).success();
+    assert!(
+        history.contains('…') && !person.run(&["history", "app", "--no-trunc"]).success().contains('…'),
+        "{history}"
+    );
+    person.run(&["inspect", "nothere"]).failure(1, "nothere");
+    person.run(&["history", "nothere"]).failure(1, "nothere");
+}
+
+#[test]
+fn a_password_is_verified_kept_used_and_forgotten() {
+    let registry = Registry::with_password();
+    let person = Person::with_image(None);
+    let image = format!("{}/app", registry.address());
+    person.run(&["push", "app", &image]).failure(3, "nacre login");
+    person.run(&["login", registry.address(), "-u", USER, "-p", "wrong"]).failure(3, registry.address());
+    assert!(!person.path("auth.json").exists());
+    person.run(&["login", registry.address()]).failure(2, "--password-stdin");
+    let mut login = person.command(&["login", registry.address(), "-u", USER, "--password-stdin"]);
+    let mut login = login.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("started");
+    login.stdin.take().expect("piped").write_all(format!("{PASSWORD}\n").as_bytes()).expect("written");
+    assert!(login.wait().expect("ended").success());
+    assert_eq!(fs::metadata(person.path("auth.json")).expect("kept").permissions().mode() & 0o777, 0o600);
+    person.run(&["push", "app", &image]).success();
+    person.run(&["remove", "app"]).success();
+    assert_eq!(person.run(&["run", &image]).success(), "hello from 0", "an image that the store lacks is pulled");
+    person.run(&["logout", registry.address()]).success();
+    person.run(&["pull", &image]).failure(3, "nacre login");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error_to_talk_about() {
+    let person = Person::new(None);
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = person.command(&["completions", "bash"]).stdout(writer).output().expect("run");
+    assert_eq!((output.status.code(), output.stderr), (Some(141), Vec::new()));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(person.run(&["completions", shell]).success().contains("unmount"), "{shell}");
+    }
+}
+
+#[test]
+fn a_flag_that_is_not_there_is_named() {
+    let person = Person::new(None);
+    let ended = person.run(&["run", "--privileged", "app"]);
+    assert!(ended.code == 2 && ended.stderr.contains("--privileged"), "{}", ended.stderr);
+    assert!(Path::new("/dev/fuse").exists(), "the other tests need it");
+}

@@ -1,0 +1,110 @@
+//! Builds that are killed in the middle: the next one works, and nothing of the first is left.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::support::{Bench, OrdinaryUser, SHELL, names};
+
+/// A process that does not end in this time is one that was left.
+const LONGEST_END: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+
+/// All processes with `word` in their command line, as handles that cannot name another process later.
+fn processes(word: &str) -> Vec<(Pid, OwnedFd)> {
+    let numbers = names("/proc".as_ref()).into_iter().filter_map(|name| name.parse().ok()).filter_map(Pid::from_raw);
+    let has_word = |pid: &Pid| {
+        let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(word)
+    };
+    numbers.filter(has_word).filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?))).collect()
+}
+
+fn assert_ends(processes: Vec<(Pid, OwnedFd)>) {
+    for (pid, handle) in processes {
+        let mut waiting = [PollFd::new(&handle, PollFlags::IN)];
+        assert_eq!(poll(&mut waiting, Some(&LONGEST_END)), Ok(1), "process {pid:?} is still there");
+    }
+}
+
+fn a_killed_run_step_leaves_nothing(bench: &Bench) {
+    // The word is in the command line of the step's processes and of nothing else.
+    let word = format!("marker-{}", bench.store().display()).replace('/', "-");
+    bench.dockerfile(&format!("{SHELL}RUN echo begun; echo {word} > /x; while true; do sleep 1000; done"));
+    let mut command = bench.command(&["build", "--progress", "plain", "context"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs");
+    let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let begun = lines.map_while(Result::ok).find(|line| line.ends_with(" begun"));
+    assert!(begun.is_some(), "the step began");
+    let of_step = processes(&word);
+    assert!(!of_step.is_empty());
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert_ends(of_step);
+    bench.dockerfile(&format!("{SHELL}RUN echo done > /x"));
+    bench.build(&[]).succeeds();
+    // The next build has swept the directory of the killed step, which belonged to nobody any more.
+    assert_eq!(std::fs::read_dir(bench.store().join("uppers")).expect("listed").count(), 0);
+    bench.assert_clean();
+}
+
+#[test]
+fn a_build_killed_in_a_run_step_leaves_no_process_no_mount_and_a_good_store() {
+    a_killed_run_step_leaves_nothing(&Bench::with_busybox());
+}
+
+#[test]
+fn a_build_of_an_ordinary_user_killed_in_a_run_step_leaves_nothing_either() {
+    let user = OrdinaryUser::new("killed");
+    a_killed_run_step_leaves_nothing(&Bench::with_busybox().owned_by(&user));
+}
+
+#[test]
+fn a_build_killed_while_it_writes_a_layer_publishes_nothing_of_it() {
+    use rustix::fs::inotify;
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nCOPY small /small").file("small", "s");
+    bench.build(&[]).succeeds();
+    let layers = names(&bench.store().join("layers"));
+    // Large enough that writing it takes far longer than being told that it began.
+    let noise: Vec<u8> = (0..48_u64 << 20).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 29) as u8).collect();
+    bench.dockerfile("FROM scratch\nCOPY large /large").file("large", noise);
+    let events = inotify::init(inotify::CreateFlags::CLOEXEC).expect("inotify");
+    let changes = inotify::WatchFlags::CREATE | inotify::WatchFlags::MODIFY | inotify::WatchFlags::DELETE;
+    inotify::add_watch(&events, bench.store().join("tmp"), changes).expect("watched");
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 4096];
+    let mut reader = inotify::Reader::new(&events, &mut buffer);
+    let mut command = bench.command(&["build", "context"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("runs");
+    // First the session's directory appears, then in it the draft of the layer grows.
+    while child.try_wait().expect("asked").is_none() && !has_large_draft(&bench) {
+        let event = reader.next().expect("an event");
+        let name = event.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let session = bench.store().join("tmp").join(name);
+        if session.is_dir() {
+            // It may be gone again; then the next event tells.
+            _ = inotify::add_watch(&events, &session, changes);
+        }
+    }
+    assert!(child.try_wait().expect("asked").is_none(), "the build ended before it could be killed");
+    child.kill().expect("killed");
+    child.wait().expect("ended");
+    assert_eq!(names(&bench.store().join("layers")), layers, "a layer was published");
+    let digest = bench.build(&[]).digest();
+    let other = Bench::new();
+    fs::copy(bench.path("context/large"), other.path("context/large")).expect("copied");
+    assert_eq!(other.dockerfile("FROM scratch\nCOPY large /large").build(&[]).digest(), digest);
+    bench.assert_clean();
+}
+
+/// Whether a layer is being written.
+fn has_large_draft(bench: &Bench) -> bool {
+    let tmp = bench.store().join("tmp");
+    let is_large = |path: std::path::PathBuf| fs::metadata(path).is_ok_and(|found| found.len() > 1 << 20);
+    names(&tmp)
+        .iter()
+        .any(|session| names(&tmp.join(session)).iter().any(|name| is_large(tmp.join(session).join(name))))
+}
