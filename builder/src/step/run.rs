@@ -36,6 +36,8 @@ const SCRIPT_DIRECTORY: &str = "/dev/pipes";
 struct Job {
     argv: Vec<String>,
     env: Vec<String>,
+    /// Variables for proxies that no ARG declares: they change no result, so that they are not in the step's key.
+    proxies: Vec<String>,
     mounts: StepMounts,
     network: sandbox::Network,
     security: sandbox::Security,
@@ -88,7 +90,8 @@ impl Job {
         }
         Ok(Self {
             argv,
-            env: environment(builder, stage),
+            env: environment(stage),
+            proxies: proxies(builder, stage),
             mounts: StepMounts::new(builder, stage, &run.mounts, site)?,
             network,
             security: match run.security {
@@ -167,6 +170,7 @@ impl Job {
         let request = &builder.request().sandbox;
         let mut process = Process::new(root, self.argv.iter().cloned());
         process.env.clone_from(&self.env);
+        process.env.extend_from_slice(&self.proxies);
         if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
             let home = identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
             process.env.push(format!("HOME={home}"));
@@ -207,20 +211,13 @@ fn command(stage: &StageState, run: &Run) -> (Vec<String>, Option<(String, Strin
     }
 }
 
-/// The exact environment of a step, before secrets and HOME.
-fn environment(builder: &Builder<'_>, stage: &StageState) -> Vec<String> {
+/// The environment of a step, before proxies, secrets and HOME.
+fn environment(stage: &StageState) -> Vec<String> {
     let mut env: Vec<String> = stage.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let has =
         |env: &[String], name: &str| env.iter().any(|entry| entry.split_once('=').is_some_and(|(n, _)| n == name));
     if !has(&env, "PATH") {
         env.push(format!("PATH={DEFAULT_PATH}"));
-    }
-    for name in PROXY_ARGUMENTS {
-        if let Some(value) = builder.request().build_args.get(name)
-            && !has(&env, name)
-        {
-            env.push(format!("{name}={value}"));
-        }
     }
     if let Some(epoch) = stage.epoch
         && !has(&env, "SOURCE_DATE_EPOCH")
@@ -228,6 +225,19 @@ fn environment(builder: &Builder<'_>, stage: &StageState) -> Vec<String> {
         env.push(format!("SOURCE_DATE_EPOCH={epoch}"));
     }
     env
+}
+
+/// What the build was given for proxies, where the stage says nothing of its own.
+fn proxies(builder: &Builder<'_>, stage: &StageState) -> Vec<String> {
+    let mut proxies = Vec::new();
+    for name in PROXY_ARGUMENTS {
+        if let Some(value) = builder.request().build_args.get(name)
+            && stage.variable(name).is_none()
+        {
+            proxies.push(format!("{name}={value}"));
+        }
+    }
+    proxies
 }
 
 /// Makes the device files below a mount point data only. Where we are root, an image or a step could open the disks of

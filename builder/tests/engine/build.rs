@@ -99,6 +99,16 @@ fn a_build_argument_misses_only_where_it_is_declared() {
 }
 
 #[test]
+fn a_proxy_is_seen_by_steps_and_another_one_is_no_miss() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN [ \"$HTTP_PROXY\" = http://one ]"));
+    let one = ["--build-arg", "HTTP_PROXY=http://one"];
+    bench.build(&one).succeeds();
+    let all = bench.build(&one).succeeds().cached();
+    assert_eq!(bench.build(&["--build-arg", "HTTP_PROXY=http://two"]).succeeds().cached(), all);
+}
+
+#[test]
 fn a_secret_is_seen_by_its_step_only_and_another_one_is_no_miss() {
     let bench = Bench::with_busybox();
     bench.dockerfile(&format!(
