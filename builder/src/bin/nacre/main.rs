@@ -10,6 +10,7 @@ mod report;
 mod server;
 mod session;
 mod terminal;
+mod transfer;
 mod units;
 
 use std::process::ExitCode;

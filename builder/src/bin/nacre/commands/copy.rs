@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use builder::StorePlace;
-use registry_client::{CopyOptions, ImageName, Platform, PlatformChoice, copy, open_destination, open_source};
+use registry_client::{ImageName, copy, open_destination, open_source};
 
 use crate::session::{self, Session};
+use crate::transfer::Transfer;
 
 /// Arguments of `nacre copy`.
 #[derive(clap::Args)]
@@ -20,15 +21,8 @@ pub(crate) struct Args {
     /// Where it goes
     #[arg(value_name = "DESTINATION")]
     destination: ImageName,
-    /// Which image of an index [default: this machine's]
-    #[arg(long, conflicts_with = "all_platforms")]
-    platform: Option<Platform>,
-    /// The index with the images of all platforms
-    #[arg(long)]
-    all_platforms: bool,
-    /// Blobs in flight at once
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    jobs: u16,
+    #[command(flatten)]
+    transfer: Transfer,
 }
 
 /// Copies an image and prints its digest.
@@ -42,12 +36,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         (None, ImageName::Store(name)) => Box::new(StorePlace::new(&store, Some(name))),
         (opened, _) => opened.context("this place cannot be copied to")?,
     };
-    let platforms = match (&args.platform, args.all_platforms) {
-        (_, true) => PlatformChoice::All,
-        (Some(platform), false) => PlatformChoice::One(platform.clone()),
-        (None, false) => PlatformChoice::One(Platform::host()),
-    };
-    let options = CopyOptions { platforms, jobs: usize::from(args.jobs) };
+    let options = args.transfer.options();
     let copied = copy(source.as_ref(), destination.as_ref(), &options, session.display.as_ref())?;
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
