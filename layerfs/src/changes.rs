@@ -18,7 +18,10 @@ use rustix::{
 
 use crate::{
     tree::{Attributes, FileKind, Time, Tree, TreeInode},
-    union::{Handle, MarkNamespace, content_below, errno, kind_of, lower_directory, open_at, read_names, time_of},
+    union::{
+        Handle, MarkNamespace, content_below, errno, kernel_index_entries, kind_of, lower_directory, open_at,
+        open_kernel_index, read_names, remaining_names, time_of,
+    },
 };
 
 /// Names that start so are marks in a layer and cannot be those of files.
@@ -113,7 +116,7 @@ pub enum ChangesError {
 #[derive(Debug)]
 pub struct Changes {
     upper: OwnedFd,
-    index: Option<OwnedFd>,
+    index: LinkIndex,
     entries: Vec<Change>,
 }
 
@@ -127,10 +130,7 @@ impl Changes {
     pub fn open(&self, change: &Change) -> Result<Option<File>, ChangesError> {
         let opened = match &change.kind {
             ChangeKind::File { content: Content::Upper, .. } => open_below(&self.upper, &change.path, FileKind::File),
-            ChangeKind::File { content: Content::Index(inode), .. } => {
-                let index = self.index.as_ref().ok_or(Errno::STALE);
-                index.and_then(|index| open_at(index, inode.0.to_string().as_bytes(), FileKind::File))
-            }
+            ChangeKind::File { content: Content::Index(inode), .. } => self.index.open(*inode, FileKind::File),
             _ => return Ok(None),
         };
         let handle =
@@ -151,18 +151,10 @@ pub fn changes<T: Tree>(
     marks: MarkNamespace,
 ) -> Result<Changes, ChangesError> {
     let failed = |action| move |source| ChangesError::System { action, path: Vec::new(), source };
-    let index = open_below(work, b"nacre/index", FileKind::Directory);
-    let index = match index {
-        Err(Errno::NOENT) => None,
-        other => Some(other.map_err(failed("opening the hard links of"))?.into_fd()),
-    };
-    let split = match &index {
-        Some(index) => split_groups(index).map_err(failed("reading the hard links of"))?,
-        None => HashSet::new(),
-    };
+    let index = LinkIndex::read(tree, work, marks).map_err(failed("reading the hard links of"))?;
     let root = Some(TreeInode::ROOT);
     let pending = vec![Pending { path: Vec::new(), in_upper: true, merged: root, below: root }];
-    let mut walk = Walk { tree, upper: &upper, index: index.as_ref(), split, marks, found: Vec::new(), pending };
+    let mut walk = Walk { tree, upper: &upper, index: &index, marks, found: Vec::new(), pending };
     walk.visit_root().map_err(failed("comparing"))?;
     while let Some(next) = walk.pending.pop() {
         walk.visit(&next)?;
@@ -198,9 +190,7 @@ enum Object {
 struct Walk<'a, T> {
     tree: &'a T,
     upper: &'a OwnedFd,
-    index: Option<&'a OwnedFd>,
-    /// Copied-up files with names that are the tree's own.
-    split: HashSet<TreeInode>,
+    index: &'a LinkIndex,
     marks: MarkNamespace,
     found: Vec<Found>,
     pending: Vec<Pending>,
@@ -228,7 +218,7 @@ impl<T: Tree> Walk<'_, T> {
             in_upper.extend(read_names(self.marks, handle, opacity).map_err(failed)?);
         }
         let mut names: BTreeSet<Vec<u8>> = in_upper.keys().cloned().collect();
-        if at.merged != at.below || !self.split.is_empty() {
+        if at.merged != at.below || !self.index.split.is_empty() {
             names.extend(self.tree_names(at.merged).map_err(failed)?);
         }
         if at.merged != at.below {
@@ -310,15 +300,13 @@ impl<T: Tree> Walk<'_, T> {
     }
 
     fn tree_object(&self, inode: TreeInode) -> rustix::io::Result<Object> {
-        match self.index.filter(|_| self.split.contains(&inode)) {
-            Some(index) => {
-                let handle =
-                    open_at(index, inode.0.to_string().as_bytes(), self.tree.attributes(inode).map_err(errno)?.kind)?;
-                let (stat, is_split) = (handle.stat()?, self.marks.is_split(&handle)?);
-                Ok(Object::Index(inode, handle, stat, is_split.then_some(inode)))
-            }
-            None => Ok(Object::Tree(inode, self.tree.attributes(inode).map_err(errno)?)),
+        let attributes = self.tree.attributes(inode).map_err(errno)?;
+        if !self.index.split.contains(&inode) {
+            return Ok(Object::Tree(inode, attributes));
         }
+        let handle = self.index.open(inode, attributes.kind)?;
+        let (stat, is_split) = (handle.stat()?, self.marks.is_split(&handle)?);
+        Ok(Object::Index(inode, handle, stat, is_split.then_some(inode)))
     }
 
     fn descend(
@@ -336,7 +324,7 @@ impl<T: Tree> Walk<'_, T> {
             Object::Upper(handle, ..) => (true, lower_directory(self.tree, self.marks, at.merged, name, handle)?.0),
             Object::Tree(inode, _) | Object::Index(inode, ..) => (false, Some(*inode)),
         };
-        if in_upper || merged != below || !self.split.is_empty() {
+        if in_upper || merged != below || !self.index.split.is_empty() {
             self.pending.push(Pending { path: path.to_vec(), in_upper, merged, below });
         }
         Ok(())
@@ -379,11 +367,14 @@ impl<T: Tree> Walk<'_, T> {
     }
 
     fn xattrs(&self, handle: &Handle) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let names = handle.xattr_names()?.into_iter().filter(|name| !self.marks.owns(name));
-        names
-            .map(|name| Ok((handle.xattr(&name)?.unwrap_or_default(), name)))
-            .map(|pair| pair.map(|(v, n)| (n, v)))
-            .collect()
+        let mut xattrs = Vec::new();
+        for stored in handle.xattr_names()? {
+            if let Some(name) = self.marks.shown(&stored) {
+                xattrs.push((name.into_owned(), handle.xattr(&stored)?.unwrap_or_default()));
+            }
+        }
+        xattrs.sort();
+        Ok(xattrs)
     }
 
     /// Whether what is visible equals what the tree has at the same path, times aside.
@@ -461,7 +452,57 @@ impl Object {
     }
 }
 
-/// The copied-up hard links with names that only the tree has.
+/// The copied-up hard links of the tree in the work directory: in our index, or in the kernel's.
+#[derive(Debug)]
+struct LinkIndex {
+    ours: Option<OwnedFd>,
+    kernel: Option<OwnedFd>,
+    /// What is in the kernel's.
+    kernel_names: HashMap<TreeInode, String>,
+    /// Those with names that only the tree has.
+    split: HashSet<TreeInode>,
+}
+
+impl LinkIndex {
+    fn read<T: Tree>(tree: &T, work: &OwnedFd, marks: MarkNamespace) -> rustix::io::Result<Self> {
+        let own = match open_below(work, b"nacre", FileKind::Directory) {
+            Err(Errno::NOENT) => None,
+            other => Some(other?.into_fd()),
+        };
+        let open = |own: &OwnedFd| match open_at(own, b"index", FileKind::Directory) {
+            Err(Errno::NOENT) => Ok(None),
+            other => other.map(|index| Some(index.into_fd())),
+        };
+        let ours = own.as_ref().map_or(Ok(None), open)?;
+        let kernel = own.as_ref().map_or(Ok(None), open_kernel_index)?;
+        let mut found = Self { ours, kernel, kernel_names: HashMap::new(), split: HashSet::new() };
+        if let Some(index) = &found.ours {
+            found.split = split_groups(index)?;
+        }
+        if let Some(index) = &found.kernel {
+            for (inode, name) in kernel_index_entries(index)? {
+                let links = tree.attributes(inode).map_err(errno)?.links;
+                let copy = rustix::fs::statat(index, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
+                if remaining_names(marks, index, &name, copy.st_nlink, links)? > 0 {
+                    found.split.insert(inode);
+                }
+                found.kernel_names.insert(inode, name);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Opens the copy of a hard link.
+    fn open(&self, inode: TreeInode, kind: FileKind) -> rustix::io::Result<Handle> {
+        match (self.kernel_names.get(&inode), &self.kernel, &self.ours) {
+            (Some(name), Some(index), _) => open_at(index, name.as_bytes(), kind),
+            (_, _, Some(index)) => open_at(index, inode.0.to_string().as_bytes(), kind),
+            _ => Err(Errno::STALE),
+        }
+    }
+}
+
+/// The copied-up hard links in our index with names that only the tree has.
 fn split_groups(index: &OwnedFd) -> rustix::io::Result<HashSet<TreeInode>> {
     let mut split = HashSet::new();
     for entry in rustix::fs::Dir::read_from(index)? {

@@ -38,13 +38,14 @@ impl Digester {
         digest_from(self.sum())
     }
 
+    /// The bytes of the digest of all bytes seen.
+    pub fn sum(self) -> [u8; 32] {
+        self.0.finalize().into()
+    }
+
     /// The digest of all bytes seen, which are an uncompressed layer.
     pub fn diff_id(self) -> DiffId {
         DiffId(self.sum())
-    }
-
-    fn sum(self) -> [u8; 32] {
-        self.0.finalize().into()
     }
 }
 

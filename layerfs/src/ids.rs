@@ -5,7 +5,10 @@
 
 use rustix::io::Errno;
 
-use crate::union::Owner;
+use crate::{
+    tree::ACL_PREFIX,
+    union::{Owner, map_ids},
+};
 
 /// What the kernel shows for ids that it cannot express: `/proc/sys/kernel/overflowuid`.
 const OVERFLOW: u32 = 65534;
@@ -67,6 +70,28 @@ impl IdMapping {
         self.only_group.unwrap_or_else(mapped)
     }
 
+    /// The value of an extended attribute of the image as the kernel is to see it: access control lists hold ids.
+    pub(crate) fn xattr_outside(&self, name: &[u8], value: Vec<u8>) -> Vec<u8> {
+        if !self.changes_xattr(name) {
+            return value;
+        }
+        let outside = |ranges: &Option<Ranges>, id| ranges.as_ref().map_or(id, |ranges| ranges.outside(id));
+        let map = |id, is_group| Ok(outside(if is_group { &self.groups } else { &self.users }, id));
+        map_ids(&value, map).unwrap_or(value)
+    }
+
+    /// The value of an extended attribute of the kernel as the image's.
+    pub(crate) fn xattr_inside(&self, name: &[u8], value: &[u8]) -> rustix::io::Result<Vec<u8>> {
+        if !self.changes_xattr(name) {
+            return Ok(value.to_vec());
+        }
+        map_ids(value, |id, is_group| if is_group { self.group_inside(id) } else { self.user_inside(id) })
+    }
+
+    fn changes_xattr(&self, name: &[u8]) -> bool {
+        name.starts_with(ACL_PREFIX) && (self.users.is_some() || self.groups.is_some())
+    }
+
     /// A user of the kernel as one of the image. As with idmapped mounts, one that is not mapped can own nothing.
     pub(crate) fn user_inside(&self, uid: u32) -> rustix::io::Result<u32> {
         self.users.as_ref().map_or(Ok(uid), |ranges| ranges.inside(uid))
@@ -124,6 +149,21 @@ mod tests {
         for (inside, outside) in [(0, 1000), (1, 100_000), (1000, 100_999), (65536, 165_535)] {
             assert_eq!(rootless().user_outside(inside), outside);
             assert_eq!(rootless().group_inside(outside), Ok(inside));
+        }
+    }
+
+    #[test]
+    fn ids_of_access_control_lists_go_out_and_come_back() {
+        // user:1000, group:0, and an owner, whose entry has no id.
+        let list = b"\x02\0\0\0\x01\0\x07\0\xff\xff\xff\xff\x02\0\x04\0\xe8\x03\0\0\x08\0\x04\0\0\0\0\0";
+        let shown = rootless().xattr_outside(b"system.posix_acl_access", list.to_vec());
+        assert_eq!((&shown[16..20], &shown[24..28]), (&100_999_u32.to_le_bytes()[..], &1000_u32.to_le_bytes()[..]));
+        assert_eq!(rootless().xattr_inside(b"system.posix_acl_access", &shown).as_deref(), Ok(&list[..]));
+        assert_eq!(rootless().xattr_outside(b"user.other", list.to_vec()), list);
+        let foreign = rootless().xattr_inside(b"system.posix_acl_default", list);
+        assert_eq!(foreign, Err(Errno::OVERFLOW), "0 is the group of nobody inside");
+        for length in 0..list.len() {
+            rootless().xattr_outside(b"system.posix_acl_access", list[..length].to_vec());
         }
     }
 

@@ -1,14 +1,18 @@
 //! Layers of container images: stored, indexed and mounted as a copy-on-write union.
 
+mod caller;
 mod changes;
 mod compression;
 mod digest;
 mod directory;
 mod fuse;
 mod fusermount;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod ids;
 mod index;
 mod mount;
+mod plane;
 mod store;
 mod sys;
 mod tar;
@@ -16,21 +20,23 @@ mod tree;
 mod union;
 
 pub use changes::{Change, ChangeKind, Changes, ChangesError, Content as ChangeContent, changes};
-pub use compression::{Compression, Decoder, Encoder};
+pub use compression::{Compression, Decoder, Encoder, Packing, PackingError};
 pub use digest::{ChainId, DiffId, Digest, DigestError, Digester, Digesting, digest_of};
 pub use directory::DirectoryStack;
 pub use fusermount::{mount_for_server, receive_device, unmount_as_user};
 pub use ids::{IdMapping, IdRange};
 pub use index::{IndexError, TreeIndex};
 pub use mount::{Mount, MountError, MountOptions, mount, serve, unmount};
+pub use plane::{Plane, PlaneFault};
 pub use store::{
-    BlobSource, Damage, Layer, LayerSink, NamedImage, PruneOptions, Pruned, Store, StoreError, Upper, UpperLife,
+    BlobSource, Damage, Layer, LayerSink, NamedImage, PruneOptions, Pruned, StepClaim, Store, StoreError, Upper,
+    UpperLife,
 };
 pub use tar::{
     Entry, EntryFault, EntryKind, EntryPath, Extent, Located, OPAQUE_NAME, PathFault, TarError, TarReader, TarWriter,
     WHITEOUT_PREFIX, Xattr,
 };
-pub use tree::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode};
+pub use tree::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode, XattrUse};
 pub use union::{
     AttributeChange, Listed, Making, MarkNamespace, Metadata, NodeId, OpenError, Owner, RenameMode, SetTime, Space,
     Union, UpperOptions,

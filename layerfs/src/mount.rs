@@ -8,32 +8,37 @@ use std::{
     ffi::CString,
     fmt::Write as _,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use fuser::{BackgroundSession, Config, MountOption, Session, SessionACL};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
     mount::{MountFlags, UnmountFlags},
+    net::{AddressFamily, SocketFlags, SocketType},
 };
 
-use crate::{fuse::Served, ids::IdMapping, tree::Tree, union::Union};
+use crate::{
+    fuse::{Served, Server, Session},
+    fusermount,
+    ids::IdMapping,
+    plane::{self, Plane, PlaneFault},
+    tree::Tree,
+    union::Union,
+};
 
 /// What `mount` and /proc/mounts show as the type of our mounts.
 const FILE_SYSTEM: &str = "fuse.nacre";
-
-/// Threads that answer requests: two for a machine's worth of short ones (a single one was four times slower at
-/// creating files), and two more because copy-up, fsync and the removal of large files can hold a thread on the disk.
-const THREADS: usize = 4;
 
 /// How a union is mounted.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct MountOptions {
     /// Nothing can be changed; always so for a tree without an upper.
     pub read_only: bool,
+    /// Who serves it.
+    pub plane: Plane,
 }
 
 /// Why a mount or unmount failed.
@@ -69,6 +74,15 @@ pub enum MountError {
         #[source]
         source: io::Error,
     },
+    /// The plane that was asked for is not possible here, or not with this upper.
+    #[error("the overlay plane cannot be used for {directory}")]
+    Plane {
+        /// Where to.
+        directory: PathBuf,
+        /// Why not.
+        #[source]
+        source: PlaneFault,
+    },
     /// Serving ended with an error, or what was written could not be stored.
     #[error("serving {directory} failed")]
     Serve {
@@ -83,14 +97,16 @@ pub enum MountError {
 /// A union that is mounted and served by threads of this process. Dropping it unmounts.
 pub struct Mount {
     directory: PathBuf,
-    session: Option<BackgroundSession>,
+    session: Option<Session>,
     mounted_by: MountedBy,
+    plane: Plane,
     sync: Box<dyn Fn() -> rustix::io::Result<()> + Send + Sync>,
+    close: Box<dyn Fn() -> rustix::io::Result<()> + Send + Sync>,
 }
 
 /// Who mounted, and so can unmount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum MountedBy {
+pub(crate) enum MountedBy {
     /// This process, by the system call.
     Kernel,
     /// This process, by `fusermount3`.
@@ -111,16 +127,30 @@ impl std::fmt::Debug for Mount {
 pub fn mount<T: Tree + 'static>(union: Union<T>, directory: &Path, options: MountOptions) -> Result<Mount, MountError> {
     let failed = |source| MountError::Mount { directory: directory.to_owned(), source };
     let directory = directory.canonicalize().map_err(failed)?;
-    let options = MountOptions { read_only: options.read_only || union.is_read_only() };
-    let union = Arc::new(union);
-    let served = Served::new(Arc::clone(&union), IdMapping::default());
-    if rustix::process::geteuid().is_root() {
-        let session = mount_directly(served, &directory, options)?;
-        start(union, session, directory, MountedBy::Kernel)
-    } else {
-        let session = mount_as_user(served, &directory, options)?;
-        start(union, session, directory, MountedBy::Fusermount)
+    let options = MountOptions { read_only: options.read_only || union.is_read_only(), ..options };
+    let mut union = Arc::new(union);
+    if options.plane != Plane::Fuse {
+        match plane::mount_overlay(&union, &directory, options) {
+            Ok(mount) => return Ok(mount),
+            Err(fault) if options.plane == Plane::Auto => tracing::debug!(%fault, "the overlay plane cannot be used"),
+            Err(source) => return Err(MountError::Plane { directory, source }),
+        }
     }
+    let alone = Arc::get_mut(&mut union).ok_or_else(|| failed(io::Error::other("an overlay that failed is served")))?;
+    alone.take_over().map_err(|error| failed(error.into()))?;
+    let (device, mounted_by) = if rustix::process::geteuid().is_root() {
+        (mount_directly(&directory, options.read_only)?, MountedBy::Kernel)
+    } else {
+        (mount_as_user(&directory, options)?, MountedBy::Fusermount)
+    };
+    start(union, device, directory.clone(), IdMapping::default(), mounted_by).inspect_err(|_| match mounted_by {
+        MountedBy::Fusermount => {
+            if let Err(error) = fusermount::unmount_as_user(&directory, true) {
+                tracing::debug!(directory = %directory.display(), %error, "taking back a mount failed");
+            }
+        }
+        _ => detach(&directory),
+    })
 }
 
 /// Serves a union on a device that another process mounted on `directory`, until it is unmounted. The ids of the image
@@ -128,44 +158,30 @@ pub fn mount<T: Tree + 'static>(union: Union<T>, directory: &Path, options: Moun
 ///
 /// Such a mount is waited for; dropping it neither unmounts nor ends it.
 pub fn serve<T: Tree + 'static>(
-    union: Union<T>,
+    mut union: Union<T>,
     device: OwnedFd,
     directory: &Path,
     ids: IdMapping,
 ) -> Result<Mount, MountError> {
-    let union = Arc::new(union);
-    let served = Served::new(Arc::clone(&union), ids);
-    // Whom the kernel lets in was settled by whoever mounted.
-    let session = Session::from_fd(served, device, SessionACL::All, config(SessionACL::All));
-    let session = session.map_err(|source| MountError::Serve { directory: directory.to_owned(), source })?;
-    start(union, session, directory.to_owned(), MountedBy::Other)
+    let failed = |source| MountError::Serve { directory: directory.to_owned(), source };
+    union.take_over().map_err(|error| failed(error.into()))?;
+    start(Arc::new(union), device, directory.to_owned(), ids, MountedBy::Other)
 }
 
 fn start<T: Tree + 'static>(
     union: Arc<Union<T>>,
-    session: Session<Served<T>>,
+    device: OwnedFd,
     directory: PathBuf,
+    ids: IdMapping,
     mounted_by: MountedBy,
 ) -> Result<Mount, MountError> {
-    let started = session.spawn();
+    let started = Session::start(Served::new(Arc::clone(&union), ids), device);
     let session = started.map_err(|source| MountError::Serve { directory: directory.clone(), source })?;
-    Ok(Mount { directory, session: Some(session), mounted_by, sync: Box::new(move || union.sync()) })
+    Ok(Mount::new(union, session, directory, mounted_by, Plane::Fuse))
 }
 
-fn config(acl: SessionACL) -> Config {
-    let mut config = Config::default();
-    config.acl = acl;
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    config
-}
-
-fn mount_directly<T: Tree + 'static>(
-    served: Served<T>,
-    directory: &Path,
-    options: MountOptions,
-) -> Result<Session<Served<T>>, MountError> {
-    let failed = |source| MountError::Mount { directory: directory.to_owned(), source };
+/// Mounts by a system call; whoever reads from the device serves it.
+fn mount_directly(directory: &Path, read_only: bool) -> Result<OwnedFd, MountError> {
     let device = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| MountError::Device(error.into()))?;
     let mut data = String::new();
@@ -177,35 +193,48 @@ fn mount_directly<T: Tree + 'static>(
     )
     .expect("writing to a string cannot fail");
     let data = CString::new(data).expect("numbers and words hold no NUL");
-    let flags = if options.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+    let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     rustix::mount::mount("nacre", directory, FILE_SYSTEM, flags | MountFlags::NOATIME, &*data)
-        .map_err(|error| failed(error.into()))?;
-    Session::from_fd(served, device, SessionACL::All, config(SessionACL::All)).map_err(|source| {
+        .map_err(|error| MountError::Mount { directory: directory.to_owned(), source: error.into() })?;
+    Ok(device)
+}
+
+/// Mounts what `server` answers for by a system call.
+pub(crate) fn serve_directly(server: impl Server, directory: &Path, read_only: bool) -> Result<Session, MountError> {
+    let device = mount_directly(directory, read_only)?;
+    Session::start(server, device).map_err(|source| {
         detach(directory);
-        failed(source)
+        MountError::Serve { directory: directory.to_owned(), source }
     })
 }
 
-fn mount_as_user<T: Tree + 'static>(
-    served: Served<T>,
-    directory: &Path,
-    options: MountOptions,
-) -> Result<Session<Served<T>>, MountError> {
-    let mut config = config(SessionACL::Owner);
-    config.mount_options = vec![
-        MountOption::FSName("nacre".into()),
-        MountOption::Subtype("nacre".into()),
-        MountOption::DefaultPermissions,
-        MountOption::NoAtime,
-    ];
-    if options.read_only {
-        config.mount_options.push(MountOption::RO);
-    }
-    Session::new(served, directory, &config)
-        .map_err(|source| MountError::Mount { directory: directory.to_owned(), source })
+/// For this user alone: `fusermount3` mounts, and hands the device back.
+fn mount_as_user(directory: &Path, options: MountOptions) -> Result<OwnedFd, MountError> {
+    let (ours, theirs) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|error| MountError::Device(error.into()))?;
+    fusermount::mount_for_server(theirs, directory, options.read_only, false)?;
+    fusermount::receive_device(ours.as_fd())
 }
 
 impl Mount {
+    /// A mount that is served already.
+    pub(crate) fn new<T: Tree + 'static>(
+        union: Arc<Union<T>>,
+        session: Session,
+        directory: PathBuf,
+        mounted_by: MountedBy,
+        plane: Plane,
+    ) -> Self {
+        let again = Arc::clone(&union);
+        let (sync, close) = (Box::new(move || union.sync()), Box::new(move || again.close()));
+        Self { directory, session: Some(session), mounted_by, plane, sync, close }
+    }
+
+    /// Who serves it: `Fuse` or `Overlay`.
+    pub fn plane(&self) -> Plane {
+        self.plane
+    }
+
     /// Where the union is mounted.
     pub fn directory(&self) -> &Path {
         &self.directory
@@ -232,21 +261,27 @@ impl Mount {
             MountedBy::Kernel if unmount_or_detach(&self.directory)? => self.sync_upper(),
             MountedBy::Kernel => self.finish(session),
             MountedBy::Fusermount => {
-                let ended = session.umount_and_join();
-                ended.map_err(|source| MountError::Unmount { directory: self.directory.clone(), source })?;
+                if fusermount::unmount_as_user(&self.directory, false).is_ok() {
+                    return self.finish(session);
+                }
+                fusermount::unmount_as_user(&self.directory, true)?;
                 self.sync_upper()
             }
             MountedBy::Other => self.sync_upper(),
         }
     }
 
-    fn finish(&self, session: BackgroundSession) -> Result<(), MountError> {
+    fn finish(&self, session: Session) -> Result<(), MountError> {
         session.join().map_err(|source| MountError::Serve { directory: self.directory.clone(), source })?;
-        self.sync_upper()
+        self.written((self.close)())
     }
 
     fn sync_upper(&self) -> Result<(), MountError> {
-        (self.sync)().map_err(|error| MountError::Serve { directory: self.directory.clone(), source: error.into() })
+        self.written((self.sync)())
+    }
+
+    fn written(&self, result: rustix::io::Result<()>) -> Result<(), MountError> {
+        result.map_err(|error| MountError::Serve { directory: self.directory.clone(), source: error.into() })
     }
 }
 
@@ -276,7 +311,7 @@ fn unmount_or_detach(directory: &Path) -> Result<bool, MountError> {
 }
 
 /// Takes back a mount that never came to be served.
-fn detach(directory: &Path) {
+pub(crate) fn detach(directory: &Path) {
     if let Err(error) = rustix::mount::unmount(directory, UnmountFlags::DETACH) {
         tracing::debug!(directory = %directory.display(), %error, "taking back a mount failed");
     }

@@ -79,6 +79,20 @@ pub struct DirectoryEntry {
     pub kind: FileKind,
 }
 
+/// What the extended attributes of a tree are used for, as far as that is known without looking at every inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum XattrUse {
+    /// No inode has any.
+    Unused,
+    /// There may be some, but no access control lists.
+    Plain,
+    /// There may be access control lists, which the kernel is to enforce.
+    Acls,
+}
+
+/// The beginning of the names of POSIX access control lists: `_access` and `_default` follow.
+pub(crate) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
 /// A merged read-only view of layers. Every call is safe from many threads at once.
 ///
 /// Errors are the errno of the failing system call; damage in what a tree is stored in is `EIO`,
@@ -112,6 +126,17 @@ pub trait Tree: Send + Sync {
     /// The value of one extended attribute.
     fn xattr(&self, inode: TreeInode, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
         Ok(self.xattrs(inode)?.into_iter().find(|(n, _)| n == name).map(|(_, value)| value))
+    }
+
+    /// The SHA-256 of a file's content, where the tree knows it better than by having it read; `None` where not.
+    fn content_digest(&self, inode: TreeInode) -> io::Result<Option<[u8; 32]>> {
+        let _ = inode;
+        Ok(None)
+    }
+
+    /// What extended attributes are there for. `Plain` where nobody says otherwise.
+    fn xattr_use(&self) -> XattrUse {
+        XattrUse::Plain
     }
 
     /// The greatest inode number that is in use.
@@ -149,6 +174,14 @@ impl<T: Tree + ?Sized> Tree for Arc<T> {
 
     fn xattr(&self, inode: TreeInode, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
         (**self).xattr(inode, name)
+    }
+
+    fn content_digest(&self, inode: TreeInode) -> io::Result<Option<[u8; 32]>> {
+        (**self).content_digest(inode)
+    }
+
+    fn xattr_use(&self) -> XattrUse {
+        (**self).xattr_use()
     }
 
     fn last_inode(&self) -> TreeInode {

@@ -147,6 +147,31 @@ fn the_kernel_s_mount_command_starts_it() {
 }
 
 #[test]
+fn what_is_mounted_shows_under_the_name_that_it_was_given() {
+    for (words, name) in [
+        (&["-o", "lowerdir=a", "mnt"][..], "layerfs"),
+        (&["given", "mnt", "-olowerdir=a"], "given"),
+        (&["given", "mnt", "-olowerdir=a,fsname=other"], "other"),
+    ] {
+        let place = Place::new();
+        place.layerfs(words);
+        assert_eq!(place.sh("findmnt -n -o SOURCE mnt").trim(), name);
+    }
+}
+
+#[test]
+fn a_remount_changes_the_flags_of_what_is_mounted_and_mounts_nothing() {
+    let place = Place::new();
+    place.mount("");
+    let said = place.layerfs(&["-o", "remount,ro,nodev,user_id=0,group_id=0", "mnt"]);
+    assert_eq!(said, "");
+    place.sh("! touch mnt/new 2>/dev/null; findmnt -n -o OPTIONS mnt | grep -q nodev; test $(grep -c $PWD/mnt /proc/mounts) = 1");
+    place.layerfs(&["source", "mnt", "-o", "remount,rw"]);
+    place.sh("touch mnt/new; umount mnt");
+    assert!(place.refused(&["-o", "remount,ro", "mnt"]).contains("no FUSE mount"));
+}
+
+#[test]
 fn unmounting_ends_the_server_and_it_mounts_again_at_once() {
     let place = Place::new();
     for round in 0..3 {

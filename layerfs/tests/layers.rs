@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use layerfs::{
-    Compression, DiffId, Encoder, Entry, EntryKind, EntryPath, FileKind, Layer, PruneOptions, Store, StoreError,
-    TarWriter, Tree, TreeIndex, TreeInode, UpperLife, digest_of,
+    Compression, DiffId, Encoder, Entry, EntryKind, EntryPath, FileKind, Layer, Packing, PruneOptions, Store,
+    StoreError, TarWriter, Tree, TreeIndex, TreeInode, UpperLife, digest_of,
 };
 use oci_spec::image::{Descriptor, MediaType};
 use tempfile::TempDir;
@@ -266,7 +266,9 @@ fn created(store: &Store, compression: Compression, threads: usize) -> Layer {
         }
         Ok::<_, StoreError>(())
     };
-    store.create_layer(compression, threads, write).unwrap()
+    let diff_id = store.create_layer(write).unwrap();
+    assert_eq!(store.packed_layer(&diff_id, compression).unwrap(), None);
+    store.pack_layer(&diff_id, compression, threads).unwrap()
 }
 
 #[test]
@@ -278,6 +280,7 @@ fn created_layer_is_the_same_everywhere_and_gnu_tar_unpacks_it() {
         assert_eq!(created(&other, compression, 4), layer);
         assert_eq!(store.layer_of_blob(layer.descriptor.digest()).unwrap().as_ref(), Some(&layer));
         assert_eq!(store.blob_of_layer(&layer.diff_id).unwrap().as_ref(), Some(&layer));
+        assert_eq!(store.packed_layer(&layer.diff_id, compression).unwrap().as_ref(), Some(&layer));
         let blob = store.read_blob(layer.descriptor.digest(), 1 << 30).unwrap();
         assert_eq!(layer.descriptor.size(), blob.len() as u64);
         let (_third_directory, third) = new_store();
@@ -289,6 +292,43 @@ fn created_layer_is_the_same_everywhere_and_gnu_tar_unpacks_it() {
         let tree = store.tree(&[layer.diff_id]).unwrap();
         assert_eq!(seen_in_tree(&tree), seen_on_disk(unpacked.path()));
     }
+}
+
+#[test]
+fn packing_never_takes_a_blob_of_somebody_else() {
+    let (_directory, store) = new_store();
+    let ours = created(&store, Compression::Gzip, 1);
+    let tar = fs::read(store.root().join("layers").join(format!("{}.tar", ours.diff_id.hex()))).unwrap();
+    let (_other_directory, other) = new_store();
+    let foreign = ingest(&other, &tar).unwrap();
+    assert_eq!(foreign.diff_id, ours.diff_id);
+    assert_ne!(foreign.descriptor, ours.descriptor);
+    assert_eq!(other.pack_layer(&ours.diff_id, Compression::Gzip, 2).unwrap(), ours);
+    assert_eq!(
+        other.pack_layer(&ours.diff_id, Compression::None, 2).unwrap().descriptor.digest(),
+        &ours.diff_id.into()
+    );
+    assert_eq!(other.verify().unwrap(), []);
+}
+
+#[test]
+fn a_layer_has_one_blob_for_each_packing() {
+    let (directory, store) = new_store();
+    let layer = created(&store, Compression::Gzip, 1);
+    for name in ["gzip:9", "zstd:3", "zstd:19", "uncompressed"] {
+        let packing: Packing = name.parse().unwrap();
+        let packed = store.pack_layer(&layer.diff_id, packing, 3).unwrap();
+        assert_eq!(store.packed_layer(&layer.diff_id, packing).unwrap().as_ref(), Some(&packed));
+        assert_eq!(store.layer_of_blob(packed.descriptor.digest()).unwrap().as_ref(), Some(&packed));
+        // A link to a blob that is gone counts for nothing, and the number of threads does not show.
+        fs::remove_file(store.blob_path(packed.descriptor.digest())).unwrap();
+        assert_eq!(store.pack_layer(&layer.diff_id, packing, 1).unwrap(), packed, "{name}");
+    }
+    assert_eq!(store.verify().unwrap(), []);
+    put_image(&store, "image", &[layer]);
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.prune(PruneOptions::default()).unwrap().blobs, 2, "those of levels that nothing names");
 }
 
 /// Puts an image of some layers into a store under a name.
@@ -557,6 +597,20 @@ fn what_a_killed_process_left_is_swept() {
     assert!(!path.exists());
 }
 
+#[test]
+fn sessions_and_uppers_that_come_and_go_disturb_nobody() {
+    let (directory, _store) = new_store();
+    let come_and_go = || {
+        for _ in 0..200 {
+            let store = Store::open(directory.path()).unwrap();
+            store.create_upper(&[], UpperLife::Temporary).unwrap();
+            store.prune(PruneOptions::default()).unwrap();
+        }
+    };
+    std::thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(come_and_go))));
+    assert_eq!(fs::read_dir(directory.path().join("uppers")).unwrap().count(), 0);
+}
+
 /// Set for the child of the kill test: the store that it works in. Its blob comes on standard input.
 const KILLED_CHILD: &str = "LAYERFS_TEST_KILLED_CHILD";
 
@@ -723,7 +777,7 @@ fn store_of_another_layout_version_is_refused() {
 #[test]
 fn failed_write_of_a_new_layer_leaves_nothing() {
     let (directory, store) = new_store();
-    let result = store.create_layer(Compression::Gzip, 2, |writer| {
+    let result = store.create_layer(|writer| {
         let (entry, _) = file("a", "announced");
         Ok::<_, StoreError>(writer.append(&entry, &mut io::empty())?)
     });

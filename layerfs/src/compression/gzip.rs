@@ -16,8 +16,6 @@ use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 const BLOCK_BYTES: usize = 1 << 20;
 /// How far back deflate refers.
 const WINDOW_BYTES: usize = 32 * 1024;
-/// gzip's default: docker and buildah write the same level.
-const LEVEL: Compression = Compression::new(6);
 /// No flags, time 0, no extra flags, unknown system.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
 
@@ -46,6 +44,7 @@ pub(super) struct GzipWriter<W> {
     block: Block,
     crc: Crc,
     is_started: bool,
+    level: Compression,
     workers: Option<Workers>,
 }
 
@@ -57,10 +56,11 @@ struct Workers {
 }
 
 impl<W: Write> GzipWriter<W> {
-    pub(super) fn new(sink: W, threads: usize) -> io::Result<Self> {
-        let workers = if threads > 1 { Some(Workers::start(threads)?) } else { None };
+    pub(super) fn new(sink: W, level: u8, threads: usize) -> io::Result<Self> {
+        let level = Compression::new(level.into());
+        let workers = if threads > 1 { Some(Workers::start(threads, level)?) } else { None };
         let block = Block { bytes: Vec::new(), window: 0, is_last: false };
-        Ok(Self { sink, block, crc: Crc::new(), is_started: false, workers })
+        Ok(Self { sink, block, crc: Crc::new(), is_started: false, level, workers })
     }
 
     /// Compresses the last block and writes the trailer.
@@ -82,7 +82,7 @@ impl<W: Write> GzipWriter<W> {
         let window = self.block.bytes[self.block.bytes.len().saturating_sub(WINDOW_BYTES)..].to_vec();
         let next = Block { window: window.len(), bytes: window, is_last: false };
         let block = std::mem::replace(&mut self.block, next);
-        let Some(workers) = &mut self.workers else { return self.write_packed(pack(&block)) };
+        let Some(workers) = &mut self.workers else { return self.write_packed(pack(&block, self.level)) };
         let (done, packed) = sync_channel(1);
         let jobs = workers.jobs.as_ref().ok_or_else(stopped)?;
         jobs.send(Job { block, done }).map_err(|_| stopped())?;
@@ -122,12 +122,12 @@ impl<W: Write> Write for GzipWriter<W> {
 }
 
 impl Workers {
-    fn start(threads: usize) -> io::Result<Self> {
+    fn start(threads: usize, level: Compression) -> io::Result<Self> {
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..threads).map(|_| {
             let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name("gzip".to_owned()).spawn(move || work(&queue))
+            std::thread::Builder::new().name("gzip".to_owned()).spawn(move || work(&queue, level))
         });
         let threads = threads.collect::<io::Result<_>>()?;
         Ok(Self { jobs: Some(jobs), threads, pending: VecDeque::new() })
@@ -144,11 +144,11 @@ impl Drop for Workers {
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>) {
+fn work(queue: &Mutex<Receiver<Job>>, level: Compression) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { block, done }) = job else { return };
-        let _ = done.send(pack(&block)); // nobody waits for it after an error
+        let _ = done.send(pack(&block, level)); // nobody waits for it after an error
     }
 }
 
@@ -161,11 +161,11 @@ fn stopped() -> io::Error {
 }
 
 /// Compresses one block as raw deflate.
-fn pack(block: &Block) -> Packed {
+fn pack(block: &Block, level: Compression) -> Packed {
     let (window, bytes) = block.bytes.split_at(block.window);
     let mut crc = Crc::new();
     crc.update(bytes);
-    let mut deflate = Compress::new(LEVEL, false);
+    let mut deflate = Compress::new(level, false);
     if !window.is_empty() {
         deflate.set_dictionary(window).expect("a raw deflate stream takes a dictionary before its first byte");
     }

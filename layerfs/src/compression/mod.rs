@@ -1,19 +1,20 @@
 //! Compression of layer blobs: told by their first bytes, undone as a stream, done reproducibly.
 //!
-//! Invariant: what [`Encoder`] writes is a function of its input and the kind of compression alone, for
+//! Invariant: what [`Encoder`] writes is a function of its input and the [`Packing`] alone, for
 //! any number of threads and on any processor; it is part of format version 1 and held by golden
 //! digests in the tests. It sets no limit on what a blob expands to: the reader of the stream does.
 
 mod gzip;
+mod packing;
+mod zstandard;
 
 use std::io::{self, BufRead, Read, Write};
 
 use flate2::bufread::MultiGzDecoder;
 
 use gzip::GzipWriter;
+pub use packing::{Packing, PackingError};
 
-/// zstd's own default; higher levels cost more time than they save in transfer.
-const ZSTD_LEVEL: i32 = 3;
 /// 128 MiB: what zstd's command accepts by default, and all that a hostile blob can make us allocate.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -109,18 +110,12 @@ impl<W: Write> Encoder<W> {
     ///
     /// # Errors
     /// If a thread or the encoder's memory cannot be had.
-    pub fn new(sink: W, compression: Compression, threads: usize) -> io::Result<Self> {
-        Ok(Self(match compression {
+    pub fn new(sink: W, packing: impl Into<Packing>, threads: usize) -> io::Result<Self> {
+        let packing = packing.into();
+        Ok(Self(match packing.compression() {
             Compression::None => Encoding::None(sink),
-            Compression::Gzip => Encoding::Gzip(Box::new(GzipWriter::new(sink, threads)?)),
-            Compression::Zstd => {
-                let mut encoder = zstd::stream::write::Encoder::new(sink, ZSTD_LEVEL)?;
-                encoder.include_checksum(true)?;
-                // From one worker on zstd cuts its input into jobs, whose result does not depend on
-                // how many workers there are; without workers it differs.
-                encoder.multithread(u32::try_from(threads.max(1)).unwrap_or(u32::MAX))?;
-                Encoding::Zstd(encoder)
-            }
+            Compression::Gzip => Encoding::Gzip(Box::new(GzipWriter::new(sink, packing.level(), threads)?)),
+            Compression::Zstd => Encoding::Zstd(zstandard::encoder(sink, packing.level(), threads)?),
         }))
     }
 
@@ -180,8 +175,8 @@ mod tests {
         bytes
     }
 
-    fn encoded(bytes: &[u8], compression: Compression, threads: usize) -> Vec<u8> {
-        let mut encoder = Encoder::new(Vec::new(), compression, threads).unwrap();
+    fn encoded(bytes: &[u8], packing: impl Into<Packing>, threads: usize) -> Vec<u8> {
+        let mut encoder = Encoder::new(Vec::new(), packing, threads).unwrap();
         // How the bytes come must not show either.
         for piece in bytes.chunks(33_333 * threads + 77) {
             encoder.write_all(piece).unwrap();
@@ -206,6 +201,24 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn every_level_gives_its_own_bytes_for_any_number_of_threads() {
+        // More than one job of zstd.
+        let plain = sample(9_000_000);
+        let packings = [("gzip:0", 1.1), ("gzip:1", 0.8), ("gzip:9", 0.7), ("zstd:1", 0.7), ("zstd:20", 0.6)];
+        let digests = packings.map(|(name, most)| {
+            let packing: Packing = name.parse().unwrap();
+            let one = encoded(&plain, packing, 1);
+            assert!(decoded(&one).unwrap() == plain, "{name}");
+            assert!(encoded(&plain, packing, 3) == one, "{name}");
+            assert!((one.len() as f64) < plain.len() as f64 * most, "{name}: {} of {}", one.len(), plain.len());
+            digest_of(&one).digest()[..16].to_owned()
+        });
+        assert_eq!(digests.join(" "), GOLDEN_LEVELS);
+    }
+
+    const GOLDEN_LEVELS: &str = "a3b3d31e92b19ad8 0e0700d1594151c3 588cce8f74af36cd 4b382fbbd50ac354 f7b4b92101e4d4df";
 
     #[test]
     fn compressed_bytes_are_those_of_format_version_1() {

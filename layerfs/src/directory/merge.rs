@@ -11,7 +11,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, Stat},
+    fs::{OFlags, Stat},
     io::Errno,
 };
 
@@ -21,7 +21,10 @@ use super::{
     numbers::{self, Identity},
     places::PlaceId,
 };
-use crate::tree::{FileKind, TreeInode};
+use crate::{
+    tree::{FileKind, TreeInode},
+    union::open_quietly,
+};
 
 /// The names of a directory.
 #[derive(Debug)]
@@ -88,7 +91,7 @@ impl DirectoryStack {
 
     fn open_to_read(&self, place: PlaceId) -> io::Result<OwnedFd> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::openat(&*self.places.open(place)?, ".", flags, Mode::empty())?)
+        Ok(open_quietly(&*self.places.open(place)?, b".", flags)?)
     }
 
     /// Adds what one layer has, and says whether it hides all layers below.

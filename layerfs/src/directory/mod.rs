@@ -35,7 +35,7 @@ use self::{
 };
 use crate::{
     tree::{Attributes, DirectoryEntry, FileKind, Tree, TreeInode},
-    union::Handle,
+    union::{Handle, open_quietly},
 };
 
 /// Extended attributes of one file, sorted by name.
@@ -132,12 +132,7 @@ impl DirectoryStack {
         }
         let directory = self.places.open(inode.place)?;
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let open = |flags| rustix::fs::openat(&*directory, &*inode.name, flags, Mode::empty());
-        // Only an owner may leave the time of access alone.
-        let file = match open(flags | OFlags::NOATIME) {
-            Err(Errno::PERM) => open(flags)?,
-            other => other?,
-        };
+        let file = open_quietly(&*directory, &inode.name, flags)?;
         inode.check(&file)?;
         if marks::has_metacopy(&file)? {
             tracing::warn!(name = %inode.name.escape_ascii(), "a file of a lower layer has its content elsewhere (metacopy), which is not supported");

@@ -16,7 +16,7 @@ use super::format::{
 use crate::digest::DiffId;
 use crate::sys::Mapping;
 use crate::tar::Xattr;
-use crate::tree::FileKind;
+use crate::tree::{ACL_PREFIX, FileKind, XattrUse};
 
 /// Why an index cannot be used or made.
 #[derive(Debug, thiserror::Error)]
@@ -224,6 +224,25 @@ impl IndexFile {
             take_xattr(&mut rest)?;
         }
         Ok(Some(&bytes[..bytes.len() - rest.len()]))
+    }
+
+    /// What the xattrs of all inodes are there for: equal ones are stored once, so this is a short list. Damage shows
+    /// where the attributes are used.
+    pub(super) fn xattr_use(&self) -> XattrUse {
+        let mut rest = self.section(Section::Xattrs);
+        let mut found = XattrUse::Unused;
+        while !rest.is_empty() {
+            found = XattrUse::Plain;
+            let Ok(count) = take_count(&mut rest) else { return found };
+            for _ in 0..count {
+                match take_xattr(&mut rest) {
+                    Ok((name, _)) if name.starts_with(ACL_PREFIX) => return XattrUse::Acls,
+                    Ok(_) => {}
+                    Err(_) => return found,
+                }
+            }
+        }
+        found
     }
 
     /// The xattrs of an inode, sorted by name.

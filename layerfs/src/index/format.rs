@@ -3,7 +3,9 @@
 //! Invariant: a change of anything here needs another [`VERSION`]; files of another version are
 //! rebuilt, not read.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
 
 use crate::digest::DiffId;
 use crate::tree::{FileKind, Time};
@@ -185,7 +187,26 @@ pub(super) struct Output {
     names: Vec<u8>,
     xattrs: Vec<u8>,
     extents: Vec<u8>,
-    xattr_offsets: HashMap<Vec<u8>, u32>,
+    /// Where each blob of xattrs begins, and how long it is.
+    xattr_blobs: HashTable<(u32, u32)>,
+    sums: RandomState,
+}
+
+/// An index file as the pieces that it consists of: one after the other they are all of it. They are not joined in
+/// memory, where they are the largest thing there is.
+#[derive(Debug)]
+pub(crate) struct IndexBytes(Vec<Vec<u8>>);
+
+impl IndexBytes {
+    /// The pieces, in their order.
+    pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        self.0.iter().map(Vec::as_slice)
+    }
+
+    /// The file in one piece.
+    pub(crate) fn concat(self) -> Vec<u8> {
+        self.0.concat()
+    }
 }
 
 /// A section would pass 4 GiB, or more inodes than 32 bits count.
@@ -225,15 +246,47 @@ impl Output {
         (self.entries.len() / ENTRY_BYTES) as u64
     }
 
-    /// Adds an entry to the directory that is being written.
-    pub(super) fn add_entry(&mut self, name: &[u8], inode: u32, kind_code: u8) -> Result<(), TooLarge> {
-        let offset = u32::try_from(self.add_name(name)).map_err(|_| TooLarge)?;
-        let length = u16::try_from(name.len()).map_err(|_| TooLarge)?;
+    /// How many inodes there are.
+    pub(super) fn inode_count(&self) -> u32 {
+        (self.inodes.len() / INODE_BYTES) as u32 // add_inode saw to it
+    }
+
+    /// Names and link targets so far.
+    pub(super) fn names(&self) -> &[u8] {
+        &self.names
+    }
+
+    /// Gives inodes the numbers that stand for them in `numbers`, which are those from 1 to `kept`, and drops those with 0.
+    pub(super) fn number_inodes(&mut self, mut numbers: Vec<u32>, kept: u32) {
+        let mut dropped = kept;
+        for number in numbers.iter_mut().filter(|number| **number == 0) {
+            dropped += 1;
+            *number = dropped;
+        }
+        let (records, _) = self.inodes.as_chunks_mut::<INODE_BYTES>();
+        // Every swap brings one to its place.
+        for at in 0..numbers.len() {
+            while numbers[at] as usize - 1 != at {
+                let place = numbers[at] as usize - 1;
+                records.swap(at, place);
+                numbers.swap(at, place);
+            }
+        }
+        self.inodes.truncate(kept as usize * INODE_BYTES);
+    }
+
+    /// Adds an entry to the directory that is being written: where its name is, and how long it is.
+    pub(super) fn add_entry(&mut self, (offset, length): (u32, u16), inode: u32, kind_code: u8) {
         self.entries.extend_from_slice(&offset.to_le_bytes());
         self.entries.extend_from_slice(&inode.to_le_bytes());
         self.entries.extend_from_slice(&length.to_le_bytes());
         self.entries.extend_from_slice(&[kind_code, 0]);
-        Ok(())
+    }
+
+    /// The place of a new name for [`Self::add_entry`].
+    pub(super) fn add_entry_name(&mut self, name: &[u8]) -> Result<(u32, u16), TooLarge> {
+        let length = u16::try_from(name.len()).map_err(|_| TooLarge)?;
+        u32::try_from(self.add_name(name)).map(|offset| (offset, length)).map_err(|_| TooLarge)
     }
 
     /// Adds a name or a link target and returns where it is.
@@ -245,12 +298,16 @@ impl Output {
     /// Adds a blob of xattrs if there is none like it, and returns where it is.
     pub(super) fn add_xattrs(&mut self, blob: Option<&[u8]>) -> Result<u32, TooLarge> {
         let Some(blob) = blob else { return Ok(NO_XATTRS) };
-        if let Some(&offset) = self.xattr_offsets.get(blob) {
-            return Ok(offset);
+        let Self { xattrs, xattr_blobs, sums, .. } = self;
+        let range = |&(start, length): &(u32, u32)| start as usize..start as usize + length as usize;
+        let sum = sums.hash_one(blob);
+        if let Some(found) = xattr_blobs.find(sum, |found| &xattrs[range(found)] == blob) {
+            return Ok(found.0);
         }
-        let offset = u32::try_from(self.xattrs.len()).ok().filter(|&offset| offset != NO_XATTRS).ok_or(TooLarge)?;
-        self.xattrs.extend_from_slice(blob);
-        self.xattr_offsets.insert(blob.to_vec(), offset);
+        let offset = u32::try_from(xattrs.len()).ok().filter(|&offset| offset != NO_XATTRS).ok_or(TooLarge)?;
+        let length = u32::try_from(blob.len()).map_err(|_| TooLarge)?;
+        xattrs.extend_from_slice(blob);
+        xattr_blobs.insert_unique(sum, (offset, length), |other| sums.hash_one(&xattrs[range(other)]));
         Ok(offset)
     }
 
@@ -262,11 +319,11 @@ impl Output {
     }
 
     /// The whole file.
-    pub(super) fn into_bytes(self, subject: Subject, layers: &[DiffId]) -> Vec<u8> {
+    pub(super) fn into_bytes(self, subject: Subject, layers: &[DiffId]) -> IndexBytes {
         let layers: Vec<u8> = layers.iter().flat_map(|layer| *layer.as_bytes()).collect();
         let sections = [layers, self.inodes, self.entries, self.names, self.xattrs, self.extents];
         let length = HEADER_BYTES + sections.iter().map(Vec::len).sum::<usize>();
-        let mut bytes = Vec::with_capacity(length);
+        let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
         bytes.extend_from_slice(&subject.code().to_le_bytes());
@@ -278,10 +335,7 @@ impl Output {
             offset += section.len() as u64;
         }
         bytes.resize(HEADER_BYTES, 0);
-        for section in sections {
-            bytes.extend_from_slice(&section);
-        }
-        bytes
+        IndexBytes([bytes].into_iter().chain(sections).collect())
     }
 }
 

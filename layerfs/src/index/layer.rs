@@ -5,15 +5,20 @@
 //! followed within the root of the layer, directories that no entry describes are implied. Whiteouts
 //! apply to the layers below only; a directory that is also whited out is opaque.
 //!
+//! A layer of a million files takes about 130 bytes of memory a file: what the index holds is collected in the sections it
+//! goes to, and put in order in place.
+//!
 //! Links of *lower* layers are not followed: there a directory of this layer replaces the link, which
 //! is what the overlay drivers of docker, podman and containerd make of it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::hash::{BuildHasher, RandomState};
 use std::io::BufRead;
 
+use hashbrown::HashTable;
+
 use super::format::{
-    FLAG_NEW, FLAG_OPAQUE, InodeRecord, Output, Subject, TooLarge, WHITEOUT_CODE, kind_code, xattr_blob,
+    FLAG_NEW, FLAG_OPAQUE, IndexBytes, InodeRecord, Output, Subject, TooLarge, WHITEOUT_CODE, kind_code, xattr_blob,
 };
 use crate::digest::DiffId;
 use crate::tar::{Entry, EntryFault, EntryKind, EntryPath, Extent, Located, TarError, TarReader};
@@ -27,8 +32,8 @@ const STEPS_MAX: usize = 4096;
 /// What the metadata of one layer may take in memory: 4 million files and more, while a small archive
 /// that expands to headers without end is stopped.
 const MEMORY_MAX_BYTES: usize = 1 << 30;
-/// About what a node and an inode take, with their share of the map.
-const NODE_COST_BYTES: usize = 144;
+/// About what a node and an inode take, with their share of the table and what putting them in order needs.
+const NODE_COST_BYTES: usize = 120;
 
 const ROOT: u32 = 0;
 const NONE: u32 = u32::MAX;
@@ -39,21 +44,27 @@ struct Node {
     name_start: u32,
     name_length: u8,
     is_removed: bool,
-    /// Which of the pending inodes; `NONE` for a whiteout.
+    /// The number of its inode before they are put in order, from 1; `NONE` for a whiteout.
     inode: u32,
-    /// The next node whose name has the same sum.
-    next: u32,
+}
+
+impl Node {
+    fn name<'a>(&self, output: &'a Output) -> &'a [u8] {
+        &output.names()[self.name_start as usize..][..usize::from(self.name_length)]
+    }
+
+    fn sum(&self, sums: &RandomState, output: &Output) -> u64 {
+        sums.hash_one((self.parent, self.name(output)))
+    }
 }
 
 /// Collects the entries of one layer.
 pub(crate) struct LayerBuilder {
     nodes: Vec<Node>,
-    /// Not yet numbered; the target of a symbolic link is at `first` in `texts`.
-    inodes: Vec<InodeRecord>,
-    texts: Vec<u8>,
-    by_name: HashMap<u64, u32>,
+    /// Nodes by parent and name.
+    by_name: HashTable<u32>,
     sums: RandomState,
-    /// Holds extents and xattrs from the start, the rest in the end.
+    /// Everything but the entries, the inodes in the order in which they came.
     output: Output,
     side_bytes: usize,
     last_directory: Option<(Vec<u8>, u32)>,
@@ -71,14 +82,14 @@ pub(crate) fn index_tar<R: BufRead>(reader: &mut TarReader<R>) -> Result<LayerBu
 impl LayerBuilder {
     /// A layer with nothing but an implied root.
     pub(crate) fn new() -> Self {
-        let root = Node { parent: ROOT, name_start: 0, name_length: 0, is_removed: false, inode: 0, next: NONE };
+        let root = Node { parent: ROOT, name_start: 0, name_length: 0, is_removed: false, inode: 1 };
+        let mut output = Output::default();
+        output.add_inode(InodeRecord::implied_directory()).expect("the first of 32 bits of numbers");
         Self {
             nodes: vec![root],
-            inodes: vec![InodeRecord::implied_directory()],
-            texts: Vec::new(),
-            by_name: HashMap::new(),
+            by_name: HashTable::new(),
             sums: RandomState::new(),
-            output: Output::default(),
+            output,
             side_bytes: 0,
             last_directory: None,
         }
@@ -90,7 +101,7 @@ impl LayerBuilder {
         match &entry.kind {
             EntryKind::Opaque => {
                 let directory = self.directory(entry.path.as_bytes())?;
-                self.inode_of(directory).flags |= FLAG_OPAQUE;
+                self.add_flags(directory, FLAG_OPAQUE);
             }
             EntryKind::Whiteout => self.add_whiteout(&entry.path)?,
             EntryKind::HardLink { target } => {
@@ -100,11 +111,12 @@ impl LayerBuilder {
             EntryKind::Directory => self.add_directory(entry)?,
             _ => {
                 let record = self.record(entry, &located.extents)?;
-                let inode = self.push_inode(record);
+                let inode = self.push_inode(record)?;
                 self.put(&entry.path, inode)?;
             }
         }
-        let used = self.nodes.len().max(self.inodes.len()) * NODE_COST_BYTES + self.texts.len() + self.side_bytes;
+        let count = self.nodes.len().max(self.output.inode_count() as usize);
+        let used = count * NODE_COST_BYTES + self.output.names().len() + self.side_bytes;
         if used > MEMORY_MAX_BYTES { Err(EntryFault::TooLarge) } else { Ok(()) }
     }
 
@@ -114,7 +126,7 @@ impl LayerBuilder {
             None => {
                 self.push_node(parent, path.name(), NONE)?;
             }
-            Some(node) if self.is_directory(node) => self.inode_of(node).flags |= FLAG_OPAQUE | FLAG_NEW,
+            Some(node) if self.is_directory(node) => self.add_flags(node, FLAG_OPAQUE | FLAG_NEW),
             Some(_) => {}
         }
         Ok(())
@@ -131,15 +143,14 @@ impl LayerBuilder {
         };
         match existing {
             Some(node) if self.is_directory(node) => {
-                let inode = self.inode_of(node);
-                record.flags = inode.flags & (FLAG_OPAQUE | FLAG_NEW);
-                *inode = record;
+                record.flags = self.inode_of(node).flags & (FLAG_OPAQUE | FLAG_NEW);
+                self.output.set_inode(self.nodes[node as usize].inode, record);
             }
             _ => {
                 if existing.is_some_and(|node| self.nodes[node as usize].inode == NONE) {
                     record.flags = FLAG_OPAQUE | FLAG_NEW;
                 }
-                let inode = self.push_inode(record);
+                let inode = self.push_inode(record)?;
                 self.put(&entry.path, inode)?;
             }
         }
@@ -152,11 +163,7 @@ impl LayerBuilder {
         let xattrs = self.output.add_xattrs(blob.as_deref()).map_err(|_| EntryFault::TooLarge)?;
         let (kind, size_bytes, first) = match &entry.kind {
             EntryKind::File { size_bytes } => (FileKind::File, *size_bytes, 0),
-            EntryKind::Symlink { target } => {
-                let first = self.texts.len() as u64;
-                self.texts.extend_from_slice(target);
-                (FileKind::Symlink, target.len() as u64, first)
-            }
+            EntryKind::Symlink { target } => (FileKind::Symlink, target.len() as u64, self.output.add_name(target)),
             EntryKind::CharacterDevice { major, minor } => (FileKind::CharacterDevice, 0, device(*major, *minor)),
             EntryKind::BlockDevice { major, minor } => (FileKind::BlockDevice, 0, device(*major, *minor)),
             EntryKind::Fifo => (FileKind::Fifo, 0, 0),
@@ -246,7 +253,7 @@ impl LayerBuilder {
                 current = self.imply_directory(current, &name, found)?;
                 continue;
             };
-            let inode = *self.inode_of(node);
+            let inode = self.inode_of(node);
             match inode.kind {
                 FileKind::Directory => current = node,
                 FileKind::Symlink => {
@@ -254,8 +261,8 @@ impl LayerBuilder {
                     if links > SYMLINKS_MAX {
                         return Err(EntryFault::SymlinkLoop);
                     }
-                    // Both were taken from `texts` when the link was added.
-                    let target = &self.texts[inode.first as usize..][..inode.size_bytes as usize];
+                    // Both were taken from the names when the link was added.
+                    let target = &self.output.names()[inode.first as usize..][..inode.size_bytes as usize];
                     if target.starts_with(b"/") {
                         current = ROOT;
                     }
@@ -276,7 +283,7 @@ impl LayerBuilder {
         if whiteout.is_some() {
             record.flags |= FLAG_OPAQUE | FLAG_NEW;
         }
-        let inode = self.push_inode(record);
+        let inode = self.push_inode(record)?;
         match whiteout {
             Some(node) => {
                 self.nodes[node as usize].inode = inode;
@@ -287,108 +294,94 @@ impl LayerBuilder {
     }
 
     fn is_directory(&self, node: u32) -> bool {
-        let inode = self.nodes[node as usize].inode;
-        inode != NONE && self.inodes[inode as usize].kind == FileKind::Directory
+        self.nodes[node as usize].inode != NONE && self.inode_of(node).kind == FileKind::Directory
     }
 
     /// The inode of a node that is no whiteout.
-    fn inode_of(&mut self, node: u32) -> &mut InodeRecord {
-        &mut self.inodes[self.nodes[node as usize].inode as usize]
+    fn inode_of(&self, node: u32) -> InodeRecord {
+        self.output.inode(self.nodes[node as usize].inode)
     }
 
-    fn name(&self, node: &Node) -> &[u8] {
-        &self.texts[node.name_start as usize..][..usize::from(node.name_length)]
-    }
-
-    fn sum(&self, parent: u32, name: &[u8]) -> u64 {
-        self.sums.hash_one((parent, name))
+    /// Adds flags to a node that is no whiteout.
+    fn add_flags(&mut self, node: u32, flags: u8) {
+        let mut record = self.inode_of(node);
+        record.flags |= flags;
+        self.output.set_inode(self.nodes[node as usize].inode, record);
     }
 
     fn find(&self, parent: u32, name: &[u8]) -> Option<u32> {
-        let mut at = self.by_name.get(&self.sum(parent, name)).copied().unwrap_or(NONE);
-        while at != NONE {
-            let node = &self.nodes[at as usize];
-            if node.parent == parent && self.name(node) == name {
-                return Some(at);
-            }
-            at = node.next;
-        }
-        None
+        let Self { nodes, output, by_name, sums, .. } = self;
+        let is_it = |&at: &u32| {
+            let node = &nodes[at as usize];
+            node.parent == parent && node.name(output) == name
+        };
+        by_name.find(sums.hash_one((parent, name)), is_it).copied()
     }
 
-    fn push_inode(&mut self, record: InodeRecord) -> u32 {
-        self.inodes.push(record);
-        self.inodes.len() as u32 - 1 // far below 32 bits by the limit on memory
+    fn push_inode(&mut self, record: InodeRecord) -> Result<u32, EntryFault> {
+        self.output.add_inode(record).map_err(|_| EntryFault::TooLarge)
     }
 
     fn push_node(&mut self, parent: u32, name: &[u8], inode: u32) -> Result<u32, EntryFault> {
-        let name_start = u32::try_from(self.texts.len()).map_err(|_| EntryFault::TooLarge)?;
         let name_length = u8::try_from(name.len()).map_err(|_| EntryFault::Path(crate::tar::PathFault::Long))?;
-        self.texts.extend_from_slice(name);
+        let name_start = u32::try_from(self.output.add_name(name)).map_err(|_| EntryFault::TooLarge)?;
         let at = self.nodes.len() as u32; // far below 32 bits by the limit on memory
-        let next = self.by_name.insert(self.sum(parent, name), at).unwrap_or(NONE);
-        self.nodes.push(Node { parent, name_start, name_length, is_removed: false, inode, next });
+        self.nodes.push(Node { parent, name_start, name_length, is_removed: false, inode });
+        let Self { nodes, output, by_name, sums, .. } = self;
+        let sum = |&at: &u32| nodes[at as usize].sum(sums, output);
+        by_name.insert_unique(sum(&at), at, sum);
         Ok(at)
     }
 
     /// Takes a node, and with it all that lies below, out of the layer.
     fn remove(&mut self, node: u32) {
-        let sum = self.sum(self.nodes[node as usize].parent, self.name(&self.nodes[node as usize]));
-        let after = self.nodes[node as usize].next;
+        let sum = self.nodes[node as usize].sum(&self.sums, &self.output);
         self.nodes[node as usize].is_removed = true;
         self.last_directory = None;
-        let first = self.by_name.get(&sum).copied().unwrap_or(NONE);
-        if first == node {
-            self.by_name.insert(sum, after);
-            return;
-        }
-        let mut at = first;
-        while at != NONE {
-            let next = self.nodes[at as usize].next;
-            if next == node {
-                self.nodes[at as usize].next = after;
-            }
-            at = next;
+        if let Ok(found) = self.by_name.find_entry(sum, |&at| at == node) {
+            found.remove();
         }
     }
 
     /// The index file of the layer with this diff id.
-    pub(crate) fn finish(mut self, layer: DiffId) -> Result<Vec<u8>, TooLarge> {
+    pub(crate) fn finish(mut self, layer: DiffId) -> Result<IndexBytes, TooLarge> {
+        self.by_name = HashTable::new();
         let (children, starts) = self.children();
-        let mut output = std::mem::take(&mut self.output);
-        let mut numbers = vec![0_u32; self.inodes.len()];
-        let mut queue = VecDeque::from([(ROOT, output.add_inode(self.inodes[0])?)]);
-        while let Some((node, number)) = queue.pop_front() {
+        let Self { nodes, mut output, .. } = self;
+        // The final number of each inode: breadth first in byte order.
+        let mut numbers = vec![0_u32; output.inode_count() as usize];
+        let mut count = 1; // no more than there are inodes
+        numbers[0] = count;
+        let mut directories = VecDeque::from([ROOT]);
+        while let Some(node) = directories.pop_front() {
+            let number = nodes[node as usize].inode;
             let mut directory = output.inode(number);
             directory.first = output.entry_count();
             directory.links = 2;
             for &child in &children[starts[node as usize] as usize..starts[node as usize + 1] as usize] {
-                let Node { inode, .. } = self.nodes[child as usize];
+                let Node { inode, name_start, name_length, .. } = nodes[child as usize];
                 directory.count += 1;
-                let name = self.name(&self.nodes[child as usize]);
                 if inode == NONE {
-                    output.add_entry(name, 0, WHITEOUT_CODE)?;
+                    output.add_entry((name_start, name_length.into()), 0, WHITEOUT_CODE);
                     continue;
                 }
-                let mut record = self.inodes[inode as usize];
-                if numbers[inode as usize] == 0 {
-                    if record.kind == FileKind::Symlink {
-                        let target = &self.texts[record.first as usize..][..record.size_bytes as usize];
-                        record.first = output.add_name(target);
-                    }
-                    numbers[inode as usize] = output.add_inode(record)?;
+                let child_number = &mut numbers[inode as usize - 1];
+                if *child_number == 0 {
+                    count += 1;
+                    *child_number = count;
                 }
-                let child_number = numbers[inode as usize];
-                output.add_entry(name, child_number, kind_code(record.kind))?;
-                if record.kind == FileKind::Directory {
+                let kind = output.inode(inode).kind;
+                output.add_entry((name_start, name_length.into()), *child_number, kind_code(kind));
+                if kind == FileKind::Directory {
                     directory.links += 1;
-                    queue.push_back((child, child_number));
+                    directories.push_back(child);
                 } else {
-                    output.add_link(child_number);
+                    output.add_link(inode);
                 }
             }
             output.set_inode(number, directory);
         }
+        output.number_inodes(numbers, count);
         Ok(output.into_bytes(Subject::Layer, &[layer]))
     }
 
@@ -402,7 +395,7 @@ impl LayerBuilder {
             (1..self.nodes.len() as u32).filter(|&at| !self.nodes[at as usize].is_removed).collect();
         children.sort_unstable_by(|&a, &b| {
             let (a, b) = (&self.nodes[a as usize], &self.nodes[b as usize]);
-            a.parent.cmp(&b.parent).then_with(|| self.name(a).cmp(self.name(b)))
+            a.parent.cmp(&b.parent).then_with(|| a.name(&self.output).cmp(b.name(&self.output)))
         });
         let mut starts = vec![0_u32; self.nodes.len() + 1];
         for &child in &children {
@@ -461,9 +454,9 @@ mod tests {
 
     /// All paths of the layer alone, sorted; directories end in a slash.
     fn paths(entries: &[Entry]) -> Vec<String> {
-        let bytes = built(entries).unwrap().finish(Digester::new().diff_id()).unwrap();
+        let bytes = built(entries).unwrap().finish(Digester::new().diff_id()).unwrap().concat();
         let layer = IndexFile::from_bytes(bytes, Subject::Layer).unwrap();
-        let bytes = merge(&[&layer]).unwrap();
+        let bytes = merge(&[&layer]).unwrap().concat();
         let tree = TreeIndex::new(IndexFile::from_bytes(bytes, Subject::Tree).unwrap(), Vec::new(), None);
         let mut paths = Vec::new();
         let mut pending = vec![(String::new(), TreeInode::ROOT)];

@@ -11,7 +11,9 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 
 use super::file::{EntryRecord, IndexError, IndexFile};
-use super::format::{FLAG_IMPLIED, FLAG_NEW, FLAG_OPAQUE, InodeRecord, Output, Subject, TooLarge, kind_code};
+use super::format::{
+    FLAG_IMPLIED, FLAG_NEW, FLAG_OPAQUE, IndexBytes, InodeRecord, Output, Subject, TooLarge, kind_code,
+};
 use crate::digest::DiffId;
 use crate::tree::FileKind;
 
@@ -22,7 +24,7 @@ type Part = (u32, u64, InodeRecord);
 ///
 /// # Errors
 /// A damaged layer index, or a tree of more than 32 bits of inodes or names.
-pub(crate) fn merge(layers: &[&IndexFile]) -> Result<Vec<u8>, IndexError> {
+pub(crate) fn merge(layers: &[&IndexFile]) -> Result<IndexBytes, IndexError> {
     let mut merge = Merge { layers, output: Output::default(), linked: HashMap::new() };
     let entries_max = layers.iter().map(|layer| layer.entry_count()).sum::<u64>();
     let mut root = Directory::default();
@@ -104,7 +106,8 @@ impl Merge<'_> {
         let mut found = Vec::new();
         while next_name(layers, parts, &mut positions, &mut found)? {
             let Some((kind, child)) = self.resolve(&found, queue)? else { continue };
-            self.output.add_entry(found[0].1.name, child, kind_code(kind))?;
+            let name = self.output.add_entry_name(found[0].1.name)?;
+            self.output.add_entry(name, child, kind_code(kind));
             directory.count += 1;
             if kind == FileKind::Directory {
                 directory.links += 1;
@@ -299,12 +302,12 @@ mod tests {
         for entry in layer {
             builder.add(&Located { entry: entry.clone(), extents: Vec::new() }).unwrap();
         }
-        IndexFile::from_bytes(builder.finish(Digester::new().diff_id()).unwrap(), Subject::Layer).unwrap()
+        IndexFile::from_bytes(builder.finish(Digester::new().diff_id()).unwrap().concat(), Subject::Layer).unwrap()
     }
 
     pub(super) fn tree(stack: &[Vec<Entry>]) -> TreeIndex {
         let layers: Vec<_> = stack.iter().map(|layer| index(layer)).collect();
-        let bytes = merge(&layers.iter().collect::<Vec<_>>()).unwrap();
+        let bytes = merge(&layers.iter().collect::<Vec<_>>()).unwrap().concat();
         TreeIndex::new(IndexFile::from_bytes(bytes, Subject::Tree).unwrap(), Vec::new(), None)
     }
 
@@ -407,7 +410,7 @@ mod tests {
                 false => (layer_index, Subject::Layer),
                 true => {
                     let layer = IndexFile::from_bytes(layer_index, Subject::Layer).unwrap();
-                    (merge(&[&layer, &layer]).unwrap(), Subject::Tree)
+                    (merge(&[&layer, &layer]).unwrap().concat(), Subject::Tree)
                 }
             };
             for (at, byte) in changes {
@@ -441,7 +444,7 @@ mod tests {
         add(entry("z", EntryKind::CharacterDevice { major: 1, minor: 3 }, 1), &[]);
         add(entry("a/gone", EntryKind::Whiteout, 1), &[]);
         add(entry("a/b", EntryKind::Opaque, 1), &[]);
-        builder.finish(Digester::new().diff_id()).unwrap()
+        builder.finish(Digester::new().diff_id()).unwrap().concat()
     }
 
     fn walk(tree: &TreeIndex) {

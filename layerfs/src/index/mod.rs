@@ -25,7 +25,7 @@ mod tree;
 
 pub use file::IndexError;
 pub(crate) use file::IndexFile;
-pub(crate) use format::Subject;
+pub(crate) use format::{IndexBytes, Subject};
 pub(crate) use layer::{LayerBuilder, index_tar};
 pub(crate) use merge::merge;
 pub use tree::TreeIndex;

@@ -12,7 +12,7 @@ use super::file::{IndexError, IndexFile};
 use super::format::InodeRecord;
 use crate::digest::DiffId;
 use crate::tar::Xattr;
-use crate::tree::{Attributes, DirectoryEntry, FileKind, Tree, TreeInode};
+use crate::tree::{Attributes, DirectoryEntry, FileKind, Tree, TreeInode, XattrUse};
 
 /// The merged read-only view of a stack of layers in a store.
 #[derive(Debug)]
@@ -176,6 +176,10 @@ impl Tree for TreeIndex {
 
     fn xattrs(&self, inode: TreeInode) -> io::Result<Vec<Xattr>> {
         self.index.xattrs(&self.inode(inode)?).map_err(damage)
+    }
+
+    fn xattr_use(&self) -> XattrUse {
+        self.index.xattr_use()
     }
 
     fn last_inode(&self) -> TreeInode {

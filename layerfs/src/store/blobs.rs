@@ -96,7 +96,7 @@ impl Store {
         Ok(Descriptor::new(media_type, bytes.len() as u64, digest))
     }
 
-    fn publish_blob(&self, draft: Draft, digest: &Digest) -> Result<()> {
+    pub(super) fn publish_blob(&self, draft: Draft, digest: &Digest) -> Result<()> {
         let path = self.blob_path(digest);
         self.lease.with([digest.digest()], || draft.publish(&path))?;
         sync_directory_of(&path)
@@ -169,7 +169,7 @@ fn read_start(mut file: &File) -> io::Result<Vec<u8>> {
     Ok(start)
 }
 
-fn read_text(path: &std::path::Path) -> Result<Option<String>> {
+pub(super) fn read_text(path: &std::path::Path) -> Result<Option<String>> {
     Ok(super::files::read_if_present(path)?.and_then(|bytes| String::from_utf8(bytes).ok()))
 }
 

@@ -1,90 +1,175 @@
-//! A new layer: entries go in, and tar, diff id, compressed blob and its digest come out of one pass.
+//! A new layer: entries go in, and its tar, diff id and index come out of one pass; blobs are made of the tar later.
 //!
-//! Invariant: the same entries give the same layer, bit for bit. The index is made from the tar as it
-//! was written, by the same code that reads layers of others, so that both agree.
+//! Invariant: the same entries give the same layer, and one layer with one compression the same blob, bit for bit: a
+//! blob of somebody else's making is never taken for ours. The index is made from the tar as it was written, by the
+//! same code that reads layers of others, so that both agree.
 
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use oci_spec::image::Descriptor;
 
-use super::blobs::layer_media_type;
+use super::blobs::{layer_media_type, read_text};
 use super::error::{AtPath, Result, StoreError};
-use super::files::Draft;
-use super::ingest::{LayerDraft, finish_index};
+use super::files::{Draft, link, sync_directory_of};
+use super::ingest::finish_index;
 use super::{Layer, Store};
-use crate::compression::{Compression, Encoder};
-use crate::digest::{Digester, Digesting};
+use crate::compression::{Compression, Encoder, Packing};
+use crate::digest::{DiffId, Digest, Digesting};
 use crate::index::index_tar;
 use crate::tar::{TarError, TarReader, TarWriter};
 
-/// Headers are small: they are gathered before they are digested, stored and compressed.
+/// Headers are small: they are gathered before they are digested and stored.
 const GATHER_BYTES: usize = 256 * 1024;
 
 /// Where the tar of a new layer goes.
-pub struct LayerSink(BufWriter<Split>);
-
-/// Writes a tar to its file and to the compressed blob.
-struct Split {
-    digester: Digester,
-    tar: Draft,
-    /// `None` where the blob is the tar itself.
-    blob: Option<Encoder<Digesting<Draft>>>,
-    size_bytes: u64,
+pub struct LayerSink {
+    tar: BufWriter<Digesting<Draft>>,
+    /// Where it lies, for messages.
+    directory: PathBuf,
 }
 
 impl Store {
-    /// Makes a layer of what `write` appends, compressed with up to `threads` threads, whose number does
-    /// not show in the result.
+    /// Makes a layer of what `write` appends: it can be mounted at once, and has no blob yet ([`Store::pack_layer`]).
     ///
     /// # Errors
     /// What `write` returns, or what writing gives; nothing is stored then.
     pub fn create_layer<E: From<StoreError>>(
         &self,
-        compression: Compression,
-        threads: usize,
         write: impl FnOnce(&mut TarWriter<LayerSink>) -> Result<(), E>,
-    ) -> Result<Layer, E> {
-        let mut writer = TarWriter::new(self.layer_sink(compression, threads)?);
+    ) -> Result<DiffId, E> {
+        let directory = self.lease.directory().to_owned();
+        let tar = BufWriter::with_capacity(GATHER_BYTES, Digesting::new(Draft::new(&directory)?));
+        let mut writer = TarWriter::new(LayerSink { tar, directory });
         write(&mut writer)?;
         let sink = writer.finish().map_err(StoreError::from)?;
-        Ok(self.publish_layer(self.draft_layer(sink, compression)?)?)
+        Ok(self.publish_tar(sink)?)
     }
 
-    fn layer_sink(&self, compression: Compression, threads: usize) -> Result<LayerSink> {
-        let tar = Draft::new(self.lease.directory())?;
-        let blob = match compression {
-            Compression::None => None,
-            _ => {
-                let draft = Digesting::new(Draft::new(self.lease.directory())?);
-                Some(Encoder::new(draft, compression, threads).at("starting to compress to", tar.path())?)
-            }
-        };
-        let split = Split { digester: Digester::new(), tar, blob, size_bytes: 0 };
-        Ok(LayerSink(BufWriter::with_capacity(GATHER_BYTES, split)))
-    }
-
-    fn draft_layer(&self, sink: LayerSink, compression: Compression) -> Result<LayerDraft> {
-        let split = sink.0.into_inner().map_err(io::IntoInnerError::into_error);
-        let Split { digester, tar, blob, size_bytes } = split.at("writing a layer in", self.lease.directory())?;
+    fn publish_tar(&self, sink: LayerSink) -> Result<DiffId> {
+        let written = sink.tar.into_inner().map_err(io::IntoInnerError::into_error);
+        let (tar, digester) = written.at("writing a layer in", self.lease.directory())?.into_parts();
         let diff_id = digester.diff_id();
-        let (blob, digest, size_bytes) = match blob {
-            None => (None, diff_id.into(), size_bytes),
-            Some(encoder) => {
-                let packed = encoder.finish().at("compressing a layer in", self.lease.directory())?;
-                let size_bytes = packed.size_bytes();
-                let (draft, digester) = packed.into_parts();
-                (Some(draft), digester.digest(), size_bytes)
-            }
-        };
         let mut reader = TarReader::of_file(tar.reopen()?);
         let builder = index_tar(&mut reader).map_err(StoreError::from)?;
         let index = finish_index("the new layer", builder, diff_id)?;
         tar.sync()?;
-        if let Some(blob) = &blob {
-            blob.sync()?;
+        let path = self.layer_path(&diff_id, "tar");
+        self.lease.with([diff_id.hex().as_str()], || {
+            Draft::publish_derived(self.lease.directory(), index.pieces(), &self.layer_path(&diff_id, "idx"))?;
+            tar.publish(&path)?;
+            sync_directory_of(&path)
+        })?;
+        Ok(diff_id)
+    }
+
+    /// The blob of a layer that is here, compressed by us: the one that was made before, or a new one that up to
+    /// `threads` threads make, whose number does not show in the result.
+    ///
+    /// # Errors
+    /// If the layer is not here, or what reading and writing give.
+    pub fn pack_layer(&self, diff_id: &DiffId, packing: impl Into<Packing>, threads: usize) -> Result<Layer> {
+        let packing = packing.into();
+        if let Some(layer) = self.packed_layer(diff_id, packing)? {
+            return Ok(layer);
         }
-        let descriptor = Descriptor::new(layer_media_type(compression), size_bytes, digest);
-        Ok(LayerDraft { layer: Layer { diff_id, descriptor }, blob, tar, index })
+        let directory = self.lease.directory();
+        // A blob that is the tar itself has the tar's digest, and shares its bytes.
+        let (draft, digest) = match packing.compression() {
+            Compression::None => (None, (*diff_id).into()),
+            _ => {
+                let (draft, digest) = self.compress_layer(diff_id, packing, threads)?;
+                (Some(draft), digest)
+            }
+        };
+        let blob_path = self.blob_path(&digest);
+        let diff_path = self.root.join("layers").join(format!("{}.diff", digest.digest()));
+        let put = |text: String, path: &Path| Draft::publish_derived(directory, [text.as_bytes()], path);
+        self.lease.with([digest.digest(), &diff_id.hex()], || {
+            match draft {
+                Some(draft) => draft.publish(&blob_path)?,
+                None => link(&self.layer_path(diff_id, "tar"), &blob_path)?,
+            }
+            sync_directory_of(&blob_path)?;
+            put(diff_id.to_string(), &diff_path)?;
+            put(digest.to_string(), &self.layer_path(diff_id, "blob"))?;
+            put(digest.to_string(), &self.layer_path(diff_id, &extension(packing)))?;
+            sync_directory_of(&diff_path)
+        })?;
+        self.packed_layer(diff_id, packing)?.ok_or_else(|| self.not_found(format!("blob {digest}")))
+    }
+
+    /// Takes a blob that came from elsewhere for the one that [`Store::pack_layer`] would make, because whoever gave it
+    /// says so: packing it again would be the only proof.
+    ///
+    /// # Errors
+    /// What writing gives.
+    pub fn adopt_blob(&self, layer: &Layer, packing: Packing) -> Result<()> {
+        let (digest, diff_id) = (layer.descriptor.digest(), &layer.diff_id);
+        let link = self.layer_path(diff_id, &extension(packing));
+        self.lease.with([digest.digest(), &diff_id.hex()], || {
+            Draft::publish_derived(self.lease.directory(), [digest.to_string().as_bytes()], &link)
+        })
+    }
+
+    fn compress_layer(&self, diff_id: &DiffId, packing: Packing, threads: usize) -> Result<(Draft, Digest)> {
+        let directory = self.lease.directory();
+        let tar = self.open_layer(diff_id)?;
+        let packed = Digesting::new(Draft::new(directory)?);
+        let encoder = Encoder::new(packed, packing, threads).at("starting to compress in", directory)?;
+        let (draft, digester) = compress(tar, encoder).at("compressing a layer in", directory)?.into_parts();
+        draft.sync()?;
+        Ok((draft, digester.digest()))
+    }
+
+    /// The blob of a layer that [`Store::pack_layer`] made, if it is still there.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn packed_layer(&self, diff_id: &DiffId, packing: impl Into<Packing>) -> Result<Option<Layer>> {
+        let packing = packing.into();
+        let text = read_text(&self.layer_path(diff_id, &extension(packing)))?;
+        let Some(digest) = text.and_then(|text| text.parse::<Digest>().ok()) else { return Ok(None) };
+        let found = self.layer_of_blob(&digest)?.filter(|layer| layer.diff_id == *diff_id);
+        Ok(found.map(|layer| {
+            let media_type = layer_media_type(packing.compression());
+            Layer { descriptor: Descriptor::new(media_type, layer.descriptor.size(), digest), ..layer }
+        }))
+    }
+
+    /// Whether the tar of a layer is here. If it is, it stays as long as this session lives.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn has_layer(&self, diff_id: &DiffId) -> Result<bool> {
+        let path = self.layer_path(diff_id, "tar");
+        self.lease.with([diff_id.hex().as_str()], || path.try_exists().at("looking for", &path))
+    }
+}
+
+/// The extension of the link from a layer to the blob that format version 1 makes of it: `gzip`, `zstd-19`.
+fn extension(packing: Packing) -> String {
+    let name = match packing.compression() {
+        Compression::None => "plain",
+        Compression::Gzip => "gzip",
+        Compression::Zstd => "zstd",
+    };
+    match packing == packing.compression().into() {
+        // Garbage collection keeps these with their layers; other levels only where a manifest names them.
+        true => name.to_owned(),
+        false => format!("{name}-{}", packing.level()),
+    }
+}
+
+fn compress<W: Write>(mut tar: impl Read, mut encoder: Encoder<W>) -> io::Result<W> {
+    let mut buffer = vec![0; GATHER_BYTES];
+    loop {
+        match tar.read(&mut buffer) {
+            Ok(0) => return encoder.finish(),
+            Ok(count) => encoder.write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -97,26 +182,12 @@ impl From<TarError> for StoreError {
 
 impl Write for LayerSink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
+        // The error of a full disk is of no use to anyone without the disk.
+        let at_path = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", self.directory.display()));
+        self.tar.write(bytes).map_err(at_path)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
-}
-
-impl Write for Split {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.tar.write_all(bytes)?;
-        self.digester.update(bytes);
-        self.size_bytes += bytes.len() as u64;
-        if let Some(blob) = &mut self.blob {
-            blob.write_all(bytes)?;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.tar.flush()
     }
 }

@@ -56,17 +56,18 @@ impl Draft {
 
     /// Gives a synced file a second final name.
     pub(super) fn publish_also(&self, path: &Path) -> Result<()> {
-        match fs::hard_link(&self.path, path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.at("publishing", path),
-        }
+        link(&self.path, path)
     }
 
     /// Writes and publishes bytes that can be made again. They are not synced: after a crash they may be
     /// missing or cut short, which whoever reads them must notice.
-    pub(super) fn publish_derived(directory: &Path, bytes: &[u8], path: &Path) -> Result<()> {
+    pub(super) fn publish_derived<'a>(
+        directory: &Path,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+        path: &Path,
+    ) -> Result<()> {
         let mut draft = Self::new(directory)?;
-        draft.write_all(bytes).at("writing", &draft.path)?;
+        pieces.into_iter().try_for_each(|piece| draft.write_all(piece)).at("writing", &draft.path)?;
         draft.make_read_only()?;
         draft.publish(path)
     }
@@ -95,6 +96,14 @@ impl Drop for Draft {
     fn drop(&mut self) {
         // After publishing there is nothing under this name.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Gives a file that is never changed a second name, unless that name is taken.
+pub(super) fn link(from: &Path, to: &Path) -> Result<()> {
+    match fs::hard_link(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.at("publishing", to),
     }
 }
 

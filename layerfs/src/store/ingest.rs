@@ -15,7 +15,7 @@ use super::files::{Draft, sync_directory_of};
 use super::{Layer, Store};
 use crate::compression::{Compression, Decoder};
 use crate::digest::{DiffId, Digester};
-use crate::index::{IndexError, LayerBuilder, index_tar};
+use crate::index::{IndexBytes, IndexError, LayerBuilder, index_tar};
 use crate::tar::TarReader;
 
 /// What passes between the threads at a time; large against the cost of passing it, small against caches.
@@ -29,7 +29,7 @@ pub(super) struct LayerDraft {
     /// `None` where the blob is the tar itself, or is in the store already.
     pub(super) blob: Option<Draft>,
     pub(super) tar: Draft,
-    pub(super) index: Vec<u8>,
+    pub(super) index: IndexBytes,
 }
 
 impl Store {
@@ -111,16 +111,16 @@ impl Store {
         let diff_path = self.root.join("layers").join(format!("{}.diff", digest.digest()));
         self.lease.with([digest.digest(), &layer.diff_id.hex()], || {
             let directory = self.lease.directory();
-            Draft::publish_derived(directory, &index, &self.layer_path(&layer.diff_id, "idx"))?;
+            Draft::publish_derived(directory, index.pieces(), &self.layer_path(&layer.diff_id, "idx"))?;
             match blob {
                 Some(blob) => blob.publish(&blob_path)?,
                 None => tar.publish_also(&blob_path)?,
             }
             sync_directory_of(&blob_path)?;
             tar.publish(&self.layer_path(&layer.diff_id, "tar"))?;
-            Draft::publish_derived(directory, layer.diff_id.to_string().as_bytes(), &diff_path)?;
+            Draft::publish_derived(directory, [layer.diff_id.to_string().as_bytes()], &diff_path)?;
             let blob_of_layer = self.layer_path(&layer.diff_id, "blob");
-            Draft::publish_derived(directory, digest.to_string().as_bytes(), &blob_of_layer)?;
+            Draft::publish_derived(directory, [digest.to_string().as_bytes()], &blob_of_layer)?;
             sync_directory_of(&blob_of_layer)
         })?;
         Ok(layer)
@@ -128,7 +128,7 @@ impl Store {
 }
 
 /// The index file of a layer whose entries are read.
-pub(super) fn finish_index(what: &str, builder: LayerBuilder, diff_id: DiffId) -> Result<Vec<u8>> {
+pub(super) fn finish_index(what: &str, builder: LayerBuilder, diff_id: DiffId) -> Result<IndexBytes> {
     let bytes = builder.finish(diff_id);
     bytes.map_err(|error| StoreError::Index { what: what.to_owned(), source: IndexError::TooLarge(error) })
 }

@@ -8,9 +8,11 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::error::{AtPath, Result, StoreError};
+use super::error::{AtPath, Result};
+use super::files::read_if_present;
 use super::lock::Lock;
 use super::uppers;
 
@@ -70,18 +72,19 @@ impl Drop for Lease {
     }
 }
 
-/// Makes a directory of a name that is not taken.
+/// Makes a directory of a name that is not taken, and that this process never gives again: whoever still removes the
+/// directory that had it would take the new one along.
 pub(super) fn new_directory(parent: &Path) -> Result<PathBuf> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     let process = std::process::id();
     // Numbers of processes come again, in containers all the time: the name that is free wins.
-    for number in 0_u64.. {
-        let path = parent.join(format!("{process}-{number}"));
+    loop {
+        let path = parent.join(format!("{process}-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         match fs::create_dir(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             created => return created.at("creating the directory", &path).map(|()| path),
         }
     }
-    Err(StoreError::InUse { path: parent.to_owned() })
 }
 
 /// The digests of all live sessions; removes what dead ones left. The caller holds the store's lock exclusively.
@@ -91,13 +94,13 @@ pub(super) fn live(root: &Path) -> Result<HashSet<String>> {
     for entry in fs::read_dir(&parent).at("listing", &parent)? {
         let directory = entry.at("listing", &parent)?.path();
         let lease = directory.join("lease");
-        let is_live = lease.try_exists().at("looking for", &lease)? && Lock::try_exclusive(&lease)?.is_none();
-        if is_live {
-            let text = fs::read_to_string(&lease).at("reading the lease", &lease)?;
-            digests.extend(text.lines().map(str::to_owned));
-        } else {
+        if Lock::is_free(&lease)? {
             remove_tree(&directory)?;
+            continue;
         }
+        // A session may end at any moment, and takes its lease with it.
+        let text = read_if_present(&lease)?.unwrap_or_default();
+        digests.extend(String::from_utf8_lossy(&text).lines().map(str::to_owned));
     }
     Ok(digests)
 }

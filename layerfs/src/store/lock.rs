@@ -3,6 +3,7 @@
 //! Invariant: dropping unlocks at once, even while a child between fork and exec has a copy of the file.
 
 use std::fs::{File, TryLockError};
+use std::io;
 use std::path::Path;
 
 use super::error::{AtPath, Result};
@@ -35,6 +36,20 @@ impl Lock {
             Ok(()) => Ok(Some(Self { file })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(error).at("locking", path),
+        }
+    }
+
+    /// Whether nobody holds a lock on the file; one that is not there, nobody holds.
+    pub(super) fn is_free(path: &Path) -> Result<bool> {
+        // Never made here: its directory may be on its way out, and would stay.
+        match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error).at("opening the lock", path),
+            Ok(file) => match file.try_lock() {
+                Ok(()) => Ok(true),
+                Err(TryLockError::WouldBlock) => Ok(false),
+                Err(TryLockError::Error(error)) => Err(error).at("locking", path),
+            },
         }
     }
 }

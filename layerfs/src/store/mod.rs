@@ -9,12 +9,15 @@
 //! layers/<diff id>.tar          the uncompressed layer                                  ingest.rs, create.rs
 //! layers/<diff id>.idx          its index; derived                                      trees.rs
 //! layers/<diff id>.blob         digest of the blob it was last read from or written to; derived
+//! layers/<diff id>.gzip, ...    digest of the blob that we made of it; derived         create.rs
 //! layers/<blob>.diff            diff id of a layer blob; derived
 //! trees/<chain id>.idx          merged index of a stack; derived                        trees.rs
 //! steps/<key>                   build-cache records                                     steps.rs
+//! notes/<name>                  what a build learned and a later one can do without     steps.rs
 //! cache-mounts/<id>/            RUN --mount=type=cache                                  (the builder's)
 //! uppers/<id>/{upper,work}      live copy-on-write layers                               uppers.rs
 //! partial/                      blobs that came in part, for the next try             (the registry client's)
+//! known/                        which repositories have which blobs; hints             (the registry client's)
 //! tmp/<session>/                what is not yet published, and the session's lease      lease.rs
 //! lock, index.lock              advisory locks                                          lock.rs
 //! ```
@@ -42,6 +45,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::Descriptor;
+use rustix::fs::IFlags;
 
 use crate::digest::{DiffId, Digest};
 pub use blobs::BlobSource;
@@ -53,6 +57,7 @@ use lease::Lease;
 use lock::Lock;
 pub use names::NamedImage;
 pub use prune::{PruneOptions, Pruned};
+pub use steps::StepClaim;
 pub use uppers::{Upper, UpperLife};
 pub use verify::Damage;
 
@@ -60,7 +65,8 @@ pub use verify::Damage;
 const LAYOUT_VERSION: &str = "1";
 const OCI_LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 const EMPTY_INDEX: &str = r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
-const DIRECTORIES: [&str; 8] = ["blobs/sha256", "layers", "trees", "steps", "cache-mounts", "uppers", "partial", "tmp"];
+const DIRECTORIES: [&str; 9] =
+    ["blobs/sha256", "layers", "trees", "steps", "notes", "cache-mounts", "uppers", "partial", "tmp"];
 
 /// A layer in the store: its content, and the blob that carries it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +95,7 @@ impl Store {
             let path = root.join(directory);
             fs::create_dir_all(&path).at("creating the directory", &path)?;
         }
+        spread(&root.join("uppers"));
         let root: Arc<Path> = root.canonicalize().at("opening the store", root)?.into();
         {
             let _lock = Lock::exclusive(&root.join("index.lock"))?;
@@ -112,14 +119,32 @@ impl Store {
         &self.root
     }
 
-    /// The directory of a cache mount; its id is text of the user, and is digested into a name.
+    /// The directory of a cache mount, with its id in the file `id`; the id is text of the user, and is digested into a name.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn cache_mount(&self, id: &str) -> Result<PathBuf> {
         let path = self.root.join("cache-mounts").join(crate::digest::digest_of(id.as_bytes()).digest());
         fs::create_dir_all(&path).at("creating the cache mount", &path)?;
+        let name = path.join("id");
+        if files::read_if_present(&name)?.as_deref() != Some(id.as_bytes()) {
+            files::Draft::publish_derived(self.lease.directory(), [id.as_bytes()], &name)?;
+        }
         Ok(path)
+    }
+
+    /// The directories of all cache mounts, with their ids, by id.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn cache_mounts(&self) -> Result<Vec<(String, PathBuf)>> {
+        let mut found = Vec::new();
+        for path in prune::files_in(&self.root.join("cache-mounts"))? {
+            let id = files::read_if_present(&path.join("id"))?;
+            found.extend(id.and_then(|id| String::from_utf8(id).ok()).map(|id| (id, path)));
+        }
+        found.sort();
+        Ok(found)
     }
 
     /// Where a blob lies, or would.
@@ -131,6 +156,17 @@ impl Store {
     fn layer_path(&self, diff_id: &DiffId, extension: &str) -> PathBuf {
         self.root.join("layers").join(format!("{}.{extension}", diff_id.hex()))
     }
+}
+
+/// Asks ext4 to put each directory in here elsewhere on the disk (`chattr +T`). A step makes and removes thousands of files,
+/// and where files were removed within the last minutes ext4 makes new ones slowly: it passes over each inode that it
+/// freed (`recently_deleted` in its ialloc.c). Other file systems refuse, and need it not.
+fn spread(directory: &Path) {
+    let set = |file: fs::File| match rustix::fs::ioctl_getflags(&file) {
+        Ok(flags) if !flags.contains(IFlags::TOPDIR) => rustix::fs::ioctl_setflags(&file, flags | IFlags::TOPDIR),
+        other => other.map(drop),
+    };
+    let _ = fs::File::open(directory).map(set); // a wish, not a need
 }
 
 /// Checks the layout files, and makes them in a new store.

@@ -81,9 +81,9 @@ impl Store {
             if !marked.insert(digest.clone()) {
                 continue;
             }
-            // A layer blob keeps its layer, and a layer its blob.
+            // A layer blob keeps its layer, and a layer its blobs.
             let mut is_layer = false;
-            for extension in ["diff", "blob"] {
+            for extension in ["diff", "blob", "plain", "gzip", "zstd"] {
                 let path = self.root.join("layers").join(format!("{digest}.{extension}"));
                 let text = read_if_present(&path)?.and_then(|bytes| String::from_utf8(bytes).ok());
                 is_layer |= text.is_some();
@@ -126,17 +126,23 @@ impl Store {
                 pruned.freed_bytes += remove_if_present(&path)?;
                 pruned.steps += 1;
             }
+            for path in files_in(&self.root.join("notes"))? {
+                pruned.freed_bytes += remove_if_present(&path)?;
+            }
         }
         if !options.keep_cache_mounts {
             for path in files_in(&self.root.join("cache-mounts"))? {
-                uppers::remove_forced(&path)?;
+                // One that a step writes to stays.
+                if let Some(_lock) = Lock::try_exclusive(&path.join("lock"))? {
+                    uppers::remove_forced(&path)?;
+                }
             }
         }
         Ok(())
     }
 }
 
-fn files_in(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
+pub(super) fn files_in(directory: &Path) -> Result<Vec<std::path::PathBuf>> {
     let entries = fs::read_dir(directory).at("listing", directory)?;
     entries.map(|entry| entry.map(|entry| entry.path()).at("listing", directory)).collect()
 }

@@ -10,7 +10,7 @@ use super::error::{Result, StoreError};
 use super::files::Draft;
 use super::ingest::finish_index;
 use crate::digest::{ChainId, DiffId};
-use crate::index::{IndexError, IndexFile, Subject, TreeIndex, index_tar, merge};
+use crate::index::{IndexBytes, IndexError, IndexFile, Subject, TreeIndex, index_tar, merge};
 use crate::tar::TarReader;
 
 impl Store {
@@ -40,7 +40,7 @@ impl Store {
     }
 
     /// The bytes that the index of a tree should have, from its layers' indexes.
-    pub(super) fn merged_layers(&self, stack: &[DiffId]) -> Result<Vec<u8>> {
+    pub(super) fn merged_layers(&self, stack: &[DiffId]) -> Result<IndexBytes> {
         let layers = stack.iter().map(|layer| self.layer_index(layer)).collect::<Result<Vec<_>>>()?;
         let bytes = match merge(&layers.iter().collect::<Vec<_>>()) {
             Err(IndexError::Damaged(_)) => {
@@ -70,19 +70,19 @@ impl Store {
     }
 
     /// The bytes that the index of a layer should have, from its tar.
-    pub(super) fn indexed_layer(&self, diff_id: &DiffId) -> Result<Vec<u8>> {
+    pub(super) fn indexed_layer(&self, diff_id: &DiffId) -> Result<IndexBytes> {
         let what = format!("layer {diff_id}");
         let mut reader = TarReader::of_file(self.open_layer(diff_id)?);
         let builder = index_tar(&mut reader).map_err(|source| StoreError::Layer { what: what.clone(), source })?;
         finish_index(&what, builder, *diff_id)
     }
 
-    fn publish_index(&self, bytes: &[u8], path: &Path, leased: &str) -> Result<()> {
-        self.lease.with([leased], || Draft::publish_derived(self.lease.directory(), bytes, path))
+    fn publish_index(&self, bytes: &IndexBytes, path: &Path, leased: &str) -> Result<()> {
+        self.lease.with([leased], || Draft::publish_derived(self.lease.directory(), bytes.pieces(), path))
     }
 }
 
 fn merged(layers: &[&IndexFile], what: &str) -> Result<IndexFile> {
-    let index = merge(layers).and_then(|bytes| IndexFile::from_bytes(bytes, Subject::Tree));
+    let index = merge(layers).and_then(|bytes| IndexFile::from_bytes(bytes.concat(), Subject::Tree));
     index.map_err(|source| StoreError::Index { what: what.to_owned(), source })
 }

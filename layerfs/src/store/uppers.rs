@@ -183,7 +183,7 @@ pub(super) fn stack_of(path: &Path) -> Result<Option<Vec<DiffId>>> {
 /// Whether nobody needs the upper: it is temporary or incomplete, and no process holds it. The caller
 /// holds the store's lock exclusively.
 pub(super) fn is_abandoned(path: &Path) -> Result<bool> {
-    Ok(!is_kept(path) && Lock::try_exclusive(&path.join("lock"))?.is_some())
+    Ok(!is_kept(path) && Lock::is_free(&path.join("lock"))?)
 }
 
 /// Removes a directory, also one whose directories do not permit it.

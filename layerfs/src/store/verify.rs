@@ -3,14 +3,14 @@
 //! Invariant: it changes nothing but layer indexes that are missing or unreadable, which are made again.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::Store;
 use super::error::{AtPath, Result};
 use super::prune::collect_digests;
 use crate::digest::{DiffId, Digester};
-use crate::index::{IndexFile, Subject};
+use crate::index::{IndexBytes, IndexFile, Subject};
 
 /// Something in the store that is not what its name says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,14 +71,30 @@ impl Store {
 }
 
 /// Compares an index with what it should be.
-fn compare(path: &Path, expected: Result<Vec<u8>>, damage: &mut Vec<Damage>) -> Result<()> {
+fn compare(path: &Path, expected: Result<IndexBytes>, damage: &mut Vec<Damage>) -> Result<()> {
     let problem = match expected {
-        Ok(bytes) if fs::read(path).at("reading", path)? == bytes => return Ok(()),
+        Ok(bytes) if is_content(path, &bytes).at("reading", path)? => return Ok(()),
         Ok(_) => "the index is not that of its layers; it is made again if it is removed".to_owned(),
         Err(error) => format!("it cannot be made again: {error}"),
     };
     damage.push(Damage { path: path.to_owned(), problem });
     Ok(())
+}
+
+/// Whether a file consists of these bytes.
+fn is_content(path: &Path, bytes: &IndexBytes) -> io::Result<bool> {
+    const PART_BYTES: usize = 8192;
+    let mut file = io::BufReader::new(File::open(path)?);
+    let mut chunk = [0; PART_BYTES];
+    for piece in bytes.pieces().flat_map(|piece| piece.chunks(PART_BYTES)) {
+        match file.read_exact(&mut chunk[..piece.len()]) {
+            Ok(()) if chunk[..piece.len()] == *piece => {}
+            Ok(()) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(file.read(&mut chunk)? == 0)
 }
 
 fn stem(path: &Path) -> Option<&str> {

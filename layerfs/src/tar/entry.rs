@@ -108,7 +108,7 @@ fn in_directory(directory: &[u8], name: &[u8]) -> Vec<u8> {
 
 /// What a name in a tar says about deletions.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+pub(crate) enum Mark {
     /// An ordinary entry.
     Plain(EntryPath),
     /// The path is removed.
@@ -121,7 +121,7 @@ pub(super) enum Mark {
 
 impl Mark {
     /// Reads the mark in a name.
-    pub(super) fn of(path: EntryPath) -> Result<Self, PathFault> {
+    pub(crate) fn of(path: EntryPath) -> Result<Self, PathFault> {
         let components = path.components().count();
         for (position, component) in path.components().enumerate() {
             if component == OPAQUE_NAME && position + 1 == components {

@@ -23,6 +23,8 @@ mod reader;
 mod sparse;
 mod writer;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use entry::Mark;
 pub use entry::{Entry, EntryKind, OPAQUE_NAME, WHITEOUT_PREFIX, Xattr};
 pub use error::{EntryFault, TarError};
 pub use path::{EntryPath, PathFault};

@@ -1,21 +1,15 @@
 //! Changing metadata, extended attributes, and the space that is left.
 //!
-//! Invariant: the marks of the upper's format can be neither seen nor changed through the mount.
-
-use std::sync::Arc;
+//! Invariant: the marks of the upper's format can be neither seen nor changed through the mount; an attribute of the
+//! user's with such a name is stored under another one, as the kernel's overlayfs does.
 
 use rustix::{
     fs::{Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags},
     io::{Errno, Result},
 };
 
-use super::{
-    Metadata, NodeId, Union,
-    copy_up::timespec,
-    errno,
-    node::{Node, lock},
-};
-use crate::tree::{FileKind, Time, Tree};
+use super::{CAPABILITY, Metadata, NodeId, Union, copy_up::timespec, errno, node::lock};
+use crate::tree::{ACL_PREFIX, FileKind, Time, Tree};
 
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +37,12 @@ pub struct Change {
     pub modified: Option<SetTime>,
 }
 
+impl Change {
+    fn is_of_owner_and_mode(&self) -> bool {
+        (self.size_bytes, self.accessed, self.modified) == (None, None, None)
+    }
+}
+
 /// The space of the file system of the upper, in units of `block_bytes`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
@@ -66,6 +66,11 @@ impl<T: Tree> Union<T> {
         self.writable()?;
         let node = self.node(node)?;
         match (change.size_bytes, node.kind) {
+            (None, _) if change.is_of_owner_and_mode() && !node.in_upper() => {
+                if let Some(metadata) = self.copy_up_changed(&node, &change)? {
+                    return Ok(metadata);
+                }
+            }
             (None, _) => self.copy_up_metadata(&node)?,
             (Some(size), FileKind::File) => self.copy_up_to(&node, size)?,
             (Some(_), FileKind::Directory) => return Err(Errno::ISDIR),
@@ -95,25 +100,31 @@ impl<T: Tree> Union<T> {
     }
 
     /// Takes the set-id bits from a file, as a write by someone else than root does. A set-group-id bit without the
-    /// group's execute bit goes as well, though a member of the group might keep it: who is one is not known here.
-    pub fn drop_set_id(&self, node: NodeId) -> Result<()> {
-        const SET_ID: u32 = 0o6000;
-        let mode = self.metadata(node)?.mode;
-        if mode & SET_ID == 0 {
+    /// group's execute bit stays where `is_member` says so of the file's group: it never made anyone another.
+    pub fn drop_set_id(&self, node: NodeId, is_member: impl FnOnce(u32) -> bool) -> Result<()> {
+        const SET_USER_ID: u32 = 0o4000;
+        const SET_GROUP_ID: u32 = 0o2000;
+        const GROUP_EXECUTES: u32 = 0o010;
+        let Metadata { mode, gid, .. } = self.metadata(node)?;
+        let mut dropped = mode & SET_USER_ID;
+        if mode & SET_GROUP_ID != 0 && (mode & GROUP_EXECUTES != 0 || !is_member(gid)) {
+            dropped |= SET_GROUP_ID;
+        }
+        if dropped == 0 {
             return Ok(());
         }
-        let change = Change { mode: Some(mode & !SET_ID), ..Change::default() };
+        let change = Change { mode: Some(mode & !dropped), ..Change::default() };
         self.set_attributes(node, change).map(drop)
     }
 
     /// The value of an extended attribute; `None` where there is no such attribute.
     pub fn xattr(&self, node: NodeId, name: &[u8]) -> Result<Option<Vec<u8>>> {
         let node = self.node(node)?;
-        if self.is_mark(name) {
+        if name == CAPABILITY && node.state().lacks_capability {
             return Ok(None);
         }
-        if node.in_upper() {
-            return self.upper_handle(&node)?.xattr(name);
+        if let Some(upper) = self.upper.as_ref().filter(|_| node.in_upper()) {
+            return self.upper_handle(&node)?.xattr(&upper.marks.stored(name));
         }
         self.tree.xattr(node.lower.ok_or(Errno::STALE)?, name).map_err(errno)
     }
@@ -121,19 +132,21 @@ impl<T: Tree> Union<T> {
     /// The names of all extended attributes, sorted.
     pub fn xattr_names(&self, node: NodeId) -> Result<Vec<Vec<u8>>> {
         let node = self.node(node)?;
-        let mut names = if node.in_upper() {
-            self.upper_handle(&node)?.xattr_names()?
-        } else {
-            let xattrs = self.tree.xattrs(node.lower.ok_or(Errno::STALE)?).map_err(errno)?;
-            xattrs.into_iter().map(|(name, _)| name).collect()
-        };
-        names.retain(|name| !self.is_mark(name));
-        Ok(names)
+        if let Some(upper) = self.upper.as_ref().filter(|_| node.in_upper()) {
+            let stored = self.upper_handle(&node)?.xattr_names()?;
+            let mut names: Vec<_> =
+                stored.iter().filter_map(|name| Some(upper.marks.shown(name)?.into_owned())).collect();
+            names.sort();
+            return Ok(names);
+        }
+        let xattrs = self.tree.xattrs(node.lower.ok_or(Errno::STALE)?).map_err(errno)?;
+        Ok(xattrs.into_iter().map(|(name, _)| name).collect())
     }
 
     /// Sets an extended attribute.
     pub fn set_xattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
-        let node = self.xattr_target(node, name)?;
+        let stored = self.writable()?.marks.stored(name);
+        let node = self.node(node)?;
         let exists = || -> Result<bool> { Ok(self.xattr(node.id, name)?.is_some()) };
         // Before anything is copied for nothing.
         if flags.contains(XattrFlags::CREATE) && exists()? {
@@ -142,32 +155,27 @@ impl<T: Tree> Union<T> {
         if flags.contains(XattrFlags::REPLACE) && !exists()? {
             return Err(Errno::NODATA);
         }
+        if name.starts_with(ACL_PREFIX) {
+            self.writable()?.note_acls()?;
+        }
         self.copy_up_metadata(&node)?;
         let _copying = lock(&node.copying);
-        self.upper_handle(&node)?.set_xattr(name, value, flags)
+        if name == CAPABILITY {
+            node.state().lacks_capability = false;
+        }
+        self.upper_handle(&node)?.set_xattr(&stored, value, flags)
     }
 
     /// Removes an extended attribute; `ENODATA` where there is no such attribute.
     pub fn remove_xattr(&self, node: NodeId, name: &[u8]) -> Result<()> {
-        let node = self.xattr_target(node, name)?;
+        let stored = self.writable()?.marks.stored(name);
+        let node = self.node(node)?;
         if self.xattr(node.id, name)?.is_none() {
             return Err(Errno::NODATA);
         }
         self.copy_up_metadata(&node)?;
         let _copying = lock(&node.copying);
-        self.upper_handle(&node)?.remove_xattr(name)
-    }
-
-    fn xattr_target(&self, node: NodeId, name: &[u8]) -> Result<Arc<Node>> {
-        self.writable()?;
-        if self.is_mark(name) {
-            return Err(Errno::OPNOTSUPP);
-        }
-        self.node(node)
-    }
-
-    fn is_mark(&self, name: &[u8]) -> bool {
-        self.upper.as_ref().is_some_and(|upper| upper.marks.owns(name))
+        self.upper_handle(&node)?.remove_xattr(&stored)
     }
 
     /// The space of the upper's file system; of a tree alone, nothing and none free.

@@ -6,11 +6,16 @@
 use std::sync::Arc;
 
 use rustix::{
-    fs::{FallocateFlags, SeekFrom},
+    fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT},
     io::{Errno, Result},
 };
 
-use super::{NodeId, Union, copy_up::write_all, errno, node::Node};
+use super::{
+    Metadata, NodeId, Union,
+    copy_up::{timespec, write_all},
+    errno,
+    node::Node,
+};
 use crate::tree::{FileKind, Tree};
 
 /// Data is moved between two files in pieces of this size where the kernel cannot do it.
@@ -54,6 +59,18 @@ impl<T: Tree> Union<T> {
         let node = self.file(node)?;
         self.copy_up(&node)?;
         write_all(&*self.upper_handle(&node)?, data, offset)
+    }
+
+    /// As [`Self::write`], for bytes that the kernel kept for a while: it keeps the time of change as well, and tells it
+    /// where it is not the one that it was told last. That one stays until then.
+    pub fn write_back(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<()> {
+        let node = self.file(node)?;
+        self.copy_up(&node)?;
+        let handle = self.upper_handle(&node)?;
+        let modified = Metadata::of_upper(node.id, &handle.stat()?).modified;
+        write_all(&handle, data, offset)?;
+        let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+        handle.set_times(&Timestamps { last_access, last_modification: timespec(modified) })
     }
 
     /// Changes what a range of a file takes on the disk: `mode` as for `fallocate`.

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use super::{
-    Union,
+    AttributeChange, CAPABILITY, Metadata, Union,
     create::make_special,
     errno,
     handles::Handle,
@@ -32,6 +32,12 @@ enum Part {
     Metadata,
     /// Everything, of the content this many bytes.
     Content(u64),
+}
+
+impl Node {
+    fn has(&self, part: Part) -> bool {
+        if part == Part::Metadata { self.in_upper() } else { self.is_complete() }
+    }
 }
 
 /// What a new copy is reached by before it has its name.
@@ -67,33 +73,59 @@ impl<T: Tree> Union<T> {
         self.copy_up_part(node, if splits { Part::Metadata } else { Part::Content(u64::MAX) })
     }
 
+    /// As [`Self::copy_up_metadata`], and changes owner and mode before the copy is seen, which takes half the system
+    /// calls. The metadata that are then shown, where this could be done; otherwise the change is still to be made.
+    pub(super) fn copy_up_changed(&self, node: &Arc<Node>, change: &AttributeChange) -> Result<Option<Metadata>> {
+        /// Bits that the kernel takes from a file that changes its owner.
+        const SET_ID: u32 = 0o6000;
+        let inode = node.lower.ok_or(Errno::STALE)?;
+        let below = self.tree.attributes(inode).map_err(errno)?;
+        let is_plain = below.kind == FileKind::File && below.links == 1 && below.mode & SET_ID == 0;
+        if !is_plain || self.tree.xattr(inode, CAPABILITY).map_err(errno)?.is_some() {
+            self.copy_up_metadata(node)?;
+            return Ok(None);
+        }
+        let part = if self.writable()?.splits_metadata { Part::Metadata } else { Part::Content(u64::MAX) };
+        let attributes = Attributes {
+            mode: change.mode.map_or(below.mode, |mode| mode & 0o7777),
+            uid: change.uid.unwrap_or(below.uid),
+            gid: change.gid.unwrap_or(below.gid),
+            ..below
+        };
+        let is_copied = self.copy_up_as(node, part, &attributes)?;
+        is_copied.then(|| self.metadata_of(node)).transpose()
+    }
+
     fn copy_up_part(&self, node: &Arc<Node>, part: Part) -> Result<()> {
-        let upper = self.writable()?;
         if node.is_directory() {
             return self.copy_up_directory(node);
         }
-        let is_done = || if part == Part::Metadata { node.in_upper() } else { node.is_complete() };
-        if is_done() {
+        if node.has(part) {
             return Ok(());
         }
+        let attributes = self.tree.attributes(node.lower.ok_or(Errno::STALE)?).map_err(errno)?;
+        self.copy_up_as(node, part, &attributes).map(drop)
+    }
+
+    /// Copies a file up, with these attributes; false where there was a copy already, whatever its attributes are.
+    fn copy_up_as(&self, node: &Arc<Node>, part: Part, attributes: &Attributes) -> Result<bool> {
+        let upper = self.writable()?;
         let _copying = lock(&node.copying);
-        if is_done() {
-            return Ok(());
+        if node.has(part) {
+            return Ok(false);
         }
         if node.in_upper() {
-            return self.complete(upper, node);
+            return self.complete(upper, node).map(|()| false);
         }
         let inode = node.lower.ok_or(Errno::STALE)?;
-        let attributes = self.tree.attributes(inode).map_err(errno)?;
         // Parents first: without them nothing can be published, and no data need be moved to find out.
         let links = node.state().links.clone();
         for link in &links {
             self.copy_up_directory(&link.parent)?;
         }
-        let (copy, is_split) = self.copy(upper, inode, &attributes, part)?;
-        let stat = copy.handle().stat()?;
+        let (copy, stat, is_split) = self.copy(upper, inode, attributes, part)?;
         node.state().is_split = is_split;
-        let published = self.publish(upper, node, inode, &attributes, &copy, &stat);
+        let published = self.publish(upper, node, inode, attributes, &copy, &stat);
         if let Copy::Temporary(name, _) = &copy
             && (published.is_err() || attributes.links > 1)
         {
@@ -106,14 +138,14 @@ impl<T: Tree> Union<T> {
         if let Copy::Unnamed(handle) = copy {
             upper.handles.insert(node.id, &Arc::new(handle));
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Copies into a file without a name, and says whether it has the metadata only.
-    fn copy(&self, upper: &Upper, inode: TreeInode, attributes: &Attributes, part: Part) -> Result<(Copy, bool)> {
+    /// Copies into a file without a name: the copy, what `stat` shows of it, and whether it has the metadata only.
+    fn copy(&self, upper: &Upper, inode: TreeInode, attributes: &Attributes, part: Part) -> Result<(Copy, Stat, bool)> {
         let mut is_split = false;
         let copy = if attributes.kind == FileKind::File {
-            let copy = upper.unnamed_file()?;
+            let copy = upper.unnamed_file(attributes.mode)?;
             is_split = part == Part::Metadata && attributes.data_bytes > 0 && upper.marks.set_split(copy.handle())?;
             let copied = match part {
                 _ if is_split => rustix::fs::ftruncate(copy.handle(), attributes.size_bytes),
@@ -137,14 +169,12 @@ impl<T: Tree> Union<T> {
         if let (Err(_), Copy::Temporary(name, _)) = (&finished, &copy) {
             upper.discard(name);
         }
-        finished.map(|()| (copy, is_split))
+        finished.map(|stat| (copy, stat, is_split))
     }
 
     /// Gives a file that has its metadata only its content as well, in place. Until the mark is gone, the content is
     /// the tree's, whatever is in the file already.
     fn complete(&self, upper: &Upper, node: &Arc<Node>) -> Result<()> {
-        /// Which the kernel takes from a file that is written to.
-        const CAPABILITY: &[u8] = b"security.capability";
         let inode = node.lower.ok_or(Errno::STALE)?;
         let handle = self.upper_handle(node)?;
         let stat = handle.stat()?;
@@ -181,20 +211,20 @@ impl<T: Tree> Union<T> {
         rustix::fs::ftruncate(to, size)
     }
 
-    /// Owner before mode, which a change of owner would cut; times last, which everything else would move.
+    /// Owner first, a change of which cuts the mode and takes the capability. What is there at the end, which is mostly
+    /// what was wanted.
     pub(super) fn copy_metadata(
         &self,
         upper: &Upper,
         inode: TreeInode,
         attributes: &Attributes,
         to: &Handle,
-    ) -> Result<()> {
-        to.set_owner(Some(attributes.uid), Some(attributes.gid))?;
+    ) -> Result<Stat> {
+        if upper.passes_group || (attributes.uid, attributes.gid) != (upper.owner.uid, upper.owner.gid) {
+            to.set_owner(Some(attributes.uid), Some(attributes.gid))?;
+        }
         for (name, value) in self.tree.xattrs(inode).map_err(errno)? {
-            if upper.marks.owns(&name) {
-                continue;
-            }
-            match to.set_xattr(&name, &value, XattrFlags::empty()) {
+            match to.set_xattr(&upper.marks.stored(&name), &value, XattrFlags::empty()) {
                 // As the kernel's copy-up: what this file system cannot hold, or we may not set, stays below.
                 Err(Errno::OPNOTSUPP | Errno::PERM) => {
                     tracing::debug!(name = %name.escape_ascii(), "an extended attribute cannot be copied up");
@@ -206,13 +236,16 @@ impl<T: Tree> Union<T> {
         if attributes.kind != FileKind::Directory {
             upper.marks.set_origin(to, inode)?;
         }
-        if attributes.kind != FileKind::Symlink {
-            to.set_mode(attributes.mode)?;
-        }
         to.set_times(&Timestamps {
             last_access: timespec(attributes.modified),
             last_modification: timespec(attributes.modified),
-        })
+        })?;
+        let stat = to.stat()?;
+        if attributes.kind == FileKind::Symlink || stat.st_mode & 0o7777 == attributes.mode {
+            return Ok(stat);
+        }
+        to.set_mode(attributes.mode)?;
+        to.stat()
     }
 
     /// Gives the copy its name. The node may be renamed or removed meanwhile: the names are taken as they are
@@ -323,16 +356,15 @@ impl<T: Tree> Union<T> {
         let name = upper.temporary_name();
         rustix::fs::mkdirat(&upper.temporary, &*name, Mode::RWXU)?;
         let made = open_at(&upper.temporary, name.as_bytes(), FileKind::Directory).and_then(|handle| {
-            self.copy_metadata(upper, inode, &attributes, &handle)?;
+            let stat = self.copy_metadata(upper, inode, &attributes, &handle)?;
             let before = parent.stat()?;
             rustix::fs::renameat(&upper.temporary, &*name, &*parent, &*link.name)?;
             // The directory above did not change as far as anyone can see.
             restore_times(&parent, &before)?;
-            Ok(handle)
+            Ok((Arc::new(handle), stat))
         });
-        let handle = Arc::new(made.inspect_err(|_| upper.discard(&name))?);
+        let (handle, stat) = made.inspect_err(|_| upper.discard(&name))?;
         names.set(&link.name, UpperName::Present(Origin::Upper), true);
-        let stat = handle.stat()?;
         upper.handles.insert(node.id, &handle);
         let mut state = node.state();
         state.upper = Some(stat.st_ino);
@@ -357,6 +389,7 @@ impl<T: Tree> Union<T> {
         let links = self.tree.attributes(inode).map_err(errno)?.links;
         let directory = self.upper_handle(parent)?;
         let before = directory.stat()?;
+        upper.groups.begin()?;
         upper.groups.link_to(inode, &directory, name)?;
         restore_times(&directory, &before)?;
         names.set(name, UpperName::Present(Origin::Tree(inode)), true);
@@ -367,18 +400,29 @@ impl<T: Tree> Union<T> {
 }
 
 impl Upper {
-    /// A new file without a name, or with one in `tmp` where the file system has no `O_TMPFILE`.
-    fn unnamed_file(&self) -> Result<Copy> {
-        let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        match rustix::fs::openat(&self.temporary, ".", flags | OFlags::TMPFILE, Mode::RUSR | Mode::WUSR) {
-            Ok(fd) => Ok(Copy::Unnamed(Handle::new(fd))),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT) => {
+    /// A new file without a name, or with one in `tmp` where the file system has no `O_TMPFILE`. It has those permissions of
+    /// `mode` that do not keep its owner from writing to it.
+    fn unnamed_file(&self, mode: u32) -> Result<Copy> {
+        match self.file_without_name(mode) {
+            Err(Errno::OPNOTSUPP) => {
                 let name = self.temporary_name();
+                let flags = OFlags::RDWR | OFlags::NOATIME | OFlags::CLOEXEC;
                 let created = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
                 let fd = rustix::fs::openat(&self.temporary, &*name, created, Mode::RUSR | Mode::WUSR)?;
                 Ok(Copy::Temporary(name, Handle::new(fd)))
             }
-            Err(error) => Err(error),
+            other => other.map(Copy::Unnamed),
+        }
+    }
+
+    /// A new file without a name; `EOPNOTSUPP` where the file system has no such files.
+    pub(super) fn file_without_name(&self, mode: u32) -> Result<Handle> {
+        let flags = OFlags::RDWR | OFlags::NOATIME | OFlags::CLOEXEC | OFlags::TMPFILE;
+        let permissions = Mode::from_raw_mode(mode & 0o777) | Mode::RUSR | Mode::WUSR;
+        match rustix::fs::openat(&self.temporary, ".", flags, permissions) {
+            // What kernels and file systems say that do not know the flag.
+            Err(Errno::ISDIR | Errno::NOENT) => Err(Errno::OPNOTSUPP),
+            other => other.map(Handle::new),
         }
     }
 }
@@ -392,7 +436,7 @@ fn link_copy(upper: &Upper, copy: &Copy, directory: impl std::os::fd::AsFd, name
     let before = rustix::fs::fstat(&directory)?;
     match copy {
         Copy::Unnamed(handle) => {
-            rustix::fs::linkat(rustix::fs::CWD, handle.magic_path(), &directory, name, AtFlags::SYMLINK_FOLLOW)?;
+            link_handle(handle, &directory, name)?;
         }
         Copy::Temporary(temporary, _) => {
             rustix::fs::linkat(&upper.temporary, &**temporary, &directory, name, AtFlags::empty())?;
@@ -400,6 +444,17 @@ fn link_copy(upper: &Upper, copy: &Copy, directory: impl std::os::fd::AsFd, name
         }
     }
     restore_times(&directory, &before)
+}
+
+/// Gives a file that is open another name.
+pub(super) fn link_handle(file: &Handle, directory: impl std::os::fd::AsFd, name: &[u8]) -> Result<()> {
+    // The short way takes a privilege, or since Linux 6.10 that we opened the file ourselves.
+    match rustix::fs::linkat(file, "", &directory, name, AtFlags::EMPTY_PATH) {
+        Err(Errno::NOENT | Errno::PERM) => {
+            rustix::fs::linkat(rustix::fs::CWD, file.magic_path(), directory, name, AtFlags::SYMLINK_FOLLOW)
+        }
+        other => other,
+    }
 }
 
 pub(super) fn restore_times(directory: impl std::os::fd::AsFd, before: &Stat) -> Result<()> {

@@ -7,12 +7,14 @@
 use std::{os::fd::AsFd, sync::Arc};
 
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags},
+    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Stat},
     io::{Errno, Result},
 };
 
 use super::{
     Metadata, NodeId, Union,
+    acl::{DEFAULT, Inherited},
+    copy_up::link_handle,
     handles::Handle,
     lookup::check_name,
     names::{Names, Origin, UpperName},
@@ -77,34 +79,60 @@ impl<T: Tree> Union<T> {
         let mut names = parent.names()?;
         let is_free = self.check_free(&parent, &mut names, name)?;
 
-        let parent_stat = handle.stat()?;
-        let inherits = parent_stat.st_mode & Mode::SGID.as_raw_mode() != 0;
-        let gid = if inherits { parent_stat.st_gid } else { owner.gid };
-        let set_group = inherits && making.kind() == FileKind::Directory;
-        let mode = if set_group { mode | Mode::SGID.as_raw_mode() } else { mode };
-        let wanted = Wanted { uid: owner.uid, gid, mode, making };
-
         let in_tree = !is_free && self.tree_child(&parent, name)?.is_some();
-        let is_ours = owner.uid == rustix::process::geteuid().as_raw()
-            && (inherits || gid == rustix::process::getegid().as_raw());
-        let made = if is_free && is_ours {
+        let (made, stat) = if is_free && owner == upper.owner && !self.has_acls() {
+            let wanted = Wanted { uid: owner.uid, gid: owner.gid, mode, making, acls: None };
             let made = make(&*handle, name, &wanted)?;
-            made.settle(&wanted).inspect_err(|_| remove_again(&*handle, name, &wanted))?;
-            made
+            let settled = match made.0.stat() {
+                // Nothing was passed on by the directory, or nothing that differs.
+                Ok(stat) if wanted.is_met(&stat) => Ok(stat),
+                other => {
+                    let directory = other.and_then(|_| handle.stat());
+                    directory.and_then(|directory| made.settle(&wanted.in_directory(&directory)))
+                }
+            };
+            let stat = settled.inspect_err(|_| remove_again(&*handle, name, &wanted))?;
+            (made, stat)
         } else {
+            let wanted = self.wanted_in(upper, &handle, owner, mode, making)?;
             let temporary = upper.temporary_name();
             let made = make(&upper.temporary, temporary.as_bytes(), &wanted)?;
-            let installed = made.settle(&wanted).and_then(|()| {
+            let installed = made.settle(&wanted).and_then(|_| {
                 if in_tree && making.kind() == FileKind::Directory {
                     upper.marks.set_opaque(&made.0)?;
                 }
                 upper.install(&temporary, making.kind(), &handle, name, is_free)
             });
             installed.inspect_err(|_| upper.discard(&temporary))?;
-            made
+            let stat = made.0.stat()?;
+            (made, stat)
         };
         names.set(name, UpperName::Present(Origin::Upper), in_tree);
-        self.enter_made(&parent, &mut names, name, made.0)
+        self.enter_made(&parent, &mut names, name, made.0, &stat)
+    }
+
+    /// Creates a file that has no name, and takes a reference to it: [`Union::link`] gives it one. `mode` and group are as
+    /// for [`Union::create`] in that directory.
+    pub fn create_unnamed(&self, directory: NodeId, owner: Owner, mode: u32) -> Result<Metadata> {
+        let upper = self.writable()?;
+        let parent = self.node(directory)?;
+        if parent.state().removed {
+            return Err(Errno::NOENT);
+        }
+        self.copy_up_directory(&parent)?;
+        let wanted = self.wanted_in(upper, &*self.upper_handle(&parent)?, owner, mode, Making::File)?;
+        let made = Made(upper.file_without_name(wanted.mode)?);
+        let stat = made.settle(&wanted)?;
+        let id = self.upper_id(stat.st_ino)?;
+        let state = State {
+            upper: Some(stat.st_ino),
+            pinned: Some(Arc::new(made.0)),
+            is_unnamed: true,
+            lacks_capability: true,
+            ..State::default()
+        };
+        self.table.acquire(id, || Node::new(id, FileKind::File, None, state));
+        Ok(Metadata::of_upper(id, &stat))
     }
 
     /// Adds `name` in a directory to a file that exists, and takes a reference to it.
@@ -120,14 +148,11 @@ impl<T: Tree> Union<T> {
         let (file, handle) = (self.upper_handle(&node)?, self.upper_handle(&parent)?);
         let mut names = parent.names()?;
         let is_free = self.check_free(&parent, &mut names, name)?;
-        let link_to = |directory: rustix::fd::BorrowedFd<'_>, name: &[u8]| {
-            rustix::fs::linkat(rustix::fs::CWD, file.magic_path(), directory, name, AtFlags::SYMLINK_FOLLOW)
-        };
         if is_free {
-            link_to(handle.as_fd(), name)?;
+            link_handle(&file, &*handle, name)?;
         } else {
             let temporary = upper.temporary_name();
-            link_to(upper.temporary.as_fd(), temporary.as_bytes())?;
+            link_handle(&file, &upper.temporary, temporary.as_bytes())?;
             let installed = upper.install(&temporary, node.kind, &handle, name, false);
             installed.inspect_err(|_| upper.discard(&temporary))?;
         }
@@ -136,7 +161,45 @@ impl<T: Tree> Union<T> {
         names.set(name, UpperName::Present(origin.map_or(Origin::Upper, Origin::Tree)), in_tree);
         self.table.retain(node.id)?;
         self.table.add_link(&node, &parent, name, true);
+        {
+            // It can be found by its name again.
+            let mut state = node.state();
+            (state.pinned, state.is_unnamed) = (None, false);
+        }
         self.metadata_of(&node)
+    }
+
+    /// What a new file is to be, with what its directory passes on.
+    fn wanted_in<'a>(
+        &self,
+        upper: &Upper,
+        directory: &Handle,
+        owner: Owner,
+        mode: u32,
+        making: Making<'a>,
+    ) -> Result<Wanted<'a>> {
+        let wanted = Wanted { uid: owner.uid, gid: owner.gid, mode, making, acls: None };
+        let wanted = wanted.in_directory(&directory.stat()?);
+        let acls = self.inherited_acls(upper, directory, wanted.mode, making)?;
+        Ok(Wanted { mode: acls.as_ref().map_or(wanted.mode, |acls| acls.mode), acls, ..wanted })
+    }
+
+    /// What a new file gets from the access control list of its directory, if that has one for new files.
+    fn inherited_acls(
+        &self,
+        upper: &Upper,
+        directory: &Handle,
+        mode: u32,
+        making: Making<'_>,
+    ) -> Result<Option<Inherited>> {
+        if !self.has_acls() || matches!(making, Making::Symlink(_)) {
+            return Ok(None);
+        }
+        let inherited = directory.xattr(DEFAULT)?.and_then(|list| Inherited::new(&list, mode));
+        if inherited.is_some() {
+            upper.note_acls()?;
+        }
+        Ok(inherited)
     }
 
     /// Whether nothing at all is in the upper under a name that is about to be created; `EEXIST` where a file is seen.
@@ -153,22 +216,28 @@ impl<T: Tree> Union<T> {
         }
     }
 
-    fn enter_made(&self, parent: &Arc<Node>, names: &mut Names, name: &[u8], handle: Handle) -> Result<Metadata> {
-        let stat = handle.stat()?;
+    fn enter_made(
+        &self,
+        parent: &Arc<Node>,
+        names: &mut Names,
+        name: &[u8],
+        handle: Handle,
+        stat: &Stat,
+    ) -> Result<Metadata> {
         let id = self.upper_id(stat.st_ino)?;
-        let kind = super::kind_of(&stat);
-        let state = State { upper: Some(stat.st_ino), ..State::default() };
+        let kind = super::kind_of(stat);
+        let state = State { upper: Some(stat.st_ino), lacks_capability: kind == FileKind::File, ..State::default() };
         let node = self.table.acquire(id, || Node::new(id, kind, None, state));
         self.table.add_link(&node, parent, name, true);
         if kind == FileKind::Directory {
             // Nothing is in it, so nothing need be read.
             node.names()?.is_loaded = true;
         }
-        debug_assert!(names.find(name).is_some(), "the caller has recorded the name");
+        names.set_node(name, id);
         if matches!(kind, FileKind::File | FileKind::Directory) {
             self.writable()?.handles.insert(id, &Arc::new(handle));
         }
-        Ok(Metadata::of_upper(id, &stat))
+        Ok(Metadata::of_upper(id, stat))
     }
 }
 
@@ -177,6 +246,25 @@ struct Wanted<'a> {
     gid: u32,
     mode: u32,
     making: Making<'a>,
+    acls: Option<Inherited>,
+}
+
+impl<'a> Wanted<'a> {
+    /// The same with what a directory passes on: its group, and to directories that they do so as well.
+    fn in_directory(&self, directory: &Stat) -> Wanted<'a> {
+        const SET_GROUP: u32 = Mode::SGID.as_raw_mode();
+        let Self { uid, gid, mode, making, .. } = *self;
+        if directory.st_mode & SET_GROUP == 0 {
+            return Self { uid, gid, mode, making, acls: None };
+        }
+        let set_group = if making.kind() == FileKind::Directory { SET_GROUP } else { 0 };
+        Self { uid, gid: directory.st_gid, mode: mode | set_group, making, acls: None }
+    }
+
+    fn is_met(&self, stat: &Stat) -> bool {
+        (stat.st_uid, stat.st_gid) == (self.uid, self.gid)
+            && (stat.st_mode & 0o7777 == self.mode || matches!(self.making, Making::Symlink(_)))
+    }
 }
 
 /// A file that was just made.
@@ -184,14 +272,21 @@ struct Made(Handle);
 
 impl Made {
     /// Corrects what the umask, the file system or a default ACL made of owner and mode.
-    fn settle(&self, wanted: &Wanted<'_>) -> Result<()> {
+    fn settle(&self, wanted: &Wanted<'_>) -> Result<Stat> {
         let stat = self.0.stat()?;
-        if stat.st_uid != wanted.uid || stat.st_gid != wanted.gid {
-            self.0.set_owner(Some(wanted.uid), Some(wanted.gid))?;
-        } else if stat.st_mode & 0o7777 == wanted.mode {
-            return Ok(());
+        if wanted.is_met(&stat) && wanted.acls.is_none() {
+            return Ok(stat);
         }
-        if matches!(wanted.making, Making::Symlink(_)) { Ok(()) } else { self.0.set_mode(wanted.mode) }
+        if (stat.st_uid, stat.st_gid) != (wanted.uid, wanted.gid) {
+            self.0.set_owner(Some(wanted.uid), Some(wanted.gid))?;
+        }
+        if !matches!(wanted.making, Making::Symlink(_)) {
+            self.0.set_mode(wanted.mode)?;
+        }
+        if let Some(acls) = &wanted.acls {
+            acls.give(&self.0, wanted.making.kind() == FileKind::Directory)?;
+        }
+        self.0.stat()
     }
 }
 
@@ -199,7 +294,9 @@ fn make(directory: impl AsFd, name: &[u8], wanted: &Wanted<'_>) -> Result<Made> 
     let mode = Mode::from_raw_mode(wanted.mode & 0o777);
     match wanted.making {
         Making::File => {
+            // What is read back leaves the time of access alone.
             let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let flags = flags | OFlags::NOATIME;
             return rustix::fs::openat(directory, name, flags, mode).map(|fd| Made(Handle::new(fd)));
         }
         Making::Directory => rustix::fs::mkdirat(&directory, name, mode)?,

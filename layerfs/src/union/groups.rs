@@ -4,6 +4,9 @@
 //! the copy, so that every name finds it, whichever was used to change it; and `index/<number>.links` says how
 //! many names are still the tree's own, so that `st_nlink` is right. This is what the kernel does with
 //! `index=on`, in a directory of our own. Names that the upper has are not counted here.
+//!
+//! A name and its count change one after the other. `index/counting` is there from before the first of these changes until
+//! the union is closed; found at an opening, it says that a kill may have come in between, and the names are counted again.
 
 use std::{
     collections::HashMap,
@@ -16,8 +19,19 @@ use rustix::{
     io::{Errno, Result},
 };
 
-use super::{handles::Handle, node::lock, upper::open_at};
-use crate::tree::{FileKind, TreeInode};
+use super::{
+    Union, errno,
+    handles::Handle,
+    node::lock,
+    upper::{exists, make_directory, open_at},
+};
+use crate::tree::{FileKind, Tree, TreeInode};
+
+/// There while counts may be wrong.
+const COUNTING: &str = "counting";
+
+/// Names that are looked at together when they are counted.
+const PAGE: usize = 256;
 
 /// What is known of a group; groups that nothing happened to are not kept.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -38,25 +52,45 @@ impl Group {
 pub(super) struct Groups {
     index: OwnedFd,
     known: Mutex<HashMap<TreeInode, Group>>,
+    is_counting: Mutex<bool>,
 }
 
 impl Groups {
     pub(super) fn open(index: OwnedFd) -> Result<Self> {
-        let mut known: HashMap<TreeInode, Group> = HashMap::new();
-        for entry in rustix::fs::Dir::read_from(&index)? {
-            let entry = entry?;
-            let Ok(name) = entry.file_name().to_str() else { continue };
-            let (number, is_count) = name.strip_suffix(".links").map_or((name, false), |number| (number, true));
-            let Ok(number) = number.parse() else { continue };
-            let group = known.entry(TreeInode(number)).or_default();
-            if is_count {
-                let count = rustix::fs::readlinkat(&index, entry.file_name(), Vec::new())?;
-                group.remaining = count.to_str().ok().and_then(|text| text.parse().ok());
-            } else {
-                group.is_copied = true;
-            }
+        let known = Mutex::new(read(&index)?);
+        let is_counting = Mutex::new(exists(&index, COUNTING)?);
+        Ok(Self { index, known, is_counting })
+    }
+
+    /// Called before a name of a group changes hands.
+    pub(super) fn begin(&self) -> Result<()> {
+        let mut is_counting = lock(&self.is_counting);
+        if !*is_counting {
+            make_directory(&self.index, COUNTING)?;
+            *is_counting = true;
         }
-        Ok(Self { index, known: Mutex::new(known) })
+        Ok(())
+    }
+
+    /// Called when all counts are right.
+    pub(super) fn settle(&self) -> Result<()> {
+        let mut is_counting = lock(&self.is_counting);
+        if *is_counting {
+            rustix::fs::unlinkat(&self.index, COUNTING, AtFlags::REMOVEDIR)?;
+            *is_counting = false;
+        }
+        Ok(())
+    }
+
+    /// Reads again what lies in the index.
+    pub(super) fn reload(&mut self) -> Result<()> {
+        self.known = Mutex::new(read(&self.index)?);
+        Ok(())
+    }
+
+    /// Whether nothing happened to any group.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.known).is_empty()
     }
 
     pub(super) fn find(&self, inode: TreeInode) -> Group {
@@ -86,6 +120,21 @@ impl Groups {
         let group = known.entry(inode).or_default();
         let remaining = group.remaining(links).saturating_sub(1);
         group.remaining = Some(remaining);
+        self.write_remaining(inode, remaining)
+    }
+
+    /// Corrects how many names are the tree's own.
+    fn set_remaining(&self, inode: TreeInode, links: u32, remaining: u32) -> Result<()> {
+        let mut known = lock(&self.known);
+        if known.get(&inode).copied().unwrap_or_default().remaining(links) == remaining {
+            return Ok(());
+        }
+        known.entry(inode).or_default().remaining = Some(remaining);
+        self.write_remaining(inode, remaining)
+    }
+
+    /// Writes down how many names of a group are the tree's own.
+    pub(super) fn write_remaining(&self, inode: TreeInode, remaining: u32) -> Result<()> {
         let (name, next) = (format!("{}.links", inode.0), format!("{}.next", inode.0));
         match rustix::fs::unlinkat(&self.index, &*next, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
@@ -105,4 +154,68 @@ impl Groups {
     pub(super) fn link_to(&self, inode: TreeInode, directory: &Arc<Handle>, name: &[u8]) -> Result<()> {
         rustix::fs::linkat(&self.index, inode.0.to_string(), &**directory, name, AtFlags::empty())
     }
+}
+
+impl<T: Tree> Union<T> {
+    /// Counts the names of all groups again if a kill may have left a wrong count.
+    pub(super) fn recount_links(&self) -> Result<()> {
+        let Some(upper) = self.upper.as_ref().filter(|upper| *lock(&upper.groups.is_counting)) else { return Ok(()) };
+        let counts = self.count_tree_names()?;
+        for inode in (1..=self.tree.last_inode().0).map(TreeInode) {
+            let attributes = self.tree.attributes(inode).map_err(errno)?;
+            if attributes.links > 1 && attributes.kind != FileKind::Directory {
+                let remaining = counts.get(&inode).copied().unwrap_or(0);
+                upper.groups.set_remaining(inode, attributes.links, remaining)?;
+            }
+        }
+        upper.groups.settle()
+    }
+
+    /// How many names each file of the tree still has that the upper neither hides nor has itself; of files with one
+    /// name nothing is said.
+    fn count_tree_names(&self) -> Result<HashMap<TreeInode, u32>> {
+        let mut counts = HashMap::new();
+        let mut pending = vec![Arc::clone(&self.root)];
+        while let Some(directory) = pending.pop() {
+            let mut after = 0;
+            loop {
+                let page = self.children(&directory, after, PAGE)?;
+                let Some((last, ..)) = page.last() else { break };
+                after = *last;
+                for (_, name, child) in page {
+                    match child.lower {
+                        _ if child.kind == FileKind::Directory => {
+                            pending.push(self.acquire(&directory, &name, child)?);
+                        }
+                        Some(inode) if !child.in_upper && self.tree.attributes(inode).map_err(errno)?.links > 1 => {
+                            *counts.entry(inode).or_default() += 1;
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            if directory.id != self.root.id {
+                self.forget(directory.id, 1);
+            }
+        }
+        Ok(counts)
+    }
+}
+
+fn read(index: &OwnedFd) -> Result<HashMap<TreeInode, Group>> {
+    let mut known: HashMap<TreeInode, Group> = HashMap::new();
+    for entry in rustix::fs::Dir::read_from(index)? {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let (number, is_count) = name.strip_suffix(".links").map_or((name, false), |number| (number, true));
+        let Ok(number) = number.parse() else { continue };
+        let group = known.entry(TreeInode(number)).or_default();
+        if is_count {
+            let count = rustix::fs::readlinkat(index, entry.file_name(), Vec::new())?;
+            group.remaining = count.to_str().ok().and_then(|text| text.parse().ok());
+        } else {
+            group.is_copied = true;
+        }
+    }
+    Ok(known)
 }

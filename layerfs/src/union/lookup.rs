@@ -102,6 +102,13 @@ impl<T: Tree> Union<T> {
         self.metadata_of(&node)
     }
 
+    /// Whether a file has no name any more, and can get none.
+    pub fn is_removed(&self, node: NodeId) -> Result<bool> {
+        let node = self.node(node)?;
+        let is_unnamed = node.state().is_unnamed;
+        Ok(node.kind == FileKind::File && !is_unnamed && self.metadata_of(&node)?.links == 0)
+    }
+
     /// The target of a symbolic link.
     pub fn read_link(&self, node: NodeId) -> Result<Vec<u8>> {
         let node = self.node(node)?;
@@ -157,7 +164,12 @@ impl<T: Tree> Union<T> {
     }
 
     /// At most `limit` children with their positions: the tree's names in its order, then those that only the upper has.
-    fn children(&self, directory: &Arc<Node>, after: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>, Child)>> {
+    pub(super) fn children(
+        &self,
+        directory: &Arc<Node>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<(u64, Vec<u8>, Child)>> {
         let mut names = directory.names()?;
         self.load(directory, &mut names)?;
         let mut found = Vec::with_capacity(limit);
@@ -202,6 +214,13 @@ impl<T: Tree> Union<T> {
 
     /// Makes a child a node with one more reference.
     pub(super) fn enter(&self, directory: &Arc<Node>, name: &[u8], child: Child) -> Result<Metadata> {
+        if let Some(inode) = child.lower.filter(|_| child.upper.is_none() && child.kind != FileKind::Directory) {
+            let attributes = self.tree.attributes(inode).map_err(errno)?;
+            let is_plain = attributes.links == 1 && attributes.kind == child.kind;
+            if is_plain && self.table.acquire_plain(child.id, child.kind, directory, name) {
+                return Ok(Metadata::of_tree(child.id, &attributes));
+            }
+        }
         let node = self.acquire(directory, name, child)?;
         self.metadata_of(&node).inspect_err(|_| self.forget(node.id, 1))
     }
@@ -228,12 +247,16 @@ impl<T: Tree> Union<T> {
         match names.find(name) {
             Some(UpperName::Whiteout) => Ok(None),
             Some(UpperName::Present(origin)) => {
+                if let Some(child) = names.node(name).and_then(|id| self.known_child(directory, name, id)) {
+                    return Ok(Some(child));
+                }
                 let handle = self.upper_handle(directory)?;
                 let stat = rustix::fs::statat(&*handle, name, AtFlags::SYMLINK_NOFOLLOW)?;
                 let child = match kind_of(&stat) {
                     FileKind::Directory => self.upper_directory(directory, &handle, name, &stat)?,
                     _ => self.upper_file(directory, names, &handle, name, &stat, origin)?,
                 };
+                names.set_node(name, child.id);
                 Ok(Some(child))
             }
             None => match self.tree_child(directory, name)? {
@@ -244,6 +267,23 @@ impl<T: Tree> Union<T> {
                 None => Ok(None),
             },
         }
+    }
+
+    /// What a name of the upper leads to, without a system call, where its node is in use and still has that name.
+    fn known_child(&self, directory: &Node, name: &[u8], id: NodeId) -> Option<Child> {
+        let node = self.table.find(id)?;
+        let state = node.state();
+        let in_upper = state.links.iter().any(|link| link.in_upper && link.is(directory, name));
+        (in_upper && state.upper.is_some()).then(|| Child {
+            id,
+            kind: node.kind,
+            lower: node.lower,
+            upper: state.upper,
+            indexed: state.indexed,
+            is_split: state.is_split,
+            in_upper,
+            redirect: state.redirect.clone(),
+        })
     }
 
     /// The tree's file under a name, whatever the upper says about it.
@@ -269,11 +309,11 @@ impl<T: Tree> Union<T> {
 
     fn upper_directory(&self, parent: &Node, handle: &Arc<Handle>, name: &[u8], stat: &Stat) -> Result<Child> {
         let upper = self.writable()?;
-        // A directory that is in use answers for itself: no system call.
-        let opened = open_at(&**handle, name, FileKind::Directory)?;
+        let opened = Arc::new(open_at(&**handle, name, FileKind::Directory)?);
+        upper.translate_aufs_marks(&opened)?;
         let (lower, redirect) = lower_directory(&self.tree, upper.marks, parent.lower, name, &opened)?;
         let id = lower.map_or_else(|| self.upper_id(stat.st_ino), |inode| Ok(NodeId(inode.0)))?;
-        upper.handles.insert(id, &Arc::new(opened));
+        upper.handles.insert(id, &opened);
         Ok(Child { redirect, ..Child::of_upper(id, stat, lower) })
     }
 
@@ -290,9 +330,12 @@ impl<T: Tree> Union<T> {
         let origin = match origin {
             Origin::Unknown => {
                 let mark = match upper.marks.origin_of(handle, name)? {
-                    None if upper.is_foreign && kind_of(stat) == FileKind::File => {
-                        content_below(&self.tree, upper.marks, directory.lower, handle, name)?
-                    }
+                    None if upper.is_foreign => match upper.marks.kernel_origin_of(handle, name)? {
+                        None if kind_of(stat) == FileKind::File => {
+                            content_below(&self.tree, upper.marks, directory.lower, handle, name)?
+                        }
+                        mark => mark,
+                    },
                     mark => mark,
                 };
                 let origin = match mark.filter(|inode| self.is_origin(*inode, stat)) {

@@ -4,16 +4,24 @@
 //! mark has a name in the namespace that the kernel hides and ignores. Nothing here knows nodes.
 //! Format: <https://docs.kernel.org/filesystems/overlayfs.html>
 
+use std::borrow::Cow;
+
 use rustix::{
     fs::{FileType, Stat, XattrFlags},
     io::{Errno, Result},
 };
 
-use super::handles::Handle;
+use super::{
+    handles::Handle,
+    kernel::{LinkBase, tree_inode},
+};
 use crate::tree::TreeInode;
 
 /// Longest redirect that is believed: the kernel's `PATH_MAX`.
 const REDIRECT_BYTES: usize = 4096;
+
+/// What comes behind the prefix in an xattr of the user's that looks like a mark.
+const ESCAPE: &[u8] = b"overlay.";
 
 /// Where the marks are kept: the kernel reads `trusted.` where it was mounted by root of the machine,
 /// and `user.` where the overlay has the option `userxattr`.
@@ -48,9 +56,19 @@ impl MarkNamespace {
         [self.prefix(), mark.as_bytes()].concat()
     }
 
-    /// Whether an xattr belongs to the format and is not the user's.
-    pub(crate) fn owns(self, name: &[u8]) -> bool {
-        name.starts_with(self.prefix())
+    /// The name under which an xattr of the user's is stored: one that looks like a mark is escaped, as the kernel's
+    /// overlayfs does since 6.7. <https://docs.kernel.org/filesystems/overlayfs.html#nesting-overlayfs-mounts>
+    pub(crate) fn stored<'a>(self, shown: &'a [u8]) -> Cow<'a, [u8]> {
+        match shown.strip_prefix(self.prefix()) {
+            Some(rest) => Cow::Owned([self.prefix(), ESCAPE, rest].concat()),
+            None => Cow::Borrowed(shown),
+        }
+    }
+
+    /// The user's name of an xattr that is stored; `None` for a mark.
+    pub(crate) fn shown<'a>(self, stored: &'a [u8]) -> Option<Cow<'a, [u8]>> {
+        let Some(rest) = stored.strip_prefix(self.prefix()) else { return Some(Cow::Borrowed(stored)) };
+        Some(Cow::Owned([self.prefix(), rest.strip_prefix(ESCAPE)?].concat()))
     }
 
     pub(crate) fn opacity(self, directory: &Handle) -> Result<Opacity> {
@@ -82,14 +100,36 @@ impl MarkNamespace {
         directory.set_xattr(&self.name("redirect"), path, XattrFlags::empty())
     }
 
+    /// How many names an overlay shows of what is in its index under a name, as a difference to a link count.
+    pub(crate) fn link_difference(self, index: &Handle, name: &[u8]) -> Result<Option<(LinkBase, i64)>> {
+        let value = index.xattr_of(name, &self.name("nlink"))?;
+        let parsed = value.as_deref().and_then(|value| value.split_first()).and_then(|(base, number)| {
+            let base = match base {
+                b'U' => LinkBase::Upper,
+                b'L' => LinkBase::Lower,
+                _ => return None,
+            };
+            Some((base, std::str::from_utf8(number).ok()?.parse().ok()?))
+        });
+        Ok(parsed)
+    }
+
     /// The tree's file that this one was copied from.
     pub(crate) fn origin(self, file: &Handle) -> Result<Option<TreeInode>> {
-        Ok(file.xattr(&self.name("nacre.origin"))?.and_then(|value| parse_origin(&value)))
+        match file.xattr(&self.name("nacre.origin"))?.and_then(|value| parse_origin(&value)) {
+            None => Ok(file.xattr(&self.name("origin"))?.and_then(|handle| tree_inode(&handle))),
+            ours => Ok(ours),
+        }
     }
 
     /// As [`Self::origin`], for what is in a directory under a name.
     pub(crate) fn origin_of(self, directory: &Handle, name: &[u8]) -> Result<Option<TreeInode>> {
         Ok(directory.xattr_of(name, &self.name("nacre.origin"))?.and_then(|value| parse_origin(&value)))
+    }
+
+    /// The same, as the kernel's overlayfs wrote it down over a tree of ours.
+    pub(crate) fn kernel_origin_of(self, directory: &Handle, name: &[u8]) -> Result<Option<TreeInode>> {
+        Ok(directory.xattr_of(name, &self.name("origin"))?.and_then(|handle| tree_inode(&handle)))
     }
 
     /// Whether a file has no content of its own but that of the tree's file.

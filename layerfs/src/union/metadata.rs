@@ -38,7 +38,7 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    pub(super) fn of_tree(id: NodeId, attributes: &Attributes) -> Self {
+    pub(crate) fn of_tree(id: NodeId, attributes: &Attributes) -> Self {
         Self {
             id,
             kind: attributes.kind,

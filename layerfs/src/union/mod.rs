@@ -2,7 +2,7 @@
 //!
 //! Invariant: the tree is never written, and the disk is the truth: what the kernel's overlayfs would show
 //! of tree and upper is what every function here shows, at any moment and after any kill. There are no
-//! FUSE types here (`fuse.rs` translates), no paths (names below directory handles only), and no
+//! FUSE types here (`fuse/` translates), no paths (names below directory handles only), and no
 //! permission checks (the kernel makes them, mounted with `default_permissions`).
 //!
 //! ```text
@@ -12,20 +12,25 @@
 //! rename      with NOREPLACE and EXCHANGE              upper     the way from a node to its upper file
 //! content     read, write, holes                       marks     the on-disk format
 //! attributes  setattr, xattrs, statfs                  groups    hard links of the tree, over copy-up
+//! acl         what new files inherit
 //! copy_up     the tree's file into the upper           metadata  what stat shows
+//! kernel      the upper handed to the kernel's overlayfs, and back
 //! ```
 //!
 //! The work directory holds `nacre/`, locked while in use: `tmp/`, emptied at every opening, and
-//! `index/` (see `groups`). Locks are taken in this order: names of a directory (two of them by number),
+//! `index/` (see `groups`), or `overlay/` (see `kernel`). Locks are taken in this order: names of a directory (two of them by number),
 //! then a shard of the node table or the state of a node. Copy-up holds only the `copying` lock of its file
 //! while it moves data.
 
+mod acl;
 mod attributes;
+mod aufs;
 mod content;
 mod copy_up;
 mod create;
 mod groups;
 mod handles;
+mod kernel;
 mod lookup;
 mod marks;
 mod metadata;
@@ -35,10 +40,21 @@ mod remove;
 mod rename;
 mod upper;
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustix::io::Errno;
 
+pub(crate) use self::{
+    acl::map_ids,
+    handles::Handle,
+    kernel::{KernelFault, KernelUpper, kernel_index_entries, open_kernel_index, remaining_names},
+    lookup::{content_below, lower_directory, read_names},
+    metadata::{kind_of, time_of},
+    upper::{open_at, open_quietly},
+};
 pub use self::{
     attributes::{Change as AttributeChange, SetTime, Space},
     create::{Making, Owner},
@@ -47,17 +63,11 @@ pub use self::{
     metadata::Metadata,
     rename::RenameMode,
 };
-pub(crate) use self::{
-    handles::Handle,
-    lookup::{content_below, lower_directory, read_names},
-    metadata::{kind_of, time_of},
-    upper::open_at,
-};
 use self::{
     node::{Node, State, Table},
     upper::Upper,
 };
-use crate::tree::{FileKind, Tree, TreeInode};
+use crate::tree::{FileKind, Tree, TreeInode, XattrUse};
 
 /// The number of a file in a union, which is its `st_ino`: that of the tree for what is or was there,
 /// greater than all of those for what was created in the upper. 1 is the root.
@@ -88,6 +98,8 @@ pub struct UpperOptions {
     /// Whether an upper that was never used gets owner, mode, times and xattrs of the tree's root. Otherwise the upper's
     /// own count, as with the kernel's overlayfs.
     pub adopts_root: bool,
+    /// Whether others may have left deletion marks of AUFS in the upper, as containers/storage does. They are translated.
+    pub has_aufs_marks: bool,
 }
 
 /// Why a union could not be opened.
@@ -122,25 +134,34 @@ pub struct Union<T> {
     table: Table,
     root: Arc<Node>,
     upper: Option<Upper>,
+    tree_has_acls: bool,
 }
 
 impl<T: Tree> Union<T> {
     /// A tree alone: nothing can be changed.
     pub fn read_only(tree: T) -> Self {
         let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), State::default()));
-        Self { tree, table: Table::new(Arc::clone(&root)), root, upper: None }
+        let tree_has_acls = tree.xattr_use() == XattrUse::Acls;
+        Self { tree, table: Table::new(Arc::clone(&root)), root, upper: None, tree_has_acls }
     }
 
     /// A tree with a writable layer: `upper` and `work` are open directories on one file system.
     /// What a killed owner of the same directories left behind is cleaned away first.
     pub fn open(tree: T, upper: OwnedFd, work: OwnedFd, options: UpperOptions) -> Result<Self, OpenError> {
         let (upper, stat) = Upper::open(upper, work, options)?;
+        let translated = upper.translate_aufs_marks(&upper.root);
+        translated.map_err(|source| OpenError::System { action: "translating deletion marks", source })?;
         let state = State { upper: Some(stat.st_ino), ..State::default() };
         let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), state));
-        let union = Self { tree, table: Table::new(Arc::clone(&root)), root, upper: Some(upper) };
+        let tree_has_acls = tree.xattr_use() == XattrUse::Acls;
+        let union = Self { tree, table: Table::new(Arc::clone(&root)), root, upper: Some(upper), tree_has_acls };
         let started = union.adopt_root();
         started
             .map_err(|source| OpenError::System { action: "giving the root directory its owner and mode", source })?;
+        if let Err(error) = union.recount_links() {
+            // The next opening tries again; link counts may be one too high until then.
+            tracing::warn!(%error, "counting the hard links of the copy-on-write layer failed");
+        }
         Ok(union)
     }
 
@@ -148,13 +169,25 @@ impl<T: Tree> Union<T> {
     fn adopt_root(&self) -> rustix::io::Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|upper| upper.is_new) else { return Ok(()) };
         let attributes = self.tree.attributes(TreeInode::ROOT).map_err(errno)?;
-        self.copy_metadata(upper, TreeInode::ROOT, &attributes, &upper.root)
+        // It need not be ours, as what is copied is.
+        upper.root.set_owner(Some(attributes.uid), Some(attributes.gid))?;
+        self.copy_metadata(upper, TreeInode::ROOT, &attributes, &upper.root).map(drop)
     }
 
     /// Writes everything in the upper to the disk.
     pub fn sync(&self) -> rustix::io::Result<()> {
         let durable = self.upper.as_ref().filter(|upper| upper.durable);
         durable.map_or(Ok(()), |upper| rustix::fs::syncfs(&*upper.root))
+    }
+
+    /// As [`Self::sync`], once nothing will change any more: another union may have the upper from now on, without
+    /// waiting for the disk.
+    pub fn close(&self) -> rustix::io::Result<()> {
+        let settled = self.upper.as_ref().map_or(Ok(()), |upper| upper.groups.settle());
+        if let Some(upper) = &self.upper {
+            upper.unlock();
+        }
+        self.sync().and(settled)
     }
 
     /// Takes back `count` lookups of a node.
@@ -164,6 +197,17 @@ impl<T: Tree> Union<T> {
                 upper.handles.remove(gone);
             }
         }
+    }
+
+    /// Whether there are access control lists, as far as that is known: the kernel is then to enforce them.
+    pub fn has_acls(&self) -> bool {
+        let in_upper = self.upper.as_ref().is_some_and(|upper| upper.acls.load(Ordering::Relaxed));
+        in_upper || self.tree_has_acls
+    }
+
+    /// Whether a new file in a directory gets its permissions from a list there, so that no umask counts.
+    pub(crate) fn has_default_acl(&self, directory: NodeId) -> rustix::io::Result<bool> {
+        Ok(self.xattr(directory, acl::DEFAULT)?.is_some())
     }
 
     /// Whether there is no upper.
@@ -198,6 +242,9 @@ impl<T: Tree> Union<T> {
         self.tree.last_inode().0.checked_add(inode).map(NodeId).ok_or(Errno::OVERFLOW)
     }
 }
+
+/// The xattr of a file capability, which the kernel takes from a file that is written to or changes its owner.
+const CAPABILITY: &[u8] = b"security.capability";
 
 /// The errno of an error from a tree.
 pub(crate) fn errno(error: std::io::Error) -> Errno {

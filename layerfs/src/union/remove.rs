@@ -15,7 +15,7 @@ use super::{
     handles::Handle,
     lookup::{Child, check_name},
     names::{Names, UpperName},
-    node::Node,
+    node::{Node, lock},
     upper::Upper,
 };
 use crate::tree::{FileKind, Tree};
@@ -52,7 +52,7 @@ impl<T: Tree> Union<T> {
         let in_tree = self.tree_child(parent, name)?.is_some();
         self.before_losing(node, parent, name)?;
         if in_tree {
-            upper.put_whiteout(names, &handle, name, child.in_upper)?;
+            upper.put_whiteout(names, &handle, name, child.in_upper.then_some(child.kind))?;
         } else {
             rustix::fs::unlinkat(&*handle, name, AtFlags::empty())?;
         }
@@ -67,6 +67,12 @@ impl<T: Tree> Union<T> {
 
     /// Keeps open what is about to lose the last name by which it can be reached.
     pub(super) fn before_losing(&self, node: &Arc<Node>, parent: &Node, name: &[u8]) -> Result<()> {
+        if let (Some(inode), Some(upper)) = (node.lower, &self.upper)
+            && !node.is_directory()
+            && self.tree.attributes(inode).map_err(errno)?.links > 1
+        {
+            upper.groups.begin()?;
+        }
         let others = node.state().links.iter().any(|link| link.in_upper && !link.is(parent, name));
         if others || node.state().indexed { Ok(()) } else { self.pin(node) }
     }
@@ -134,7 +140,7 @@ impl<T: Tree> Union<T> {
         let in_tree = self.tree_child(parent, name)?.is_some();
         self.pin(node)?;
         if in_tree {
-            upper.put_whiteout(names, &handle, name, in_upper)?;
+            upper.put_whiteout(names, &handle, name, in_upper.then_some(FileKind::Directory))?;
         } else if own.is_empty() {
             rustix::fs::unlinkat(&*handle, name, AtFlags::REMOVEDIR)?;
         } else {
@@ -178,29 +184,49 @@ impl<T: Tree> Union<T> {
 }
 
 impl Upper {
-    /// Hides a name of the tree, in one step, in place of what the upper has there.
+    /// Hides a name of the tree, in one step, in place of what the upper has there, if it is `taken`.
     pub(super) fn put_whiteout(
         &self,
         names: &mut Names,
         directory: &Arc<Handle>,
         name: &[u8],
-        is_taken: bool,
+        taken: Option<FileKind>,
     ) -> Result<()> {
-        if !is_taken {
-            return self.make_whiteout(names, directory, &**directory, name);
-        }
+        let Some(kind) = taken else { return self.make_whiteout(names, directory, &**directory, name) };
         let temporary = self.temporary_name();
         self.make_whiteout(names, directory, &self.temporary, temporary.as_bytes())?;
-        match rustix::fs::renameat(&self.temporary, &*temporary, &**directory, name) {
-            // What is there is a directory, and changes places with the whiteout.
-            Err(Errno::ISDIR) => {
-                let flags = RenameFlags::EXCHANGE;
-                let exchanged = rustix::fs::renameat_with(&self.temporary, &*temporary, &**directory, name, flags);
-                self.discard(&temporary);
-                exchanged
-            }
-            other => other.inspect_err(|_| self.discard(&temporary)),
+        if kind == FileKind::Directory {
+            // It changes places with the whiteout.
+            let flags = RenameFlags::EXCHANGE;
+            let exchanged = rustix::fs::renameat_with(&self.temporary, &*temporary, &**directory, name, flags);
+            self.discard(&temporary);
+            return exchanged;
         }
+        let renamed = rustix::fs::renameat(&self.temporary, &*temporary, &**directory, name);
+        renamed.inspect_err(|_| self.discard(&temporary))
+    }
+
+    /// Makes a whiteout as one more link of a 0:0 device in `tmp`, which is cheaper than a device of its own to make and
+    /// to remove. The kernel's overlayfs does so as well.
+    fn link_whiteout(&self, at: impl std::os::fd::AsFd, name: &[u8]) -> Result<()> {
+        let mut device = lock(&self.whiteout);
+        if let Some(device) = &*device {
+            match rustix::fs::linkat(&self.temporary, device, &at, name, AtFlags::empty()) {
+                // It has all the links that it can have.
+                Err(Errno::MLINK) => {}
+                // The file system has no hard links, or does not allow them.
+                Err(Errno::PERM | Errno::OPNOTSUPP) => return make_device(&at, name),
+                other => return other,
+            }
+        }
+        let next = self.temporary_name();
+        make_device(&self.temporary, next.as_bytes())?;
+        let linked = match rustix::fs::linkat(&self.temporary, &next, &at, name, AtFlags::empty()) {
+            Err(Errno::PERM | Errno::OPNOTSUPP) => make_device(&at, name),
+            other => other,
+        };
+        *device = Some(next);
+        linked
     }
 
     /// Makes a whiteout as a 0:0 device, or as a file with an xattr where the kernel refuses devices.
@@ -213,7 +239,7 @@ impl Upper {
         name: &[u8],
     ) -> Result<()> {
         if !self.without_devices.load(Ordering::Relaxed) {
-            match rustix::fs::mknodat(&at, name, FileType::CharacterDevice, Mode::empty(), 0) {
+            match self.link_whiteout(&at, name) {
                 Err(Errno::PERM | Errno::OPNOTSUPP | Errno::INVAL) => {
                     self.without_devices.store(true, Ordering::Relaxed)
                 }
@@ -231,4 +257,8 @@ impl Upper {
         let made = made.and_then(|()| rustix::fs::renameat(&self.temporary, &*temporary, &at, name));
         made.inspect_err(|_| self.discard(&temporary))
     }
+}
+
+fn make_device(at: impl std::os::fd::AsFd, name: &[u8]) -> Result<()> {
+    rustix::fs::mknodat(at, name, FileType::CharacterDevice, Mode::empty(), 0)
 }

@@ -254,7 +254,7 @@ impl<T: Tree> Union<T> {
             }
         }
         rename_at(from, to, RenameFlags::empty())?;
-        upper.put_whiteout(names, &from.handle, from.name, false)
+        upper.put_whiteout(names, &from.handle, from.name, None)
     }
 
     /// Prepares for being replaced: files stay open, directories must be empty and lose their whiteouts.

@@ -7,7 +7,7 @@
 use std::{
     os::fd::OwnedFd,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    OpenError, Union, UpperOptions,
+    OpenError, Owner, Union, UpperOptions,
     groups::Groups,
     handles::{Handle, Handles},
     marks::MarkNamespace,
@@ -28,6 +28,9 @@ use crate::tree::{FileKind, Tree};
 
 /// How often a lookup by name is repeated when a rename got in between; each try needs a new rename to fail.
 const RACES: usize = 64;
+
+/// In the work directory of an upper that has access control lists.
+const ACLS: &str = "acls";
 
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
@@ -42,14 +45,25 @@ pub(super) struct Upper {
     pub(super) renames_directories: bool,
     pub(super) durable: bool,
     pub(super) splits_metadata: bool,
+    pub(super) has_aufs_marks: bool,
     pub(super) handles: Handles,
     pub(super) groups: Groups,
     /// Set once the file system or the kernel refused a 0:0 device: whiteouts are xattrs from then on.
     pub(super) without_devices: AtomicBool,
+    /// Nothing was in it when it was opened.
+    pub(super) is_empty: bool,
     /// Nothing was ever in it, and it is to look like the tree's root.
     pub(super) is_new: bool,
     /// Someone else made it: it may hold what this union would not have written so.
     pub(super) is_foreign: bool,
+    /// Whom the file system takes for the owner of what we make.
+    pub(super) owner: Owner,
+    /// The work directory passes its group on.
+    pub(super) passes_group: bool,
+    /// A file in `tmp` that whiteouts are links of.
+    pub(super) whiteout: Mutex<Option<String>>,
+    /// Something in it has an access control list, or may have; remembered in the work directory.
+    pub(super) acls: AtomicBool,
     names: AtomicU64,
     /// Locked while this union is open.
     work: OwnedFd,
@@ -59,9 +73,7 @@ impl Drop for Upper {
     fn drop(&mut self) {
         // A child of this process that has not yet executed its program holds a copy of every descriptor,
         // and would keep the lock for a moment longer than this union.
-        if let Err(error) = rustix::fs::flock(&self.work, FlockOperation::Unlock) {
-            tracing::debug!(%error, "unlocking the work directory failed");
-        }
+        self.unlock();
     }
 }
 
@@ -81,8 +93,7 @@ impl Upper {
             return Err(OpenError::System { action: "opening the upper directory", source: Errno::NOTDIR });
         }
         // The caller's descriptors may be O_PATH; ours must list, sync and carry xattrs.
-        let root =
-            rustix::fs::openat(&upper, ".", DIRECTORY, Mode::empty()).map_err(failed("opening the upper directory"))?;
+        let root = open_quietly(&upper, b".", DIRECTORY).map_err(failed("opening the upper directory"))?;
         let is_empty = is_empty_directory(&root).map_err(failed("reading the upper directory"))?;
         let is_first = matches!(rustix::fs::statat(&work, "nacre", AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
         let is_new = options.adopts_root && is_empty && is_first;
@@ -94,6 +105,7 @@ impl Upper {
         let is_foreign = is_foreign(&own, is_first && !is_empty).map_err(failed("preparing the work directory"))?;
         let temporary = make_directory(&own, "tmp").map_err(failed("preparing the work directory"))?;
         empty_directory(&temporary).map_err(failed("cleaning the work directory"))?;
+        let has_acls = exists(&own, ACLS).map_err(failed("preparing the work directory"))?;
         let index = make_directory(&own, "index").map_err(failed("preparing the work directory"))?;
         let groups = Groups::open(index).map_err(failed("reading the hard links in the work directory"))?;
         let upper = Self {
@@ -103,15 +115,42 @@ impl Upper {
             renames_directories: options.renames_directories,
             durable: options.durable,
             splits_metadata: options.splits_metadata,
+            has_aufs_marks: options.has_aufs_marks,
             handles: Handles::new(options.open_files.max(8)),
             groups,
             without_devices: AtomicBool::new(false),
+            is_empty,
             is_new,
             is_foreign,
+            owner: Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() },
+            passes_group: work_stat.st_mode & Mode::SGID.as_raw_mode() != 0,
+            whiteout: Mutex::default(),
+            acls: AtomicBool::new(has_acls),
             names: AtomicU64::new(0),
             work: own,
         };
         Ok((upper, stat))
+    }
+
+    /// Remembers that there are access control lists, before the first one is there.
+    pub(super) fn note_acls(&self) -> Result<()> {
+        if !self.acls.load(Ordering::Relaxed) {
+            make_directory(&self.work, ACLS)?;
+            self.acls.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Lets another union have the directories.
+    pub(super) fn unlock(&self) {
+        if let Err(error) = rustix::fs::flock(&self.work, FlockOperation::Unlock) {
+            tracing::debug!(%error, "unlocking the work directory failed");
+        }
+    }
+
+    /// `work/nacre`.
+    pub(super) fn work(&self) -> &OwnedFd {
+        &self.work
     }
 
     /// A name in `tmp` that is free: `tmp` was emptied under a lock, and every name is given out once.
@@ -132,18 +171,22 @@ impl Upper {
 }
 
 /// Whether an upper was made by someone else, which is remembered in the work directory.
-fn is_foreign(own: &OwnedFd, is_found_so: bool) -> Result<bool> {
+pub(super) fn is_foreign(own: &OwnedFd, is_found_so: bool) -> Result<bool> {
     if is_found_so {
         make_directory(own, "foreign")?;
     }
-    match rustix::fs::statat(own, "foreign", AtFlags::SYMLINK_NOFOLLOW) {
+    exists(own, "foreign")
+}
+
+pub(super) fn exists(directory: &OwnedFd, name: &str) -> Result<bool> {
+    match rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(_) => Ok(true),
         Err(Errno::NOENT) => Ok(false),
         Err(error) => Err(error),
     }
 }
 
-fn make_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
+pub(super) fn make_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
     match rustix::fs::mkdirat(parent, name, Mode::RWXU) {
         Ok(()) | Err(Errno::EXIST) => open_directory(parent, name.as_bytes()),
         Err(error) => Err(error),
@@ -151,7 +194,16 @@ fn make_directory(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
 }
 
 pub(super) fn open_directory(parent: impl std::os::fd::AsFd, name: &[u8]) -> Result<OwnedFd> {
-    rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())
+    open_quietly(parent, name, DIRECTORY)
+}
+
+/// Opens so that reading leaves the time of access alone, which only the owner may ask for.
+pub(crate) fn open_quietly(parent: impl std::os::fd::AsFd, name: &[u8], flags: OFlags) -> Result<OwnedFd> {
+    let open = |flags| rustix::fs::openat(&parent, name, flags, Mode::empty());
+    match open(flags | OFlags::NOATIME) {
+        Err(Errno::PERM) => open(flags),
+        other => other,
+    }
 }
 
 fn is_empty_directory(directory: &OwnedFd) -> Result<bool> {
@@ -165,7 +217,7 @@ fn is_empty_directory(directory: &OwnedFd) -> Result<bool> {
 
 /// Removes everything in a directory. Works through one open directory a level, so depth is bounded by
 /// what a directory can hold, and links are removed, not followed.
-fn empty_directory(directory: &OwnedFd) -> Result<()> {
+pub(super) fn empty_directory(directory: &OwnedFd) -> Result<()> {
     let mut levels = vec![(rustix::fs::openat(directory, ".", DIRECTORY, Mode::empty())?, None::<Vec<u8>>)];
     while let Some((level, _)) = levels.last() {
         let mut below = None;
@@ -203,7 +255,7 @@ pub(crate) fn open_at(directory: impl std::os::fd::AsFd, name: &[u8], kind: File
     match kind {
         FileKind::Directory => open_directory(directory, name).map(Handle::new),
         FileKind::File => {
-            let open = |access| rustix::fs::openat(&directory, name, flags | access, Mode::empty());
+            let open = |access| open_quietly(&directory, name, flags | access);
             match open(OFlags::RDWR) {
                 // Without CAP_DAC_OVERRIDE the owner cannot write what is read-only, and need not.
                 Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => open(OFlags::RDONLY).map(Handle::new),

@@ -23,6 +23,7 @@ pub(crate) const OPTIONS: UpperOptions = UpperOptions {
     durable: true,
     splits_metadata: true,
     adopts_root: true,
+    has_aufs_marks: false,
 };
 
 pub(crate) fn open_directory(path: &Path) -> std::os::fd::OwnedFd {

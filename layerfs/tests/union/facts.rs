@@ -294,8 +294,16 @@ fn extended_attributes_are_copied_up_and_marks_hidden() {
     let mut list = [0; 256];
     let length = rustix::fs::listxattr(&file, &mut list[..]).expect("lists");
     assert_eq!(&list[..length], b"user.key\0");
-    let refused = rustix::fs::setxattr(&file, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty());
-    assert_eq!(refused, Err(rustix::io::Errno::OPNOTSUPP));
+}
+
+#[test]
+fn attributes_that_look_like_marks_are_the_users() {
+    let mut bench = Bench::new("echo x > f; mkdir -p e; touch e/f");
+    let marked =
+        "for f in f g d e; do setfattr -n trusted.overlay.opaque -v y $f; done; getfattr -d -m - f g d e; ls e";
+    bench.both(&format!("touch g; mkdir d; {marked}; setfattr -x trusted.overlay.opaque g; getfattr -d -m - g"));
+    bench.remount();
+    bench.both("getfattr -d -m - f g d e; ls e");
 }
 
 #[test]
@@ -399,4 +407,45 @@ fn writes_of_other_users_clear_set_id_bits_and_those_of_root_do_not() {
     bench.both("chmod 6777 *; echo x >> a; truncate -s 1 b; fallocate -l 100 d; stat -c '%n %a' *");
     bench.both("chown 65534 a; chown 0:7 b; chgrp 5 h; stat -c '%n %a' *");
     bench.both("setcap cap_net_raw+ep a b c d; echo x >> a; truncate -s 0 b; chown 7 c; getcap *");
+}
+
+/// `O_TMPFILE`: what programs use that publish a file in one step.
+#[test]
+fn a_file_made_without_a_name_can_get_one() {
+    use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+    let mut bench = Bench::new("mkdir -m 2775 d; chgrp 99 d");
+    let shown = |root: std::path::PathBuf| {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let mut file = File::from(rustix::fs::open(root.join("d"), flags, Mode::from_raw_mode(0o640)).expect("opens"));
+        file.write_all(b"content").expect("writes");
+        assert_eq!(file.metadata().expect("stats").nlink(), 0);
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+        rustix::fs::linkat(CWD, path, CWD, root.join("d/named"), AtFlags::SYMLINK_FOLLOW).expect("links");
+        let linked = file.metadata().expect("stats");
+        (linked.nlink(), linked.mode(), linked.uid(), linked.gid())
+    };
+    assert_eq!(shown(bench.path("ours")), shown(bench.path("overlay")));
+    bench.both("cat d/named; ls d");
+    bench.remount();
+    bench.both("cat d/named; ls d");
+}
+
+/// Names of which the node is known are not looked at again: what happens to them must be noticed all the same.
+#[test]
+fn a_name_leads_to_what_it_was_last_given() {
+    let bench = Bench::new("mkdir d; echo one > d/a");
+    let script = "for n in 1 2 3; do
+        echo $n > d/x; cat d/x; mv d/x d/y; echo other > d/x; cat d/x d/y; rm d/y; mkdir d/y; mv d/x d/y/x; cat d/y/x
+        ln d/y/x d/x; rm d/y/x; rmdir d/y; cat d/x; mv d/x d/a; cat d/a; stat -c %h d/a; rm d/a; mkdir d/a; rmdir d/a
+    done";
+    bench.both(script);
+}
+
+/// A whiteout is a link of one file, which makes way when it has as many as it can have, and is never handed out.
+#[test]
+fn whiteouts_are_links_of_one_file_and_hide_what_they_name() {
+    let mut bench = Bench::new("mkdir d; for n in $(seq 50); do echo $n > d/$n; done");
+    bench.both("rm d/[1-4]*; ls d; rm -r d; mkdir d; ls d; echo new > d/7; cat d/7");
+    bench.remount();
+    bench.both("ls d; cat d/7");
 }

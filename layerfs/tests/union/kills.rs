@@ -147,16 +147,6 @@ fn changes_of(test: &str, directory: &Path, number: usize) -> Vec<(String, usize
         .collect()
 }
 
-/// What is visible, but for the number of names of hard links: a kill between a link and the count of those that are
-/// the tree's own leaves it one too high.
-fn visible(directory: &Path) -> String {
-    let line = |line: &str| match line.rsplitn(3, '|').collect::<Vec<_>>()[..] {
-        [size, _, file] if file.contains('h') => format!("{file}|{size}\n"),
-        _ => format!("{line}\n"),
-    };
-    listing(directory).lines().map(line).collect()
-}
-
 fn kill_everywhere(test: &str, operations: &[Operation]) {
     if let Some(directory) = std::env::var_os("KILLED_DIRECTORY") {
         return carry_out(Path::new(&directory), operations);
@@ -165,10 +155,10 @@ fn kill_everywhere(test: &str, operations: &[Operation]) {
         let mut bench = Bench::new(LOWER);
         bench.both(operation.before);
         bench.unmount_ours();
-        let old = visible(&bench.path("overlay"));
+        let old = listing(&bench.path("overlay"));
         let (done, output) = shell(&bench.path("overlay"), operation.script);
         assert!(done, "{output}");
-        let new = visible(&bench.path("overlay"));
+        let new = listing(&bench.path("overlay"));
         let saved = shell(&bench.path(""), "mkdir saved; cp -a upper work saved");
         assert!(saved.0, "{}", saved.1);
         let changes = changes_of(test, &bench.path(""), number);
@@ -180,7 +170,7 @@ fn kill_everywhere(test: &str, operations: &[Operation]) {
             let fault = format!("inject={call}:signal=SIGKILL:when={count}");
             assert!(!run(test, &bench.path(""), number, &["-o", "/dev/null", "-e", &fault]), "{what}");
             bench.mount_ours();
-            let seen = visible(&bench.path("ours"));
+            let seen = listing(&bench.path("ours"));
             assert!(seen == old || seen == new, "{what}:\n{seen}\nold:\n{old}\nnew:\n{new}");
             let script = "echo lives > one2 && rm one2 && echo more >> h2 && cat h2 h1";
             let (done, output) = shell(&bench.path("ours"), script);

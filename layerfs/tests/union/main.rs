@@ -2,13 +2,17 @@
 //!
 //! Invariant: every test leaves the machine as it found it. Needs root and /dev/fuse, and fails loudly without.
 
+mod acls;
 mod bench;
 mod changes;
 mod facts;
 mod faults;
+mod found;
 mod kills;
+mod layers;
 mod memory_tree;
 mod model;
+mod planes;
 mod processes;
 mod random;
 mod split;

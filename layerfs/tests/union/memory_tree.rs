@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use layerfs::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode};
+use layerfs::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode, XattrUse};
 
 /// One inode of a [`MemoryTree`].
 #[derive(Debug, Clone)]
@@ -165,6 +165,13 @@ impl Tree for MemoryTree {
 
     fn xattrs(&self, inode: TreeInode) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         Ok(self.inode(inode)?.xattrs.clone())
+    }
+
+    fn xattr_use(&self) -> XattrUse {
+        let names = self.inodes.iter().flat_map(|inode| &inode.xattrs).map(|(name, _)| name);
+        names.fold(XattrUse::Unused, |most, name| {
+            most.max(if name.starts_with(b"system.posix_acl_") { XattrUse::Acls } else { XattrUse::Plain })
+        })
     }
 
     fn last_inode(&self) -> TreeInode {

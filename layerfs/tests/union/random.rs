@@ -16,11 +16,11 @@ use crate::bench::{Bench, listing};
 const PATHS: &[&str] =
     &["a", "b", "d", "d/x", "d/y", "d/e", "d/e/z", "g", "g/x", "g/e", "new", "d/new", "h1", "d/h2", "l"];
 
-const LOWER: &str = "echo a > a; echo bbb > b; mkdir -p d/e g; echo x > d/x; echo y > d/y; echo z > d/e/z;
+pub(crate) const LOWER: &str = "echo a > a; echo bbb > b; mkdir -p d/e g; echo x > d/x; echo y > d/y; echo z > d/e/z;
     echo hard > h1; ln h1 d/h2; ln -s d l";
 
 #[derive(Debug, Clone)]
-enum Operation {
+pub(crate) enum Operation {
     Write(usize, u64, usize),
     Read(usize),
     Truncate(usize, u64),
@@ -49,7 +49,7 @@ fn path() -> impl Strategy<Value = usize> {
     0..PATHS.len()
 }
 
-fn operation() -> impl Strategy<Value = Operation> {
+pub(crate) fn operation() -> impl Strategy<Value = Operation> {
     use Operation::*;
     prop_oneof![
         3 => (path(), 0..9000_u64, 1..3000_usize).prop_map(|(path, at, length)| Write(path, at, length)),
@@ -78,7 +78,7 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 /// Does one operation below a mount; what it returns must be the same on both.
-fn apply(root: &Path, operation: &Operation) -> std::io::Result<String> {
+pub(crate) fn apply(root: &Path, operation: &Operation) -> std::io::Result<String> {
     use Operation::*;
     let at = |path: &usize| root.join(PATHS[*path]);
     let writable = |path: &usize| std::fs::OpenOptions::new().write(true).open(at(path));

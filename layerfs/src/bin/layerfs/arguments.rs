@@ -18,6 +18,8 @@ pub(crate) enum Request {
     Help,
     Version,
     Mount {
+        /// What /proc/mounts shows as mounted.
+        source: Option<OsString>,
         target: PathBuf,
         /// All `-o` options, joined with commas.
         options: Vec<u8>,
@@ -65,12 +67,13 @@ impl Arguments {
                 _ => bail!("unknown option {}: see layerfs --help", word.display()),
             }
         }
-        let target = match places[..] {
-            [target] | [_, target] => PathBuf::from(target),
+        let (source, target) = match places[..] {
+            [target] => (None, PathBuf::from(target)),
+            [source, target] => (Some(source.to_owned()), PathBuf::from(target)),
             [] => bail!("no directory to mount on: see layerfs --help"),
             _ => bail!("{} directories to mount on; one is possible", places.len() - 1),
         };
-        Ok(Self { request: Request::Mount { target, options, foreground, debug }, is_child })
+        Ok(Self { request: Request::Mount { source, target, options, foreground, debug }, is_child })
     }
 }
 
@@ -112,6 +115,16 @@ mod tests {
         assert_eq!(mounted(&["-t", "fuse.layerfs", "-n", "-s", "/m", "-olowerdir=a"]), wanted);
         assert_eq!(mounted(&["-orw", "-olowerdir=a", "-f", "/m"]), ("/m".into(), "rw,lowerdir=a".into(), true));
         assert_eq!(mounted(&["-o", "lowerdir=a", "--", "-m"]), ("-m".into(), "lowerdir=a".into(), false));
+    }
+
+    #[test]
+    fn the_first_of_two_places_is_the_source() {
+        let source = |words: &[&str]| match parse(words).expect("a command line").request {
+            Request::Mount { source, .. } => source,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(source(&["overlay", "/m", "-olowerdir=a"]), Some("overlay".into()));
+        assert_eq!(source(&["/m", "-olowerdir=a"]), None);
     }
 
     #[test]

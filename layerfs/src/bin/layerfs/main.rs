@@ -41,6 +41,8 @@ Mounts the union of the lower directories, the topmost first, on TARGET; writabl
   redirect_dir=off                         renaming a directory of a lower layer gives EXDEV
   userxattr                                keep the upper's marks in user.overlay.*
   ro, nosuid, nodev, noexec, ...           as for any mount
+  remount                                  change these of what is mounted; its layers stay
+  fsname=NAME                              show NAME as the source in /proc/mounts; root only
 ";
 
 fn main() -> ExitCode {
@@ -60,8 +62,9 @@ fn run(program: &OsString, words: Vec<OsString>) -> anyhow::Result<()> {
     match request {
         Request::Help => print(HELP)?,
         Request::Version => print(&format!("{VERSION}\n"))?,
-        Request::Mount { target, options, foreground, debug } => {
-            let (options, warnings) = options::Options::parse(&options)?;
+        Request::Mount { source, target, options, foreground, debug } => {
+            let (mut options, warnings) = options::Options::parse(&options)?;
+            options.source = options.source.or(source);
             if !is_child {
                 warnings.iter().for_each(|warning| say(&format!("layerfs: {warning}")));
             }
@@ -69,7 +72,9 @@ fn run(program: &OsString, words: Vec<OsString>) -> anyhow::Result<()> {
                 let subscriber = tracing_subscriber::fmt().with_writer(io::stderr);
                 subscriber.with_max_level(tracing_subscriber::filter::LevelFilter::TRACE).init();
             }
-            if foreground || is_child {
+            if options.is_remount {
+                served::remount(&options, &target)?;
+            } else if foreground || is_child {
                 served::Served::mount(&options, &target)?.until_unmounted(is_child)?;
             } else {
                 background::start(program, &words)?;

@@ -4,7 +4,7 @@
 //! list of those without an effect, or an error that names it; what is unknown is ignored with a warning, as other mount
 //! programs do, because callers pass on options that are meant for others. Nothing is opened here.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::{Context as _, bail};
 use layerfs::{IdMapping, IdRange};
@@ -15,7 +15,7 @@ use crate::arguments::path;
 /// A mount, as asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// Topmost first; at least one.
+    /// Topmost first; at least one, but for a remount.
     pub(crate) lower: Vec<PathBuf>,
     /// Upper and work directory; none for a read-only mount.
     pub(crate) upper: Option<(PathBuf, PathBuf)>,
@@ -29,12 +29,17 @@ pub(crate) struct Options {
     pub(crate) renames_directories: bool,
     /// Marks are kept in `user.` whatever we may do.
     pub(crate) user_marks: bool,
+    /// What /proc/mounts shows as mounted, instead of the place that the command line names.
+    pub(crate) source: Option<OsString>,
+    /// Only the flags of a mount that is there already are changed.
+    pub(crate) is_remount: bool,
 }
 
 /// Accepted, because what they ask for cannot be told from outside: they choose between ways to the same result (all
 /// `threaded`, `writeback`, `fast_ino`, `static_nlink`, `max_*`, `timeout`), ask for what is always so
 /// (`default_permissions`, `allow_other` as root, `noatime`), or forbid what is never done (`noacl`, `metacopy`, `index`).
-/// `private` is buildah's, for a mount that it makes itself.
+/// `private` is buildah's, for a mount that it makes itself; `user_id` and `group_id` are what /proc/mounts shows, which
+/// mount(8) gives back at a remount.
 const WITHOUT_EFFECT: &[&str] = &[
     "rw",
     "suid",
@@ -88,9 +93,10 @@ const WITHOUT_EFFECT: &[&str] = &[
     "splice_move",
     "sync_read",
     "async_read",
-    "fsname",
     "subtype",
     "nonempty",
+    "user_id",
+    "group_id",
     "auto_unmount",
     "volatile_ok",
 ];
@@ -153,6 +159,8 @@ impl Options {
             durable: true,
             renames_directories: true,
             user_marks: false,
+            source: None,
+            is_remount: false,
         };
         let (mut raw, mut warnings) = (Raw::default(), Vec::new());
         for option in split(text, b',') {
@@ -169,7 +177,10 @@ impl Options {
                 warnings.push(format!("unknown option {name} is ignored"));
             }
         }
-        options.lower = raw.lower.context("option lowerdir is missing")?;
+        options.lower = match raw.lower {
+            None if options.is_remount => Vec::new(),
+            given => given.context("option lowerdir is missing")?,
+        };
         options.upper = match (raw.upper, raw.work) {
             (Some(upper), Some(work)) => Some((upper, work)),
             (Some(_), None) => bail!("option upperdir needs a workdir, on the same file system"),
@@ -211,6 +222,8 @@ impl Options {
             "volatile" => self.durable = false,
             "fsync" => self.durable = is_on(given()?)?,
             "userxattr" => self.user_marks = true,
+            "fsname" => self.source = Some(name_of_source(given()?)?),
+            "remount" => self.is_remount = true,
             "redirect_dir" => self.renames_directories = renames(given()?)?,
             "xattr_permissions" => refuse_override(given()?)?,
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
@@ -262,6 +275,10 @@ fn one_path(value: &[u8]) -> anyhow::Result<PathBuf> {
         empty if empty.is_empty() => bail!("is empty"),
         bytes => Ok(path(bytes)),
     }
+}
+
+fn name_of_source(value: &[u8]) -> anyhow::Result<OsString> {
+    one_path(value).map(PathBuf::into_os_string)
 }
 
 fn lower_paths(value: &[u8]) -> anyhow::Result<Vec<PathBuf>> {
@@ -386,6 +403,12 @@ mod tests {
             assert!(format!("{error:#}").contains(name), "{option}: {error:#}");
         }
         assert!(format!("{:#}", parse("upperdir=u,workdir=w").expect_err("no lower")).contains("lowerdir"));
+    }
+
+    #[test]
+    fn a_remount_needs_no_layers() {
+        let (options, warnings) = parse("remount,ro").expect("options");
+        assert!(options.is_remount && options.flags.contains(MountFlags::RDONLY) && warnings.is_empty());
     }
 
     #[test]

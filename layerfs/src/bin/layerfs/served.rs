@@ -35,6 +35,9 @@ const FILE_SYSTEM: &str = "fuse.layerfs";
 /// system calls at the next use.
 const OPEN_FILES: u64 = 4096;
 
+/// What statfs(2) calls every FUSE file system.
+const FUSE_MAGIC: i64 = 0x6573_5546;
+
 /// Signals that ask for the end.
 const ENDING: [i32; 3] = [SIGTERM, SIGINT, SIGHUP];
 
@@ -71,6 +74,16 @@ impl Served {
         }
         Ok(self.mount.wait()?)
     }
+}
+
+/// Gives a mount that is there other flags. Its server goes on.
+pub(crate) fn remount(options: &Options, target: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot remount {}", target.display());
+    let stat = rustix::fs::statfs(target).with_context(failed)?;
+    if stat.f_type != FUSE_MAGIC {
+        bail!("{} is no FUSE mount, so it cannot be remounted", target.display());
+    }
+    rustix::mount::mount_remount(target, options.flags | MountFlags::NOATIME, c"").with_context(failed)
 }
 
 /// The first signal unmounts; what is in use is detached, and served to its end. The second ends the process. `SIGUSR1`
@@ -127,6 +140,7 @@ fn open(options: &Options, open_files: usize) -> anyhow::Result<(Union<Arc<Direc
         adopts_root: false,
         // containers/storage, and the kernel's overlayfs after us, look for content in the upper.
         splits_metadata: false,
+        has_aufs_marks: true,
     };
     handover::retry(&work, || {
         Union::open(Arc::clone(&tree), upper.try_clone()?, work.try_clone()?, upper_options).map_err(Into::into)
@@ -165,7 +179,8 @@ fn mount_directly(
     let read_only = if union.is_read_only() { MountFlags::RDONLY } else { MountFlags::empty() };
     // Each read would move a time of access that nothing keeps, and cost a request.
     let flags = options.flags | read_only | MountFlags::NOATIME;
-    rustix::mount::mount("layerfs", directory, FILE_SYSTEM, flags, &*data).with_context(failed)?;
+    let source = options.source.as_deref().unwrap_or("layerfs".as_ref());
+    rustix::mount::mount(source, directory, FILE_SYSTEM, flags, &*data).with_context(failed)?;
     layerfs::serve(union, device, directory, ids).with_context(failed).inspect_err(|_| {
         if let Err(error) = rustix::mount::unmount(directory, UnmountFlags::DETACH) {
             tracing::warn!(%error, "taking back a mount failed");
@@ -182,7 +197,7 @@ fn mount_as_user(union: Union<Arc<DirectoryStack>>, options: &Options, directory
         bail!("a security context needs root, or root of a user namespace");
     }
     let read_only = options.flags.contains(MountFlags::RDONLY);
-    Ok(layerfs::mount(union, directory, MountOptions { read_only })?)
+    Ok(layerfs::mount(union, directory, MountOptions { read_only, ..MountOptions::default() })?)
 }
 
 /// Raises the limit of open files as far as it goes, and returns how many may be kept open.

@@ -1,0 +1,233 @@
+//! A mount being served: the first handshake, and the threads that read requests and answer them.
+//!
+//! Invariant: every request that was read is answered once, if it asks for an answer, by the thread that read it. What
+//! the answers are is not known here, nor who mounted.
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use rustix::io::{Errno, Result};
+
+use super::{
+    channel::{Channel, DATA_BYTES, REQUEST_BYTES, Received},
+    reply::{Reply, VERSION},
+    request::{self, Header, Operation},
+    turns::{THREADS, Turns},
+};
+
+/// How long a thread looks for the next request before it sleeps: about what it takes to wake a sleeping thread on another
+/// processor, twice. A client that asks again within this time, as everything that walks or makes many files does, need
+/// not wake anybody. Nobody looks where the last pause was longer, so that this costs one such time at the end of a burst.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// After so many requests that had waited already when they were read, another thread reads as well.
+const WAITED: u32 = 4;
+
+/// What answers the requests of a mount, from several threads at once.
+pub(crate) trait Server: Send + Sync + 'static {
+    /// Chooses among what the kernel offers, before any other request.
+    fn agree(&mut self, offered: u64) -> u64;
+
+    /// Answers one request: into `reply`, or with an errno.
+    fn answer(&self, header: &Header, operation: Operation<'_>, reply: &mut Reply) -> Result<()>;
+
+    /// Takes back `count` lookups of a node.
+    fn forget(&self, node: u64, count: u64);
+}
+
+/// The threads that serve a mount.
+#[derive(Debug)]
+pub(crate) struct Session {
+    threads: Vec<JoinHandle<Result<()>>>,
+}
+
+/// What the threads of a session share.
+#[derive(Debug)]
+struct Shared<S> {
+    server: S,
+    channel: Channel,
+    turns: Turns,
+    /// Whether requests come so fast that looking for the next one pays.
+    spins: AtomicBool,
+    has_processors: bool,
+}
+
+/// What the search for a request ended with.
+enum Next {
+    Request(usize),
+    /// Others read.
+    Rest,
+    End,
+}
+
+impl Session {
+    /// Agrees with the kernel on how to talk over the device of a new mount, and begins to serve.
+    pub(crate) fn start(mut server: impl Server, device: OwnedFd) -> io::Result<Self> {
+        let channel = shake_hands(&mut server, device)?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let shared = Arc::new(Shared {
+            server,
+            channel,
+            turns: Turns::new(processors.max(2)),
+            spins: AtomicBool::new(false),
+            has_processors: processors > 1,
+        });
+        let threads = (0..THREADS).map(|number| {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || shared.work(number))
+        });
+        Ok(Self { threads: threads.collect::<io::Result<_>>()? })
+    }
+
+    /// Waits until the mount is gone.
+    pub(crate) fn join(self) -> io::Result<()> {
+        let mut result = Ok(());
+        for thread in self.threads {
+            let ended = thread.join().map_err(|_| io::Error::other("a serving thread panicked"))?;
+            result = result.and(ended.map_err(io::Error::from));
+        }
+        result
+    }
+}
+
+fn shake_hands(server: &mut impl Server, device: OwnedFd) -> io::Result<Channel> {
+    let channel = Channel::new(device)?;
+    let (mut buffer, mut reply) = (vec![0; REQUEST_BYTES], Reply::new());
+    loop {
+        channel.wait()?;
+        let length = match channel.receive(&mut buffer)? {
+            Received::Request(length) => length,
+            Received::Nothing => continue,
+            Received::End => return Err(Errno::NODEV.into()),
+        };
+        let Some((header, Ok(Operation::Init { major, minor, max_readahead, flags }))) =
+            request::parse(&buffer[..length])
+        else {
+            return Err(io::Error::other("the kernel did not begin with a handshake"));
+        };
+        /// The first version with what the layouts here assume, of Linux 4.20.
+        const OLDEST_MINOR: u32 = 28;
+        reply.clear();
+        if major < VERSION.0 || major == VERSION.0 && minor < OLDEST_MINOR {
+            channel.send(reply.finish(header.unique, Err(Errno::PROTO)))?;
+            return Err(io::Error::other(format!("the kernel's FUSE, {major}.{minor}, is too old")));
+        }
+        let agreed = if major > VERSION.0 { 0 } else { server.agree(flags) };
+        let data_bytes = u32::try_from(DATA_BYTES).expect("a constant below 4 GiB");
+        reply.agreed(max_readahead, agreed, data_bytes);
+        channel.send(reply.finish(header.unique, Ok(())))?;
+        // A newer kernel takes our version as an offer, and begins again.
+        if major == VERSION.0 {
+            return Ok(channel);
+        }
+    }
+}
+
+impl<S: Server> Shared<S> {
+    /// Serves until the mount is gone.
+    fn work(&self, thread: usize) -> Result<()> {
+        let (mut request, mut reply) = (vec![0; REQUEST_BYTES], Reply::new());
+        while self.turns.take() {
+            // Whatever ends this thread, the others must not wait for it.
+            self.read_requests(thread, &mut request, &mut reply).inspect_err(|_| self.turns.end())?;
+        }
+        Ok(())
+    }
+
+    /// Answers requests until others do, or there will be no more.
+    fn read_requests(&self, thread: usize, request: &mut [u8], reply: &mut Reply) -> Result<()> {
+        let mut waited = 0;
+        loop {
+            let length = match self.next(request, &mut waited)? {
+                Next::Request(length) => length,
+                Next::Rest => return Ok(()),
+                Next::End => {
+                    self.turns.end();
+                    return Ok(());
+                }
+            };
+            if !self.answer(thread, &request[..length], reply)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next request. `waited` counts those that were there already when they were looked for.
+    fn next(&self, request: &mut [u8], waited: &mut u32) -> Result<Next> {
+        match self.channel.receive(request)? {
+            Received::Nothing => *waited = 0,
+            Received::End => return Ok(Next::End),
+            Received::Request(length) => {
+                *waited += 1;
+                if *waited == WAITED {
+                    *waited = 0;
+                    self.turns.call_another();
+                }
+                return Ok(Next::Request(length));
+            }
+        }
+        if !self.turns.stays() {
+            return Ok(Next::Rest);
+        }
+        let idle = Instant::now();
+        if self.has_processors && self.spins.load(Relaxed) {
+            while idle.elapsed() < SPIN {
+                // Whoever else wants this processor goes first: perhaps it is the client.
+                rustix::thread::sched_yield();
+                match self.channel.receive(request)? {
+                    Received::Nothing => {}
+                    Received::Request(length) => return Ok(Next::Request(length)),
+                    Received::End => return Ok(Next::End),
+                }
+            }
+        }
+        loop {
+            self.channel.wait()?;
+            let received = self.channel.receive(request)?;
+            self.spins.store(idle.elapsed() < SPIN, Relaxed);
+            match received {
+                Received::Nothing => {}
+                Received::Request(length) => return Ok(Next::Request(length)),
+                Received::End => return Ok(Next::End),
+            }
+        }
+    }
+
+    /// Answers one request; false where another thread reads the next one.
+    fn answer(&self, thread: usize, bytes: &[u8], reply: &mut Reply) -> Result<bool> {
+        let Some((header, operation)) = request::parse(bytes) else { return Err(Errno::PROTO) };
+        let operation = match operation {
+            Ok(Operation::Forget { count }) => {
+                self.server.forget(header.node, count);
+                return Ok(true);
+            }
+            Ok(Operation::ForgetMany(forgets)) => {
+                forgets.for_each(|(node, count)| self.server.forget(node, count));
+                return Ok(true);
+            }
+            other => other,
+        };
+        reply.clear();
+        let waits = operation.as_ref().is_ok_and(Operation::waits);
+        if waits {
+            self.turns.hand_over();
+        } else {
+            self.turns.begin(thread);
+        }
+        let result = operation.and_then(|operation| self.server.answer(&header, operation, reply));
+        self.channel.send(reply.finish(header.unique, result))?;
+        if waits {
+            return Ok(self.turns.comes_back());
+        }
+        self.turns.finish(thread);
+        Ok(true)
+    }
+}
