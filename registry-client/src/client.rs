@@ -13,7 +13,9 @@ use crate::auth::credentials::{Credential, Credentials};
 use crate::auth::{Authenticator, Authorization, Purpose, Scopes};
 use crate::error::{Answer, Cause, Error, is_transient_status};
 use crate::hosts::{Host, Hosts, Schemes};
+use crate::known::KnownBlobs;
 use crate::limits::Limits;
+use crate::pages;
 use crate::progress::{Progress, Silent};
 use crate::ranges::{LaneBudget, RangePolicy};
 use crate::reference::Reference;
@@ -40,6 +42,9 @@ pub struct ClientOptions {
     /// A directory for partial blobs: with it large blobs come in parallel ranges, and a pull that was killed goes on
     /// where it was. It is made when needed; what is left in it may be deleted at any time.
     pub spool: Option<PathBuf>,
+    /// A directory in which it is kept which repositories have which blobs, so that a registry can take a blob from
+    /// another repository in place of being sent it. What is in it may be deleted at any time.
+    pub known_blobs: Option<PathBuf>,
     /// How large blobs are cut.
     pub ranges: RangePolicy,
 }
@@ -54,6 +59,7 @@ impl Default for ClientOptions {
             retry: RetryPolicy::default(),
             progress: Arc::new(Silent),
             spool: None,
+            known_blobs: None,
             ranges: RangePolicy::default(),
         }
     }
@@ -71,6 +77,7 @@ struct Shared {
     options: ClientOptions,
     warned: Mutex<HashSet<String>>,
     lane_budget: LaneBudget,
+    known_blobs: KnownBlobs,
     /// Which of the registries that may speak plain http do.
     plain: Mutex<HashMap<Origin, bool>>,
     /// Mirrors that nobody answers at: one try each is enough.
@@ -89,6 +96,7 @@ impl Client {
     pub fn new(options: ClientOptions) -> Self {
         let transport = Transport::new(options.transport.clone());
         let authenticator = Authenticator::new(options.credentials.clone());
+        let known_blobs = KnownBlobs::new(options.known_blobs.clone());
         Self {
             shared: Arc::new(Shared {
                 transport,
@@ -96,6 +104,7 @@ impl Client {
                 options,
                 warned: Mutex::default(),
                 lane_budget: LaneBudget::default(),
+                known_blobs,
                 plain: Mutex::default(),
                 down: Mutex::default(),
                 referrers: Mutex::default(),
@@ -123,10 +132,48 @@ impl Client {
         let given = [(registry.to_owned(), credential.clone())].into();
         options.credentials = Credentials { given, ..Credentials::default() };
         let client = Self::new(options);
-        // Which repository does not matter: the login is for the registry.
-        let route = client.shared.options.hosts.route(registry, "login", &client.shared.options.schemes)?;
-        let host = client.settled(route.push.host);
-        let doing = format!("log in to {registry}");
+        client.ask_registry(&format!("log in to {registry}"), registry).map(drop)
+    }
+
+    /// What a registry still lets us pull, if it says so where one asks for nothing in particular.
+    /// [`Repository::limits`] asks with an image, as Docker Hub wants it.
+    ///
+    /// # Errors
+    /// If the registry cannot be reached or refuses access.
+    pub fn limits(&self, registry: &str) -> Result<Option<Limits>, Error> {
+        let response = self.ask_registry(&format!("ask {registry} for its limits"), registry)?;
+        Ok(Limits::of(&response))
+    }
+
+    /// The repositories that a registry lists; many, such as Docker Hub, list none.
+    ///
+    /// # Errors
+    /// If the registry refuses, or its list is none.
+    pub fn repositories(&self, registry: &str) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        struct Page {
+            repositories: Option<Vec<String>>,
+        }
+        let doing = format!("list the repositories of {registry}");
+        let route = self.shared.options.hosts.route(registry, ANY_REPOSITORY, &self.shared.options.schemes)?;
+        let asked = Repository::new(self, route).for_catalog();
+        let mut names = Vec::new();
+        let take = |url: &Url, page: Vec<u8>| {
+            let page: Page = serde_json::from_slice(&page)
+                .map_err(|_| Cause::Malformed(format!("{url} did not answer with a list of repositories")))?;
+            names.extend(page.repositories.unwrap_or_default());
+            Ok(true)
+        };
+        let host = asked.host();
+        let url = host.endpoint.at(&format!("{}/_catalog", host.api_path)).with_parameter("n", "1000");
+        pages::follow(&asked, &doing, url, &[], take).map_err(|cause| Error::new(doing, cause))?;
+        Ok(names)
+    }
+
+    /// Asks a registry for nothing but a sign that it lets us in.
+    fn ask_registry(&self, doing: &str, registry: &str) -> Result<Response, Error> {
+        let route = self.shared.options.hosts.route(registry, ANY_REPOSITORY, &self.shared.options.schemes)?;
+        let host = self.settled(route.push.host);
         let scopes = Scopes::default();
         let call = Call {
             method: Method::Get,
@@ -136,10 +183,10 @@ impl Client {
             purpose: Purpose { host: &host, repository: "", scopes: &scopes },
             may_repeat: true,
         };
-        let response = client.call(&doing, &call).map_err(|cause| Error::new(&doing, cause))?;
+        let response = self.call(doing, &call).map_err(|cause| Error::new(doing, cause))?;
         match response.status {
-            200..=299 => Ok(()),
-            _ => Err(Error::new(doing, client.refusal(&call, response))),
+            200..=299 => Ok(response),
+            _ => Err(Error::new(doing, self.refusal(&call, response))),
         }
     }
 
@@ -168,6 +215,10 @@ impl Client {
 
     pub(crate) fn lane_budget(&self) -> &LaneBudget {
         &self.shared.lane_budget
+    }
+
+    pub(crate) fn known_blobs(&self) -> &KnownBlobs {
+        &self.shared.known_blobs
     }
 
     pub(crate) fn progress(&self) -> &dyn Progress {
@@ -360,6 +411,8 @@ pub(crate) struct Call<'a> {
     pub(crate) may_repeat: bool,
 }
 
+/// Stands for a repository where the registry itself is meant, whose ways and settings may depend on one.
+const ANY_REPOSITORY: &str = "any";
 const MAX_REDIRECTS: usize = 10;
 /// An error list is short; what is longer is a web page.
 const ERROR_BODY_LIMIT_BYTES: u64 = 64 << 10;

@@ -12,7 +12,7 @@ use oci_spec::image::{Descriptor, Digest};
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Origin, Source, Stored};
-use crate::platform::{self, Platform};
+use crate::platform::Platform;
 use crate::progress::Progress;
 
 /// Which images of an index are copied.
@@ -31,12 +31,14 @@ pub struct CopyOptions {
     pub platforms: PlatformChoice,
     /// Blobs in flight at once.
     pub jobs: usize,
+    /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to that.
+    pub referrers: bool,
 }
 
 impl Default for CopyOptions {
     /// This machine's platform, four blobs at once: what crane does, and what registries allow without throttling.
     fn default() -> Self {
-        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4 }
+        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4, referrers: false }
     }
 }
 
@@ -52,7 +54,9 @@ pub struct Copied {
 }
 
 /// Indexes in indexes: deeper than any tool makes them.
-const INDEX_DEPTH_LIMIT: usize = 4;
+pub(crate) const INDEX_DEPTH_LIMIT: usize = 4;
+/// A signature of a bill of material of an image is two deep.
+const REFERRERS_DEPTH_LIMIT: usize = 16;
 /// Manifests in one copy; more than any index of platforms holds.
 const MANIFESTS_LIMIT: usize = 10_000;
 
@@ -70,24 +74,30 @@ pub fn copy(
         PlatformChoice::One(platform) => choose_image(source, platform)?,
         PlatformChoice::All => source.manifest(None)?,
     };
-    let mut plan = Plan::default();
+    let mut plan = Plan { with_referrers: options.referrers, ..Plan::default() };
+    plan.seen.insert(top.digest().clone());
     plan.add(source, &top, 0)?;
     // The largest first: begun last, it would keep one lane busy while the others are idle.
     plan.blobs.make_contiguous().sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size()));
-    let transfer = Transfer {
-        source,
-        destination,
-        progress,
-        queue: Mutex::new(plan.blobs),
-        results: Mutex::new(Results { sent: 0, skipped: 0, failure: None }),
-        stop: AtomicBool::new(false),
-    };
-    let results = transfer.run(options.jobs)?;
+    let results = Transfer::new(source, destination, progress, plan.blobs).run(options.jobs)?;
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;
     }
     destination.put_manifest(&top, true)?;
     Ok(Copied { manifest: top, sent: results.sent, skipped: results.skipped })
+}
+
+/// Copies one blob ahead of the image that it belongs to; false if it needed no moving.
+///
+/// # Errors
+/// As [`copy`].
+pub fn copy_blob(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    descriptor: &Descriptor,
+    progress: &dyn Progress,
+) -> Result<bool, Error> {
+    Transfer::new(source, destination, progress, VecDeque::new()).transfer(descriptor)
 }
 
 /// The manifest of the image that fits a platform; an image that is no index is taken as it is.
@@ -99,7 +109,7 @@ pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest
     for _ in 0..INDEX_DEPTH_LIMIT {
         let ManifestContent::Index(manifests) = manifest.content() else { return Ok(manifest) };
         let Some(chosen) = platform.choose(&manifests) else {
-            let mut offered: Vec<String> = manifests.iter().filter_map(platform::of).map(|p| p.to_string()).collect();
+            let mut offered: Vec<String> = manifests.iter().filter_map(Platform::of).map(|p| p.to_string()).collect();
             offered.dedup();
             let what = format!("it has no image for {platform}, only for {}", offered.join(", "));
             return Err(Error::new(format!("choose an image of {}", source.name()), Cause::Missing(what)));
@@ -109,7 +119,7 @@ pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest
     Err(too_deep(source))
 }
 
-fn too_deep(source: &dyn Source) -> Error {
+pub(crate) fn too_deep(source: &dyn Source) -> Error {
     let what = format!("its indexes are nested more than {INDEX_DEPTH_LIMIT} deep, or hold too many images");
     Error::new(format!("read {}", source.name()), Cause::Malformed(what))
 }
@@ -120,6 +130,7 @@ struct Plan {
     blobs: VecDeque<Descriptor>,
     seen: HashSet<Digest>,
     children: Vec<Manifest>,
+    with_referrers: bool,
 }
 
 impl Plan {
@@ -141,13 +152,26 @@ impl Plan {
                 if depth >= INDEX_DEPTH_LIMIT || manifests.len() + self.children.len() > MANIFESTS_LIMIT {
                     return Err(too_deep(source));
                 }
-                for descriptor in manifests {
-                    if self.seen.insert(descriptor.digest().clone()) {
-                        let child = source.manifest(Some(descriptor.digest()))?;
-                        self.add(source, &child, depth + 1)?;
-                        self.children.push(child);
-                    }
-                }
+                self.add_children(source, manifests, depth)?;
+            }
+        }
+        if self.with_referrers {
+            let referrers = source.referrers(manifest.digest())?;
+            if !referrers.is_empty() && (depth >= REFERRERS_DEPTH_LIMIT || self.children.len() > MANIFESTS_LIMIT) {
+                return Err(too_deep(source));
+            }
+            // Before what they refer to has its tag: whoever checks signatures finds them from the first moment on.
+            self.add_children(source, referrers, depth)?;
+        }
+        Ok(())
+    }
+
+    fn add_children(&mut self, source: &dyn Source, manifests: Vec<Descriptor>, depth: usize) -> Result<(), Error> {
+        for descriptor in manifests {
+            if self.seen.insert(descriptor.digest().clone()) {
+                let child = source.manifest(Some(descriptor.digest()))?;
+                self.add(source, &child, depth + 1)?;
+                self.children.push(child);
             }
         }
         Ok(())
@@ -170,7 +194,17 @@ struct Results {
     failure: Option<Error>,
 }
 
-impl Transfer<'_> {
+impl<'a> Transfer<'a> {
+    fn new(
+        source: &'a dyn Source,
+        destination: &'a dyn Destination,
+        progress: &'a dyn Progress,
+        blobs: VecDeque<Descriptor>,
+    ) -> Self {
+        let results = Mutex::new(Results { sent: 0, skipped: 0, failure: None });
+        Self { source, destination, progress, queue: Mutex::new(blobs), results, stop: AtomicBool::new(false) }
+    }
+
     fn run(self, jobs: usize) -> Result<Results, Error> {
         let lanes = jobs.clamp(1, 64).min(lock(&self.queue).len().max(1));
         std::thread::scope(|scope| {
@@ -234,7 +268,7 @@ impl Content for Moving<'_> {
     }
 
     fn origin(&self) -> Option<Origin> {
-        self.transfer.source.origin()
+        self.transfer.source.origin(self.descriptor)
     }
 }
 

@@ -1,16 +1,19 @@
-//! Files from the web, for `ADD https://...`: anonymous, redirects followed, tried again when the network fails.
+//! Files from the web, for `ADD https://...`: redirects followed, tried again when the network fails.
 //!
-//! Invariant: no credential is sent, and a file is told only when all of it came. What the bytes ought to be is the
+//! Invariant: no credential is sent but the one that the caller gives, and that to the URL's own host only; a file is
+//! told only when all of it came. What the bytes ought to be is the
 //! caller's to know: nothing here trusts a server's word for it, neither an ETag nor a digest in a header.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::client::Client;
 use crate::error::{Answer, Cause, Error};
 use crate::hosts::Host;
 use crate::retry::parse_retry_after;
+use crate::secret::Secret;
 use crate::transport::{Response, read_cause};
 use crate::url::Url;
 
@@ -25,20 +28,29 @@ pub struct Fetched {
 
 impl Client {
     /// Fetches what an http or https URL leads to into `file`, from its begin; what was in the file is gone.
+    /// `authorization` is the value of that header.
     ///
     /// # Errors
     /// If the URL is none, the server refuses, more than `limit_bytes` come, or the file cannot be written. An
     /// unknown part of the file is written then.
-    pub fn fetch(&self, url: &str, limit_bytes: u64, file: &mut File) -> Result<Fetched, Error> {
+    pub fn fetch(
+        &self,
+        url: &str,
+        authorization: Option<&Secret>,
+        limit_bytes: u64,
+        file: &mut File,
+    ) -> Result<Fetched, Error> {
         let url = Url::parse(url).map_err(|what| Error::new("fetch a file", Cause::Input(what)))?;
         let doing = format!("fetch {url}");
-        let attempt = || self.fetch_once(&url, limit_bytes, file);
+        let mut host = Host::of_url(&url);
+        Arc::make_mut(&mut host.headers).extend(authorization.map(|value| ("Authorization".to_owned(), value.clone())));
+        let attempt = || self.fetch_once(&url, &host, limit_bytes, file);
         self.retry().run(&doing, self.progress(), attempt).map_err(|cause| Error::new(&doing, cause))
     }
 
-    fn fetch_once(&self, url: &Url, limit_bytes: u64, file: &mut File) -> Result<Fetched, Cause> {
+    fn fetch_once(&self, url: &Url, host: &Host, limit_bytes: u64, file: &mut File) -> Result<Fetched, Cause> {
         let name = url.origin().authority();
-        let response = self.fetch_foreign(url, &Host::of_url(url), Vec::new())?;
+        let response = self.fetch_foreign(url, host, Vec::new())?;
         if response.status != 200 {
             return Err(refusal(url, &response));
         }
@@ -142,7 +154,7 @@ mod tests {
 
     fn fetch(url: &str, limit_bytes: u64) -> (Result<Fetched, Error>, String) {
         let mut file = tempfile::tempfile().expect("a temporary file");
-        let fetched = client().fetch(url, limit_bytes, &mut file);
+        let fetched = client().fetch(url, None, limit_bytes, &mut file);
         file.seek(SeekFrom::Start(0)).expect("a file seeks");
         (fetched, io::read_to_string(file).expect("text"))
     }
@@ -158,6 +170,18 @@ mod tests {
         let seen = server.join().expect("the server ends");
         assert!(seen[1].starts_with("GET /there "), "{seen:?}");
         assert!(!seen.join("\n").to_lowercase().contains("authorization"), "{seen:?}");
+    }
+
+    #[test]
+    fn an_authorization_goes_to_the_host_itself_and_not_where_it_sends_us() {
+        let (other, other_server) = serve(vec![answer("200 OK", "", "hello")]);
+        let moved = answer("302 Found", &format!("Location: {other}/there\r\n"), "");
+        let (url, server) = serve(vec![moved]);
+        let mut file = tempfile::tempfile().expect("a temporary file");
+        let secret = Secret::new("Bearer x".to_owned());
+        client().fetch(&url, Some(&secret), 100, &mut file).expect("it comes");
+        assert!(server.join().expect("the server ends")[0].to_lowercase().contains("authorization: bearer x"));
+        assert!(!other_server.join().expect("the server ends")[0].to_lowercase().contains("authorization"));
     }
 
     #[test]

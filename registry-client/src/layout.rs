@@ -3,6 +3,7 @@
 //! Invariant: every file appears whole: written beside its place, synced, renamed. `index.json` changes under a lock,
 //! last, so that it never names what is not there.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -14,8 +15,9 @@ use serde_json::{Value, json};
 
 use crate::digest::{self, VerifyingReader};
 use crate::error::{Cause, Error};
-use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest};
+use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
+use crate::referrers;
 
 /// The annotation by which an `index.json` names its images.
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -27,12 +29,36 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 pub struct OciLayout {
     directory: PathBuf,
     tag: Option<String>,
+    /// What `index.json` says of the image besides its name.
+    annotations: BTreeMap<String, String>,
 }
 
 impl OciLayout {
     /// Names an image; as a destination the directory is made when something is put there.
     pub fn new(directory: impl Into<PathBuf>, tag: Option<String>) -> Self {
-        Self { directory: directory.into(), tag }
+        Self { directory: directory.into(), tag, annotations: BTreeMap::new() }
+    }
+
+    /// As a destination, also writes these annotations beside the image's name in `index.json`.
+    #[must_use]
+    pub fn annotated(mut self, annotations: BTreeMap<String, String>) -> Self {
+        self.annotations = annotations;
+        self
+    }
+
+    /// The annotations of the image's entry in `index.json`.
+    fn entry_annotations(&self) -> BTreeMap<&str, &str> {
+        let own = self.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        own.chain(self.tag.as_deref().map(|tag| (NAME, tag))).collect()
+    }
+
+    /// The names of its images.
+    ///
+    /// # Errors
+    /// If there is no layout, or its index is none.
+    pub fn names(&self) -> Result<Vec<String>, Error> {
+        let all = listed(&Directory(&self.directory), &self.words())?;
+        Ok(all.iter().filter_map(|descriptor| annotation(descriptor, NAME)).collect())
     }
 
     fn disk(&self, path: &Path, source: io::Error) -> Error {
@@ -67,8 +93,8 @@ impl OciLayout {
         write().map_err(|error| self.disk(&path, error))
     }
 
-    /// Makes `manifest` what this place names.
-    fn name_manifest(&self, manifest: &Manifest) -> Result<(), Error> {
+    /// Lists `manifest` in `index.json`: as what this place names, or as a referrer, which has no name.
+    fn list_manifest(&self, manifest: &Manifest, is_named: bool) -> Result<(), Error> {
         let path = self.directory.join("index.json");
         let lock = File::open(&self.directory).map_err(|error| self.disk(&self.directory, error))?;
         // Held until `lock` is dropped: another process's change must not be lost.
@@ -84,13 +110,22 @@ impl OciLayout {
         let manifests = index.get_mut("manifests").and_then(Value::as_array_mut);
         let manifests = manifests.ok_or_else(|| self.malformed("it has no list of manifests"))?;
         let name_of = |entry: &Value| entry.pointer("/annotations")?.get(NAME)?.as_str().map(str::to_owned);
-        manifests.retain(|entry| name_of(entry) != self.tag);
-        let mut entry = json!({
-            "mediaType": manifest.media_type(), "digest": manifest.digest().as_ref(), "size": manifest.bytes().len(),
-        });
-        if let Some(tag) = &self.tag {
-            entry["annotations"] = json!({ NAME: tag });
-        }
+        let is_referrer = |entry: &Value| entry.get("artifactType").is_some() && name_of(entry).is_none();
+        let is_same = |entry: &Value| entry.get("digest").and_then(Value::as_str) == Some(manifest.digest().as_ref());
+        let entry = if is_named {
+            manifests.retain(|entry| is_referrer(entry) || name_of(entry) != self.tag);
+            let mut entry = json!({
+                "mediaType": manifest.media_type(), "digest": manifest.digest().as_ref(),
+                "size": manifest.bytes().len(),
+            });
+            if !self.entry_annotations().is_empty() {
+                entry["annotations"] = json!(self.entry_annotations());
+            }
+            entry
+        } else {
+            manifests.retain(|entry| !(is_referrer(entry) && is_same(entry)));
+            referrers::entry_of(manifest)
+        };
         manifests.push(entry);
         replace(&path, index.to_string().as_bytes()).map_err(|error| self.disk(&path, error))
     }
@@ -118,11 +153,23 @@ impl Source for OciLayout {
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         open_blob(&Directory(&self.directory), &self.words(), descriptor)
     }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        read_referrers(&Directory(&self.directory), &self.words(), subject)
+    }
 }
 
 impl Destination for OciLayout {
     fn name(&self) -> String {
         self.words()
+    }
+
+    fn named(&self) -> Result<Option<Digest>, Error> {
+        match find(&Directory(&self.directory), &self.words(), self.tag.as_deref()) {
+            Ok(named) => Ok(Some(named.digest().clone())),
+            Err(error) if matches!(error.cause(), Cause::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
@@ -142,7 +189,7 @@ impl Destination for OciLayout {
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         self.write_blob(manifest.digest(), &mut manifest.bytes())?;
-        if is_top { self.name_manifest(manifest) } else { Ok(()) }
+        if is_top || manifest.subject().is_some() { self.list_manifest(manifest, is_top) } else { Ok(()) }
     }
 }
 
@@ -225,15 +272,51 @@ struct IndexFile {
     manifests: Vec<Descriptor>,
 }
 
+/// What `index.json` lists.
+fn listed(files: &dyn Files, place: &str) -> Result<Vec<Descriptor>, Error> {
+    let bytes = read_small(files, place, "index.json")?;
+    let index: Result<IndexFile, _> = serde_json::from_slice(&bytes);
+    index.map(|index| index.manifests).map_err(|error| {
+        let what = format!("index.json is not an index: {error}");
+        Error::local(format!("find the image in {place}"), Cause::Malformed(what))
+    })
+}
+
+fn annotation(descriptor: &Descriptor, key: &str) -> Option<String> {
+    descriptor.annotations().as_ref()?.get(key).cloned()
+}
+
+/// What a layout lists as referring to `subject`: manifests without a name as oras and we write them, and what is under
+/// the tag for its referrers as regctl writes it.
+pub(crate) fn read_referrers(files: &dyn Files, place: &str, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+    let mut candidates = listed(files, place)?;
+    let tag = referrers::fallback_tag(subject);
+    if let Some(list) = candidates.iter().find(|entry| annotation(entry, NAME).as_ref() == Some(&tag)) {
+        let list = read_manifest(files, place, None, Some(list.digest()))?;
+        if let ManifestContent::Index(entries) = list.content() {
+            candidates.extend(entries);
+        }
+    }
+    let mut found: Vec<Descriptor> = Vec::new();
+    for candidate in candidates {
+        let manifest = read_manifest(files, place, None, Some(candidate.digest()))?;
+        let refers = manifest.subject().is_some_and(|about| about.digest() == subject);
+        if refers && found.iter().all(|known| known.digest() != candidate.digest()) {
+            found.push(candidate);
+        }
+    }
+    Ok(found)
+}
+
 fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
     let fail = |cause| Error::local(format!("find the image in {place}"), cause);
-    let bytes = read_small(files, place, "index.json")?;
-    let index: IndexFile = serde_json::from_slice(&bytes)
-        .map_err(|error| fail(Cause::Malformed(format!("index.json is not an index: {error}"))))?;
-    let annotation = |descriptor: &Descriptor, key: &str| descriptor.annotations().as_ref()?.get(key).cloned();
+    let all = listed(files, place)?;
+    let is_referrer =
+        |descriptor: &Descriptor| descriptor.artifact_type().is_some() && annotation(descriptor, NAME).is_none();
     let Some(tag) = tag else {
-        return match index.manifests.as_slice() {
-            [only] => Ok(only.clone()),
+        let images: Vec<&Descriptor> = all.iter().filter(|descriptor| !is_referrer(descriptor)).collect();
+        return match images.as_slice() {
+            [only] => Ok((*only).clone()),
             [] => Err(fail(Cause::Missing("it holds no image".to_owned()))),
             many => {
                 let names: Vec<String> = many.iter().filter_map(|descriptor| annotation(descriptor, NAME)).collect();
@@ -244,9 +327,9 @@ fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor,
     };
     let is_named = |descriptor: &&Descriptor, key| annotation(descriptor, key).as_deref() == Some(tag);
     // No tag has a colon: what has one is a digest, and names itself.
-    let found = index.manifests.iter().find(|descriptor| descriptor.digest().as_ref() == tag);
-    let found = found.or_else(|| index.manifests.iter().find(|descriptor| is_named(descriptor, NAME)));
-    let found = found.or_else(|| index.manifests.iter().find(|descriptor| is_named(descriptor, CONTAINERD_NAME)));
+    let found = all.iter().find(|descriptor| descriptor.digest().as_ref() == tag);
+    let found = found.or_else(|| all.iter().find(|descriptor| is_named(descriptor, NAME)));
+    let found = found.or_else(|| all.iter().find(|descriptor| is_named(descriptor, CONTAINERD_NAME)));
     found.cloned().ok_or_else(|| fail(Cause::Missing(format!("it holds no image named {tag}"))))
 }
 

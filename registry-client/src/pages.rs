@@ -42,7 +42,7 @@ pub(crate) fn follow(
 }
 
 /// The target of `<...>; rel="next"` among the links of a header (RFC 8288).
-fn next_link(header: &str) -> Option<&str> {
+pub(crate) fn next_link(header: &str) -> Option<&str> {
     let mut rest = header;
     loop {
         let (target, after) = rest.trim().strip_prefix('<')?.split_once('>')?;
@@ -76,19 +76,6 @@ mod tests {
     #[test]
     fn a_header_of_very_many_links_is_read_too() {
         assert_eq!(next_link(&"</x>; rel=\"prev\", ".repeat(100_000)), None);
-    }
-
-    #[test]
-    fn headers_that_are_almost_right_are_read_without_panic_and_lead_to_what_they_hold() {
-        let seeds = [
-            r#"</v2/a/tags/list?last=x&n=2>; rel="next""#,
-            r#"</x,y>; rel="prev", </z>; title="a;b"; rel=next"#,
-            r#"<https://h/x>;title=y;rel=next"#,
-        ];
-        let found = crate::mutations::mutations(&seeds, 20_000)
-            .filter(|header| next_link(header).is_some_and(|target| header.contains(&format!("<{target}>"))))
-            .count();
-        assert!(found > 1000, "the mutations go deep: {found}");
     }
 
     proptest! {

@@ -7,7 +7,7 @@ use std::io::Read;
 
 use oci_spec::image::{Descriptor, Digest};
 
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use crate::manifest::Manifest;
 
 /// A place that holds one image (or index), named when the value is made.
@@ -22,6 +22,14 @@ pub trait Source: Send + Sync {
     /// If it is missing, not readable or not a manifest.
     fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error>;
 
+    /// The digest of what the place names.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    fn digest(&self) -> Result<Digest, Error> {
+        Ok(self.manifest(None)?.digest().clone())
+    }
+
     /// The content of a blob from its begin. The reader verifies: it fails instead of handing out the last bytes
     /// of content that is not what the descriptor says. It may be opened any number of times.
     ///
@@ -29,9 +37,19 @@ pub trait Source: Send + Sync {
     /// If the blob is missing or the place cannot be reached.
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error>;
 
-    /// The repository where the blobs of this image lie, if it is one at a registry.
-    fn origin(&self) -> Option<Origin> {
+    /// The repository where a blob of this image lies, if it is one at a registry.
+    fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
+        let _ = descriptor;
         None
+    }
+
+    /// The manifests that refer to `subject` (signatures, bills of material), as the place lists them.
+    ///
+    /// # Errors
+    /// If the place keeps no such list, or cannot be read.
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let what = "it keeps no list of what refers to an image; registries and layouts do".to_owned();
+        Err(Error::local(format!("list what refers to {subject} in {}", self.name()), Cause::Input(what)))
     }
 }
 
@@ -73,6 +91,14 @@ pub trait Destination: Send + Sync {
     /// The place in words, as a person would type it; for messages.
     fn name(&self) -> String;
 
+    /// What the place names now, where that can be told without reading it; `None` if nothing.
+    ///
+    /// # Errors
+    /// If the place cannot be reached.
+    fn named(&self) -> Result<Option<Digest>, Error> {
+        Ok(None)
+    }
+
     /// Whether the blob is there, whole.
     ///
     /// # Errors
@@ -87,7 +113,7 @@ pub trait Destination: Send + Sync {
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error>;
 
     /// Puts a manifest whose blobs (or manifests) were put before, byte for byte; one that `is_top` becomes what
-    /// the place names, and completes it.
+    /// the place names, and completes it. One with a subject is listed among what refers to that.
     ///
     /// # Errors
     /// If the place refuses it.

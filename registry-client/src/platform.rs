@@ -38,6 +38,13 @@ impl Platform {
         Self { os, architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
     }
 
+    /// The platform that a descriptor of an index states.
+    pub fn of(descriptor: &Descriptor) -> Option<Self> {
+        let platform = descriptor.platform().as_ref()?;
+        let (os, architecture) = (platform.os().to_string(), platform.architecture().to_string());
+        Some(Self::new(&os, &architecture, platform.variant().as_deref()))
+    }
+
     /// The platform of this program, with Linux as its system.
     pub fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
@@ -93,7 +100,7 @@ impl Platform {
     pub(crate) fn choose<'a>(&self, manifests: &'a [Descriptor]) -> Option<&'a Descriptor> {
         let images = || manifests.iter().filter(|descriptor| !is_attestation(descriptor));
         for wanted in self.accepted() {
-            if let Some(found) = images().find(|descriptor| of(descriptor).as_ref() == Some(&wanted)) {
+            if let Some(found) = images().find(|descriptor| Self::of(descriptor).as_ref() == Some(&wanted)) {
                 return Some(found);
             }
         }
@@ -105,19 +112,19 @@ impl Platform {
     }
 }
 
-/// The platform that a descriptor of an index states.
-pub(crate) fn of(descriptor: &Descriptor) -> Option<Platform> {
-    let platform = descriptor.platform().as_ref()?;
-    let (os, architecture) = (platform.os().to_string(), platform.architecture().to_string());
-    Some(Platform::new(&os, &architecture, platform.variant().as_deref()))
-}
-
 /// BuildKit's attestations lie in indexes as images of the platform unknown/unknown.
-fn is_attestation(descriptor: &Descriptor) -> bool {
+pub(crate) fn is_attestation(descriptor: &Descriptor) -> bool {
     let annotations = descriptor.annotations().as_ref();
     annotations.is_some_and(|all| all.contains_key("vnd.docker.reference.type"))
-        || of(descriptor).is_some_and(|platform| platform.os == "unknown")
+        || Platform::of(descriptor).is_some_and(|platform| platform.os == "unknown")
 }
+
+/// Systems that may stand alone, of those that Go knows.
+const KNOWN_SYSTEMS: [&str; 4] = ["linux", "windows", "darwin", "freebsd"];
+
+/// Architectures that may stand alone: those that images are made for.
+const KNOWN_ARCHITECTURES: [&str; 11] =
+    ["386", "amd64", "arm", "arm64", "loong64", "mips64le", "ppc64le", "riscv64", "s390x", "mipsle", "wasm"];
 
 impl FromStr for Platform {
     type Err = Error;
@@ -128,6 +135,11 @@ impl FromStr for Platform {
         let parts: Vec<&str> = text.split('/').collect();
         let is_good = parts.iter().all(is_word);
         match parts.as_slice() {
+            // As containerd has it, what is left out is the machine's own.
+            [os] if KNOWN_SYSTEMS.contains(os) => Ok(Self::new(os, Self::host().architecture(), None)),
+            [architecture] if KNOWN_ARCHITECTURES.contains(&Self::new("linux", architecture, None).architecture()) => {
+                Ok(Self::new(Self::host().os(), architecture, None))
+            }
             [os, architecture] if is_good => Ok(Self::new(os, architecture, None)),
             [os, architecture, variant] if is_good => Ok(Self::new(os, architecture, Some(variant))),
             _ => {
@@ -148,6 +160,15 @@ impl fmt::Display for Platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_system_or_an_architecture_may_stand_alone() {
+        let parsed = |text: &str| text.parse::<Platform>().map(|platform| platform.to_string());
+        assert_eq!(parsed("arm64").expect("valid"), "linux/arm64");
+        assert_eq!(parsed("x86_64").expect("valid"), "linux/amd64");
+        assert_eq!(parsed("windows").expect("valid"), format!("windows/{}", Platform::host().architecture()));
+        assert!(parsed("").is_err() && parsed("sparrow").is_err() && parsed("linux/").is_err());
+    }
 
     fn index(platforms: &[&str]) -> Vec<Descriptor> {
         let one = |(number, text): (usize, &&str)| {
@@ -205,7 +226,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Platform>().expect("valid").to_string(), normal);
         }
-        for bad in ["", "linux", "linux/", "a/b/c/d", "linux/a b"] {
+        for bad in ["", "sparrow", "linux/", "a/b/c/d", "linux/a b"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
     }

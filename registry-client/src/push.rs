@@ -2,10 +2,10 @@
 //!
 //! Invariant: the tag moves last, when everything that its manifest points to is there.
 
-use oci_spec::image::Descriptor;
+use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
-use crate::error::{Cause, Error};
+use crate::error::{Answer, Cause, Error};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Stored};
 use crate::pull::selector;
@@ -34,6 +34,17 @@ impl RegistryDestination {
 impl Destination for RegistryDestination {
     fn name(&self) -> String {
         format!("docker://{}", self.reference)
+    }
+
+    fn named(&self) -> Result<Option<Digest>, Error> {
+        match self.repository.resolve(&self.selector) {
+            Ok(descriptor) => Ok(Some(descriptor.digest().clone())),
+            // Some registries hide with 401 or 403 that a repository is not there yet.
+            Err(error) => match error.cause() {
+                Cause::Answer(Answer { status: 401 | 403 | 404, .. }) | Cause::Unauthorized { .. } => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {

@@ -157,7 +157,7 @@ impl Repository {
 }
 
 /// The tag under which the referrers of a subject are listed: algorithm and digest, cut to 32 and 64 characters.
-fn fallback_tag(subject: &Digest) -> String {
+pub(crate) fn fallback_tag(subject: &Digest) -> String {
     let safe = |text: &str, length: usize| -> String {
         let is_safe = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         text.chars().take(length).map(|c| if is_safe(c) { c } else { '-' }).collect()
@@ -166,7 +166,7 @@ fn fallback_tag(subject: &Digest) -> String {
 }
 
 /// A referrer as the index lists it.
-fn entry_of(referrer: &Manifest) -> Value {
+pub(crate) fn entry_of(referrer: &Manifest) -> Value {
     let mut entry = json!({
         "mediaType": referrer.media_type(), "digest": referrer.digest().as_ref(), "size": referrer.bytes().len(),
     });

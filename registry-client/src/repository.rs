@@ -253,7 +253,11 @@ impl Repository {
             match response.status {
                 200..=299 => {
                     let size = response.header("content-length").and_then(|text| text.parse::<u64>().ok());
-                    Ok(size.is_none_or(|size| size == descriptor.size()))
+                    let is_whole = size.is_none_or(|size| size == descriptor.size());
+                    if is_whole {
+                        self.client.known_blobs().note(&self.origin(), descriptor.digest());
+                    }
+                    Ok(is_whole)
                 }
                 404 => Ok(false),
                 _ => Err(self.client.refusal(&call, response)),
@@ -276,6 +280,8 @@ impl Repository {
             ways.push(self.clone());
         }
         let reader = WaysReader::open(ways, descriptor)?;
+        // A push to the same registry, of what was built on this, need not send it.
+        self.client.known_blobs().note(&self.origin(), descriptor.digest());
         Ok(Box::new(VerifyingReader::new(reader, descriptor)?))
     }
 
@@ -294,7 +300,10 @@ impl Repository {
     /// # Errors
     /// If the content fails, or the registry refuses it or stores something else.
     pub fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        Upload::new(&self.clone().for_push(), descriptor, content).run()
+        let writer = self.clone().for_push();
+        let stored = Upload::new(&writer, descriptor, content).run()?;
+        self.client.known_blobs().note(&writer.origin(), descriptor.digest());
+        Ok(stored)
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -352,6 +361,11 @@ impl Repository {
     /// The same, asking for the right to delete.
     pub(crate) fn for_delete(&self) -> Self {
         Self { scopes: Scopes::delete(&self.name), ..self.clone() }
+    }
+
+    /// The same, asking for the right to list repositories.
+    pub(crate) fn for_catalog(&self) -> Self {
+        Self { scopes: Scopes::default().with("registry:catalog:*"), ..self.clone() }
     }
 
     pub(crate) fn scopes(&self) -> &Scopes {

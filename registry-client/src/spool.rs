@@ -153,7 +153,7 @@ pub(crate) fn pieces(size_bytes: u64, piece_bytes: u64) -> usize {
 }
 
 /// Opens a file and locks it, so that the path still means it: its last holder may have deleted it in between.
-fn open_locked(path: &Path) -> io::Result<Option<File>> {
+pub(crate) fn open_locked(path: &Path) -> io::Result<Option<File>> {
     // Without following links: in a directory that others can write to, one could lead to any file of ours.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let mut options = OpenOptions::new();

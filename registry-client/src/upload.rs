@@ -1,15 +1,18 @@
 //! One blob on its way into a repository: mounted, sent in one request, or in chunks where only these pass.
 //!
-//! Invariant: the blob counts as stored only after the registry confirmed its digest; a broken session is abandoned.
+//! Invariant: the blob counts as stored only after the registry confirmed its digest. A session that broke is gone on
+//! with where the registry still has it, else abandoned.
 
 use std::io::{self, Read};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use oci_spec::image::Descriptor;
 
 use crate::client::{MakeBody, check_move};
 use crate::error::{Cause, Error};
-use crate::place::{Content, Stored};
+use crate::kept::KeptSession;
+use crate::place::{Content, Origin, Stored};
+use crate::pull::PROGRESS_BYTES;
 use crate::repository::{Repository, check_stored};
 use crate::transport::{Body, Method, Response};
 use crate::url::Url;
@@ -29,6 +32,10 @@ pub(crate) struct Upload<'a> {
     content_failed: AtomicBool,
     /// Tries so far that failed.
     failures: AtomicU32,
+    /// How far it had come when it was gone on with.
+    reached: AtomicU64,
+    /// Where the session is kept for a process after this one.
+    kept: Option<KeptSession>,
 }
 
 /// An upload session at the registry.
@@ -47,28 +54,44 @@ impl<'a> Upload<'a> {
     pub(crate) fn new(repository: &'a Repository, descriptor: &'a Descriptor, content: &'a dyn Content) -> Self {
         let origin = repository.origin();
         let doing = format!("push the blob {} to {}/{}", descriptor.digest(), origin.registry, origin.repository);
+        // A smaller blob is sent again as quickly as its session is asked about.
+        let spool = repository.client().options().spool.as_ref().filter(|_| descriptor.size() > CHUNK_BYTES);
+        let kept = spool.and_then(|directory| KeptSession::open(directory, &origin, descriptor));
         Self {
             repository,
             descriptor,
             content,
             doing,
+            kept,
             content_failed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
+            reached: AtomicU64::new(0),
         }
     }
 
-    /// Uploads, with new tries where the connection or the registry failed.
+    /// Uploads, with new tries where the connection or the registry failed. What a broken try, or a killed process,
+    /// brought to the registry is not sent again, if the registry kept it.
     pub(crate) fn run(&self) -> Result<Stored, Error> {
+        let mut open = self.kept.as_ref().and_then(|kept| self.kept_session(kept));
         let mut is_first = true;
         loop {
-            let cause = match self.attempt(is_first) {
-                Ok(stored) => return Ok(stored),
+            let cause = match self.attempt(is_first, &mut open) {
+                Ok(stored) => {
+                    self.forget_session();
+                    return Ok(stored);
+                }
                 Err(cause) => cause,
             };
-            self.pause(cause).map_err(|cause| Error::new(&self.doing, cause))?;
+            if let Err(cause) = self.pause(cause) {
+                if open.is_none() {
+                    self.forget_session();
+                }
+                return Err(Error::new(&self.doing, cause));
+            }
             is_first = false;
             // The answer may have been lost, not the upload.
             if self.repository.has_blob(self.descriptor).unwrap_or(false) {
+                self.forget_session();
                 return Ok(Stored::Sent);
             }
         }
@@ -96,29 +119,83 @@ impl<'a> Upload<'a> {
         }
     }
 
-    fn attempt(&self, is_first: bool) -> Result<Stored, Cause> {
-        let session = match is_first.then(|| self.mount()).flatten() {
+    /// One try; a session that may be gone on with is left in `open`.
+    fn attempt(&self, is_first: bool, open: &mut Option<Session>) -> Result<Stored, Cause> {
+        if let Some(session) = open.take()
+            && let Some(sent) = self.resume(session, open)
+        {
+            return sent.map(|()| Stored::Sent);
+        }
+        let mut session = match is_first.then(|| self.mount()).flatten() {
             Some(Mount::Done) => return Ok(Stored::Mounted),
             Some(Mount::Session(session)) => session,
             None => self.begin()?,
         };
-        let mut location = session.location.clone();
+        self.keep_session(&session);
         let mut sent = self.patiently(|| self.send_whole(&session));
         if let Err(Cause::Answer(answer)) = &sent
             && answer.status == 413
             && self.repository.host().allows_chunks()
         {
-            self.abandon(&location);
-            let session = self.begin()?;
-            location = session.location.clone();
-            sent = self.send_in_chunks(session);
+            self.abandon(&session.location);
+            session = self.begin()?;
+            self.keep_session(&session);
+            sent = self.send_in_chunks(&mut session, 0);
         }
-        // A peer that is gone would only make us wait once more.
-        let is_gone = matches!(sent, Err(Cause::Broken { .. } | Cause::Stalled { .. } | Cause::Refused { .. }));
-        if sent.is_err() && !is_gone {
-            self.abandon(&location);
+        match &sent {
+            Ok(()) => {}
+            Err(cause) if cause.is_transient() => *open = Some(session),
+            Err(_) => self.abandon(&session.location),
         }
         sent.map(|()| Stored::Sent)
+    }
+
+    /// Goes on with a session where the registry says that it is; `None` if it is gone or empty, or led to nothing.
+    fn resume(&self, mut session: Session, open: &mut Option<Session>) -> Option<Result<(), Cause>> {
+        if !self.repository.host().allows_chunks() {
+            return None;
+        }
+        let position = self.status(&mut session).ok()?;
+        if position == 0 || position > self.descriptor.size() {
+            self.abandon(&session.location);
+            return None;
+        }
+        if position >= self.reached.swap(position, Ordering::Relaxed) + PROGRESS_BYTES {
+            self.failures.store(0, Ordering::Relaxed);
+        }
+        tracing::debug!(position, digest = %self.descriptor.digest(), "an upload goes on");
+        match self.send_in_chunks(&mut session, position) {
+            Ok(()) => Some(Ok(())),
+            Err(cause) if self.content_failed.load(Ordering::Relaxed) => Some(Err(cause)),
+            Err(cause) if cause.is_transient() => {
+                *open = Some(session);
+                Some(Err(cause))
+            }
+            // The parts may not fit together: all of it is sent once more.
+            Err(cause) => {
+                tracing::debug!(%cause, "an upload begins anew");
+                self.abandon(&session.location);
+                None
+            }
+        }
+    }
+
+    fn kept_session(&self, kept: &KeptSession) -> Option<Session> {
+        let location = kept.url()?;
+        check_move(self.repository.host().endpoint.origin(), &location).ok()?;
+        Some(Session { location, chunk_bytes: CHUNK_BYTES })
+    }
+
+    fn keep_session(&self, session: &Session) {
+        if let Some(kept) = &self.kept {
+            kept.keep(&session.location);
+        }
+    }
+
+    fn forget_session(&self) {
+        if let Some(kept) = &self.kept {
+            kept.forget();
+        }
     }
 
     fn begin(&self) -> Result<Session, Cause> {
@@ -127,22 +204,30 @@ impl<'a> Upload<'a> {
         self.session(&url, &response)
     }
 
-    /// Tries to mount from the origin; `None` where that is not possible, and a plain start is due.
+    /// Tries to mount from a repository that has it; `None` where none is known, and a plain start is due.
     fn mount(&self) -> Option<Mount> {
-        let (from, here) = (self.content.origin()?, self.repository.origin());
+        let here = self.repository.origin();
+        let known = self.repository.client().known_blobs();
         // Docker Hub answers 400 to a repository of another registry.
-        if from.registry != here.registry || from.repository == here.repository {
-            return None;
-        }
+        let is_near = |from: &Origin| from.registry == here.registry && from.repository != here.repository;
+        let (registry, digest) = (&here.registry, self.descriptor.digest());
+        let remembered = known.repositories(registry, digest).into_iter();
+        let remembered = remembered.map(|repository| Origin { registry: registry.clone(), repository });
+        let from = self.content.origin().into_iter().chain(remembered).find(is_near)?;
         let url = self.repository.url("blobs/uploads/");
-        let mount_url = url.clone().with_parameter("mount", self.descriptor.digest().as_ref());
+        let mount_url = url.clone().with_parameter("mount", digest.as_ref());
         let mount_url = mount_url.with_parameter("from", &from.repository);
         let scopes = self.repository.scopes().with(&format!("repository:{}:pull", from.repository));
         let body: &MakeBody<'_> = &|| Ok(Body::Empty);
         let mut call = self.repository.call_with_scopes(Method::Post, mount_url, Vec::new(), body, &scopes);
         call.may_repeat = false;
-        match self.repository.client().call(&self.doing, &call) {
-            Ok(response) if response.status == 201 => Some(Mount::Done),
+        let answer = self.repository.client().call(&self.doing, &call);
+        if matches!(&answer, Ok(response) if response.status == 201) {
+            return Some(Mount::Done);
+        }
+        // Whatever the reason, it would be in vain the next time too.
+        known.forget(&from, digest);
+        match answer {
             Ok(response) if response.status == 202 => self.session(&url, &response).ok().map(Mount::Session),
             // A refused mount is no failure: the blob is sent instead.
             _ => None,
@@ -190,20 +275,24 @@ impl<'a> Upload<'a> {
         check_stored(response, self.descriptor.digest())
     }
 
-    fn send_in_chunks(&self, mut session: Session) -> Result<(), Cause> {
+    /// PATCHes what lies behind `start`, then ends the upload.
+    fn send_in_chunks(&self, session: &mut Session, start: u64) -> Result<(), Cause> {
         let mut content = self.open()?;
-        let mut start = 0;
+        let read_cause = |error| Error::from_io(&self.doing, "the content", error).into_cause();
+        let skipped = io::copy(&mut (&mut content).take(start), &mut io::sink()).map_err(read_cause)?;
+        let mut start = skipped;
         while start < self.descriptor.size() {
             let mut chunk = Vec::new();
             let read = (&mut content).take(session.chunk_bytes).read_to_end(&mut chunk);
-            read.map_err(|error| Error::from_io(&self.doing, "the content", error).into_cause())?;
+            read.map_err(read_cause)?;
             if chunk.is_empty() {
                 return Err(Cause::Malformed("the content ended early".to_owned()));
             }
-            self.send_chunk(&mut session, start, &chunk)?;
+            self.send_chunk(session, start, &chunk)?;
+            self.keep_session(session);
             start += chunk.len() as u64;
         }
-        let response = self.patiently(|| self.request_once(Method::Put, &self.final_url(&session)))?;
+        let response = self.patiently(|| self.request_once(Method::Put, &self.final_url(session)))?;
         self.check_created(&response)
     }
 
@@ -223,7 +312,9 @@ impl<'a> Upload<'a> {
                     client.progress().retrying(&self.doing, &cause.to_string(), wait);
                     std::thread::sleep(wait);
                     tries += 1;
-                    position = self.status(session)?;
+                    // A session that is gone ends this try, and not the upload.
+                    let Ok(reached) = self.status(session) else { return Err(cause) };
+                    position = reached;
                     if position < start || position > end {
                         return Err(Cause::Malformed(format!("the registry lost bytes: it has {position} of {start}")));
                     }
@@ -254,7 +345,7 @@ impl<'a> Upload<'a> {
 
     /// Asks how many bytes a session has (distribution-spec, "Pushing a blob in chunks").
     fn status(&self, session: &mut Session) -> Result<u64, Cause> {
-        let response = self.repository.request(&self.doing, Method::Get, session.location.clone(), Vec::new())?;
+        let response = self.patiently(|| self.request_once(Method::Get, &session.location))?;
         if response.header("location").is_some() {
             session.location = self.location(&session.location, &response)?;
         }
@@ -270,6 +361,9 @@ impl<'a> Upload<'a> {
 
     /// Frees the session; registries forget it anyway some day, so a failure is none.
     fn abandon(&self, location: &Url) {
+        if let Some(kept) = &self.kept {
+            kept.clear();
+        }
         let mut call = self.repository.call(Method::Delete, location.clone(), Vec::new(), &|| Ok(Body::Empty));
         call.may_repeat = false;
         let _ = self.repository.client().call(&self.doing, &call);

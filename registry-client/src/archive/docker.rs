@@ -157,7 +157,9 @@ fn describe(files: &TarFiles, name: &str, diff_id: Digest) -> io::Result<Descrip
 pub struct DockerArchiveDestination {
     file: PathBuf,
     words: String,
-    reference: Option<Reference>,
+    references: Vec<Reference>,
+    /// The archive's files in a directory, instead of the archive.
+    is_directory: bool,
     staging: tempfile::TempDir,
     /// Uncompressed digest and size of each blob that was put.
     plain: std::sync::Mutex<Vec<(Digest, Plain)>>,
@@ -178,7 +180,23 @@ impl DockerArchiveDestination {
         let words = words(file, reference.as_ref());
         let staging =
             staging(file).map_err(|error| Error::disk(format!("write {words}"), layout::parent(file), error))?;
-        Ok(Self { file: file.to_owned(), words, reference, staging, plain: std::sync::Mutex::default() })
+        let references = reference.into_iter().collect();
+        let plain = std::sync::Mutex::default();
+        Ok(Self { file: file.to_owned(), words, references, is_directory: false, staging, plain })
+    }
+
+    /// Gives the image one more name.
+    #[must_use]
+    pub fn also_named(mut self, reference: Reference) -> Self {
+        self.references.push(reference);
+        self
+    }
+
+    /// Writes the files of the archive into a directory of its name instead.
+    #[must_use]
+    pub fn as_directory(mut self) -> Self {
+        self.is_directory = true;
+        self
     }
 
     fn plain(&self, digest: &Digest) -> Option<Plain> {
@@ -232,7 +250,24 @@ impl DockerArchiveDestination {
         let item =
             Item { config: format!("{}.json", config.digest().digest()), repo_tags: self.repo_tags(), layers: names };
         let manifest = serde_json::to_vec(&[item]).expect("strings have a JSON text");
-        self.write_archive(&entries, &manifest).map_err(disk)
+        let written = match self.is_directory {
+            true => self.write_directory(&entries, &manifest),
+            false => self.write_archive(&entries, &manifest),
+        };
+        written.map_err(disk)
+    }
+
+    fn write_directory(&self, entries: &[(String, u64, Digest)], manifest: &[u8]) -> io::Result<()> {
+        std::fs::create_dir_all(&self.file)?;
+        let put = |name: &str, content: &mut dyn Read| {
+            let mut file = layout::unpublished(&self.file)?;
+            layout::pour(content, &mut file)?;
+            layout::publish(file, &self.file.join(name))
+        };
+        for (name, _, digest) in entries {
+            put(name, &mut File::open(self.blob_path(digest))?)?;
+        }
+        put("manifest.json", &mut &*manifest)
     }
 
     fn write_archive(&self, entries: &[(String, u64, Digest)], manifest: &[u8]) -> io::Result<()> {
@@ -245,12 +280,15 @@ impl DockerArchiveDestination {
         layout::publish(tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?, &self.file)
     }
 
-    /// `docker load` gives the image this name; always with its tag.
+    /// `docker load` gives the image these names; always with their tags.
     fn repo_tags(&self) -> Option<Vec<String>> {
-        let reference = self.reference.as_ref().filter(|reference| reference.digest().is_none())?;
-        let familiar = reference.familiar();
-        let has_tag = familiar.rsplit('/').next().is_some_and(|last| last.contains(':'));
-        Some(vec![if has_tag { familiar } else { format!("{familiar}:latest") }])
+        let named = self.references.iter().filter(|reference| reference.digest().is_none());
+        let with_tag = |reference: &Reference| {
+            let familiar = reference.familiar();
+            let has_tag = familiar.rsplit('/').next().is_some_and(|last| last.contains(':'));
+            if has_tag { familiar } else { format!("{familiar}:latest") }
+        };
+        Some(named.map(with_tag).collect::<Vec<_>>()).filter(|names| !names.is_empty())
     }
 }
 

@@ -5,4 +5,4 @@
 
 pub(crate) mod docker;
 pub(crate) mod oci;
-mod tar_files;
+pub(crate) mod tar_files;

@@ -2,6 +2,7 @@
 //!
 //! Invariant: see the module above; the archive is made from a layout beside it when its last manifest comes.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,10 @@ impl Source for OciArchiveSource {
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         layout::open_blob(&self.files, &self.words, descriptor)
     }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        layout::read_referrers(&self.files, &self.words, subject)
+    }
 }
 
 /// An `oci-archive:` to be made, or replaced, with one image.
@@ -53,6 +58,8 @@ pub struct OciArchiveDestination {
     words: String,
     staging: tempfile::TempDir,
     layout: OciLayout,
+    /// The same image under further names.
+    also: Vec<OciLayout>,
 }
 
 impl OciArchiveDestination {
@@ -65,7 +72,21 @@ impl OciArchiveDestination {
         let staging =
             staging(file).map_err(|error| Error::disk(format!("write {words}"), layout::parent(file), error))?;
         let layout = OciLayout::new(staging.path(), tag);
-        Ok(Self { file: file.to_owned(), words, staging, layout })
+        Ok(Self { file: file.to_owned(), words, staging, layout, also: Vec::new() })
+    }
+
+    /// Also writes these annotations beside the image's name in `index.json`.
+    #[must_use]
+    pub fn annotated(mut self, annotations: BTreeMap<String, String>) -> Self {
+        self.layout = self.layout.annotated(annotations);
+        self
+    }
+
+    /// Gives the image one more entry in `index.json`.
+    #[must_use]
+    pub fn also_named(mut self, tag: String, annotations: BTreeMap<String, String>) -> Self {
+        self.also.push(OciLayout::new(self.staging.path(), Some(tag)).annotated(annotations));
+        self
     }
 
     fn pack(&self) -> io::Result<()> {
@@ -93,6 +114,9 @@ impl Destination for OciArchiveDestination {
         self.layout.put_manifest(manifest, is_top)?;
         if !is_top {
             return Ok(());
+        }
+        for name in &self.also {
+            name.put_manifest(manifest, true)?;
         }
         self.pack().map_err(|error| Error::disk(format!("write {}", self.words), &self.file, error))
     }

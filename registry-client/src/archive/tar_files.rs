@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +35,8 @@ enum Entry {
 }
 
 impl TarFiles {
-    /// Reads the headers of an archive.
+    /// Reads the headers of an archive; one that is compressed with gzip or zstd is first decompressed to a file that
+    /// nobody else sees.
     pub(crate) fn open(path: &Path) -> Result<Self, Error> {
         let doing = || format!("read the archive {}", path.display());
         let metadata = std::fs::metadata(path).map_err(|error| Error::disk(doing(), path, error))?;
@@ -45,23 +46,25 @@ impl TarFiles {
         let file = File::open(path).map_err(|error| Error::disk(doing(), path, error))?;
         let mut magic = [0; 4];
         let read = file.read_at(&mut magic, 0).map_err(|error| Error::disk(doing(), path, error))?;
-        if compression(&magic[..read]) != Compression::None {
-            let what = "it is compressed; decompress it first (gzip -d, zstd -d)".to_owned();
-            return Err(Error::local(doing(), Cause::Input(what)));
-        }
+        let kind = compression(&magic[..read]);
+        let file = match kind {
+            Compression::None => file,
+            _ => decompressed(file, kind, path, most_unpacked_bytes(metadata.len()))?,
+        };
+        let size_bytes = file.metadata().map_err(|error| Error::disk(doing(), path, error))?.len();
         let malformed = |error: io::Error| Error::local(doing(), Cause::Malformed(format!("it is not a tar: {error}")));
         let mut archive = tar::Archive::new(&file);
         let mut entries = BTreeMap::new();
         for entry in archive.entries_with_seek().map_err(malformed)? {
             let entry = entry.map_err(malformed)?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-            let (offset, size_bytes) = (entry.raw_file_position(), entry.size());
+            let (offset, entry_bytes) = (entry.raw_file_position(), entry.size());
             let kind = entry.header().entry_type();
             if kind.is_file() {
-                if offset.checked_add(size_bytes).is_none_or(|end| end > metadata.len()) {
+                if offset.checked_add(entry_bytes).is_none_or(|end| end > size_bytes) {
                     return Err(Error::local(doing(), Cause::Malformed(format!("it ends within {name}"))));
                 }
-                entries.insert(name, Entry::File { offset, size_bytes });
+                entries.insert(name, Entry::File { offset, size_bytes: entry_bytes });
             } else if let Some(target) = entry.link_name_bytes().filter(|_| kind.is_symlink() || kind.is_hard_link()) {
                 let target = String::from_utf8_lossy(&target).into_owned();
                 let target = if kind.is_symlink() { resolve(&name, &target) } else { target };
@@ -98,6 +101,44 @@ impl Files for TarFiles {
     }
 }
 
+/// Where large temporary files belong: on a disk, unlike `/tmp` on many systems.
+const LARGE_TEMPORARY_FILES: &str = "/var/tmp";
+
+/// What an archive may expand to: gzip makes at most a thousandfold of it, and no honest archive much more with zstd.
+fn most_unpacked_bytes(packed_bytes: u64) -> u64 {
+    packed_bytes.saturating_mul(1100).saturating_add(256 << 20)
+}
+
+/// The content of a compressed archive in a file without a name.
+fn decompressed(file: File, kind: Compression, path: &Path, most_bytes: u64) -> Result<File, Error> {
+    let doing = || format!("decompress the archive {}", path.display());
+    let source = io::BufReader::with_capacity(1 << 16, file);
+    let broken = |error: io::Error| Error::local(doing(), Cause::Malformed(error.to_string()));
+    let mut content: Box<dyn Read> = match kind {
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        _ => Box::new(zstd::stream::read::Decoder::with_buffer(source).map_err(broken)?),
+    };
+    let on_disk = |error| Error::disk(doing(), LARGE_TEMPORARY_FILES, error);
+    let mut out = tempfile::tempfile_in(LARGE_TEMPORARY_FILES).map_err(on_disk)?;
+    let mut buffer = vec![0; 128 << 10];
+    let mut left = most_bytes;
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) if count as u64 > left => {
+                return Err(broken(io::Error::other(format!("it expands to more than {most_bytes} bytes"))));
+            }
+            Ok(count) => {
+                left -= count as u64;
+                out.write_all(&buffer[..count]).map_err(on_disk)?;
+            }
+            Err(error) => return Err(broken(error)),
+        }
+    }
+    out.seek(SeekFrom::Start(0)).map_err(on_disk)?;
+    Ok(out)
+}
+
 /// `a/b` with a link to `../c/d` -> `c/d`, all within the archive.
 fn resolve(name: &str, target: &str) -> String {
     let mut parts: Vec<&str> = name.split('/').collect();
@@ -113,10 +154,10 @@ fn resolve(name: &str, target: &str) -> String {
 }
 
 /// A part of a file, read without moving the position that others use.
-struct Slice {
-    file: Arc<File>,
-    position: u64,
-    end: u64,
+pub(crate) struct Slice {
+    pub(crate) file: Arc<File>,
+    pub(crate) position: u64,
+    pub(crate) end: u64,
 }
 
 impl Read for Slice {
@@ -208,13 +249,36 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_archive_and_a_compressed_one_are_errors() {
+    fn a_compressed_archive_expands_to_no_more_than_its_bound() {
+        let unpacked = |most_bytes| {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(&zstd::encode_all(&[0; 3000][..], 1).expect("compressed")).expect("written");
+            file.seek(SeekFrom::Start(0)).expect("sought");
+            decompressed(file, Compression::Zstd, Path::new("a.tar"), most_bytes)
+        };
+        assert_eq!(unpacked(3000).expect("small enough").metadata().expect("a file").len(), 3000);
+        assert!(unpacked(2999).expect_err("too large").to_string().contains("2999 bytes"));
+    }
+
+    #[test]
+    fn a_cut_archive_is_an_error_compressed_or_not() {
         let mut writer = TarWriter::new(Vec::new());
         writer.file("manifest.json", 3000, &[b'x'; 3000][..]).expect("written");
         let bytes = writer.finish().expect("finished");
         assert!(open(&bytes).is_ok());
         assert!(open(&bytes[..2000]).is_err());
-        assert!(open(b"\x1f\x8b\x08\x00").unwrap_err().to_string().contains("compressed"));
+        assert!(open(b"\x1f\x8b\x08\x00").unwrap_err().to_string().contains("cannot decompress"));
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&bytes).expect("compressed");
+        let gzip = gzip.finish().expect("compressed");
+        for whole in [gzip, zstd::encode_all(&bytes[..], 1).expect("compressed")] {
+            let files = open(&whole).expect("a tar");
+            let (mut content, size_bytes) = Files::open(&files, "manifest.json").expect("there");
+            let mut read = Vec::new();
+            content.read_to_end(&mut read).expect("read");
+            assert!(read == [b'x'; 3000] && size_bytes == 3000);
+            assert!(open(&whole[..whole.len() / 2]).is_err());
+        }
     }
 
     proptest! {

@@ -114,22 +114,6 @@ mod tests {
         assert_eq!(parse("= , =\"\", Bearer realm=\"open"), [bearer("open", None, None)]);
     }
 
-    #[test]
-    fn headers_that_are_almost_right_are_read_without_panic() {
-        let seeds = [
-            r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
-            r#"Basic realm="x, y", Bearer realm=https://t/token , service = "s\"q""#,
-            r#"Digest qop="auth", nonce=abc== , Negotiate YII="#,
-        ];
-        let mut answerable = 0;
-        for header in crate::mutations::mutations(&seeds, 20_000) {
-            let challenges = parse(&header);
-            assert!(challenges.len() <= header.len());
-            answerable += challenges.len();
-        }
-        assert!(answerable > 1000, "the mutations go deep: {answerable}");
-    }
-
     proptest! {
         #[test]
         fn any_header_is_read_without_panic(header in ".{0,80}", pieces in "[Bbearr =,\"\\\\a]{0,40}") {

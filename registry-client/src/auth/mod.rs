@@ -2,7 +2,7 @@
 //!
 //! Invariant: what this yields is for the origin of the [`Host`] alone; callers never add it to another.
 
-mod challenge;
+pub(crate) mod challenge;
 pub(crate) mod credentials;
 mod token;
 

@@ -3,9 +3,11 @@
 mod contract;
 mod faults;
 mod hosts;
+mod large;
 mod nginx;
 mod oracle;
 mod ranges;
 mod referrers;
 mod registry;
+mod resume;
 mod support;
