@@ -1,27 +1,32 @@
 //! A build from begin to end: plan the stages, carry out their steps, make an image of the last one.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use layerfs::{Layer, Store, Tree};
+use layerfs::{DiffId, Layer, Packing, StepClaim, Store, Tree};
 use oci_spec::image::Descriptor;
 use registry_client::{Client, Platform};
-use serde::Serialize;
 
-use crate::cache::{self, StepKey};
+use crate::cache::{self, StepKey, Work};
 use crate::check;
-use crate::commit::CommitOptions;
-use crate::context::{ContextTree, Directory};
+use crate::commit::commit_changeset;
+use crate::context::{ContextTree, Directory, Fetched, Fetcher};
 use crate::dockerfile::{Dockerfile, Instruction, Placed, parse_trigger};
+use crate::epoch;
 use crate::error::{BuildError, Site};
 use crate::events::{Events, StepEnd, StepNumber};
+use crate::explain::Inputs;
+use crate::graph::{ImageBuild, Shared};
 use crate::image::ImageConfig;
-use crate::manifest;
+use crate::manifest::{self, Types};
 use crate::origins;
+use crate::packing::{Age, Order};
 use crate::place::StoredImage;
-use crate::plan::{Origin, Plan};
-use crate::request::{BuildRequest, Times};
+use crate::plan::{Origin, Plan, PlannedStage};
+use crate::remote_cache::{RemoteCaches, StepResult};
+use crate::request::{BuildRequest, MainContext, NamedContext, Times};
 use crate::stage::StageState;
 use crate::step::{Evaluation, config, files, run};
 
@@ -32,6 +37,10 @@ pub struct Built {
     pub manifest: Descriptor,
     /// The images, in the order in which their platforms were asked for; at least one.
     pub images: Vec<BuiltImage>,
+    /// How the layers that the build made are packed.
+    pub packing: Packing,
+    /// What each step gave, for remote caches.
+    pub(crate) steps: Vec<StepResult>,
 }
 
 /// One image of a build.
@@ -43,6 +52,8 @@ pub struct BuiltImage {
     pub config: Descriptor,
     /// The image.
     pub image: StoredImage,
+    /// How many of its layers, the lowest, are the base image's.
+    pub base_layers: usize,
 }
 
 /// Builds what is asked for into the store.
@@ -51,40 +62,34 @@ pub struct BuiltImage {
 /// The first thing that fails; what was finished before it is kept for the next build.
 pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dyn Events) -> Result<Built, BuildError> {
     let dockerfile = Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?;
-    report_checks(&dockerfile, request, events)?;
+    report_checks(&dockerfile, request, store, events)?;
+    let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh);
+    let request = &*epoch::resolve(request, &dockerfile, &fetcher)?;
     // All are planned before any runs: a mistake in one of them costs no time.
     let plan = |platform| Plan::new(&dockerfile, request, platform);
     let plans = request.platforms.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
-    let (mut images, mut begun) = (Vec::new(), 0);
-    let context = OnceCell::new();
-    for plan in &plans {
-        let builder = Builder {
-            store,
-            client,
-            events,
-            dockerfile: &dockerfile,
-            plan,
-            evaluation: Evaluation { request, escape: dockerfile.directives.escape, globals: &plan.globals },
-            context: &context,
-            stages: RefCell::new(vec![None; plan.stages.len()]),
-            step: RefCell::new(Progress { begun, ..Progress::default() }),
-        };
-        let mut stage = builder.stage(plan.target)?;
-        stage.config.config.labels.extend(request.labels.clone());
-        stage.config.created = Some(stage.created.clone());
-        images.push(manifest::store_image(store, plan.platform.clone(), stage.config, stage.layers)?);
-        begun = builder.step.borrow().begun;
-    }
+    let caches = RemoteCaches::new(request, store, client, events);
+    let shared = Shared::new(request, store, client, events, &dockerfile, &caches, &fetcher)?;
+    let makes_index = shared.frontend.makes_index;
+    let images = shared.build(&plans)?;
     let manifest = match images.as_slice() {
-        [one] => one.image.manifest.clone(),
-        several => manifest::store_index(store, several)?,
+        [one] if !makes_index => one.image.manifest.clone(),
+        several => {
+            let entries: Vec<_> = several.iter().map(|image| (image, BTreeMap::new())).collect();
+            manifest::store_index(store, &entries, Types::Oci, &BTreeMap::new())?
+        }
     };
-    Ok(Built { manifest, images })
+    Ok(Built { manifest, images, packing: request.packing, steps: caches.steps() })
 }
 
 /// Tells what the build checks find; an error if the Dockerfile says that they are one.
-fn report_checks(dockerfile: &Dockerfile, request: &BuildRequest, events: &dyn Events) -> Result<(), BuildError> {
-    let checked = check::check_file(dockerfile, request)?;
+fn report_checks(
+    dockerfile: &Dockerfile,
+    request: &BuildRequest,
+    store: &Store,
+    events: &dyn Events,
+) -> Result<(), BuildError> {
+    let checked = check::check_file(dockerfile, request, &|name| origins::base_at_hand(store, request, name))?;
     for warning in &checked.warnings {
         let (name, at) = (dockerfile.source.name(), dockerfile.source.position(warning.span.start));
         events.warning(&format!("{}: {} ({name}:{})", warning.rule, warning.message, at.line));
@@ -92,28 +97,18 @@ fn report_checks(dockerfile: &Dockerfile, request: &BuildRequest, events: &dyn E
     checked.error(dockerfile).map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// A build while it runs: what every step may use.
+/// One stage while it is built: what every step of it may use.
 pub(crate) struct Builder<'a> {
     pub(crate) store: &'a Store,
     pub(crate) client: &'a Client,
     pub(crate) events: &'a dyn Events,
     pub(crate) evaluation: Evaluation<'a>,
-    dockerfile: &'a Dockerfile,
-    plan: &'a Plan<'a>,
-    context: &'a OnceCell<Input>,
-    stages: RefCell<Vec<Option<StageState>>>,
-    step: RefCell<Progress>,
-}
-
-/// Where the build is, for the names of steps.
-#[derive(Clone, Default)]
-struct Progress {
-    /// Steps begun so far, of all stages.
-    begun: usize,
-    /// The stage that is built now.
-    stage: usize,
+    pub(crate) shared: &'a Shared<'a>,
+    image: &'a ImageBuild<'a>,
+    /// The number of the stage.
+    index: usize,
     /// Its steps begun so far, FROM included.
-    of_stage: usize,
+    begun: Cell<usize>,
 }
 
 /// Files to copy from or to mount.
@@ -135,35 +130,66 @@ pub(crate) enum Identity {
     Chain(String),
 }
 
-impl Builder<'_> {
+impl Input {
+    fn fetched(fetched: &Fetched, label: &str) -> Self {
+        Self { tree: Arc::clone(&fetched.tree), identity: Identity::Content, label: label.to_owned() }
+    }
+}
+
+/// The name of what is known about the files of a directory, of which ignore files show different parts.
+fn facts_note(path: &Path, dockerfile: Option<&Path>) -> String {
+    let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let key = format!("{:?} {:?}", absolute(path), dockerfile.map(absolute));
+    format!("files-{}", layerfs::digest_of(key.as_bytes()).digest())
+}
+
+impl<'a> Builder<'a> {
+    /// The stage with number `index` of an image.
+    pub(crate) fn new(image: &'a ImageBuild<'a>, index: usize) -> Self {
+        let shared = image.shared;
+        let Shared { store, client, events, request, dockerfile, .. } = *shared;
+        let evaluation = Evaluation { request, escape: dockerfile.directives.escape, globals: &image.plan.globals };
+        Self { store, client, events, evaluation, shared, image, index, begun: Cell::new(0) }
+    }
+
+    /// Carries out all instructions.
+    pub(crate) fn build(&self) -> Result<StageState, BuildError> {
+        let mut stage = self.begin_stage()?;
+        for placed in self.planned().instructions {
+            self.instruction(&mut stage, placed, &self.site(placed.span))?;
+        }
+        Ok(stage)
+    }
+
     /// What was asked for.
-    pub(crate) fn request(&self) -> &BuildRequest {
+    pub(crate) fn request(&self) -> &'a BuildRequest {
         self.evaluation.request
     }
 
     /// The build context.
     pub(crate) fn context(&self) -> Result<Input, BuildError> {
-        if self.context.get().is_none() {
-            let request = self.request();
-            let input = self.directory(&request.context, request.dockerfile_path.as_deref(), "the build context")?;
-            _ = self.context.set(input);
+        let (request, label) = (self.request(), "the build context");
+        match &request.context {
+            MainContext::Directory(path) => self.directory(path, request.dockerfile_path.as_deref(), label),
+            MainContext::Fetched(fetched) => Ok(Input::fetched(fetched, label)),
         }
-        Ok(self.context.get().expect("set above").clone())
     }
 
     /// What `--from` or `from=` names.
     pub(crate) fn input(&self, from: &str, site: &Site) -> Result<Input, BuildError> {
-        let origin = self.plan.origin(self.request(), self.step.borrow().stage, from, site)?;
+        let origin = self.image.plan.origin(self.request(), self.index, from, site)?;
         let label = format!("\"{from}\"");
         match origin {
             Origin::Scratch => Err(site.error("there is nothing to take from scratch").into()),
             Origin::Stage(index) => {
-                let stage = self.stage(index)?;
+                let stage = self.image.stage(index)?;
                 Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
             }
-            Origin::Context(crate::request::NamedContext::Directory(path)) => self.directory(&path, None, &label),
+            Origin::Context(context @ (NamedContext::Directory(_) | NamedContext::Remote(_))) => {
+                self.files(&context, &label).map_err(site.of())
+            }
             origin => {
-                let platform = &self.plan.platform;
+                let platform = &self.image.plan.platform;
                 let image = origins::image(self, &origin, platform, Some(site))?;
                 let stage = StageState::on_image(image.config, image.layers);
                 Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
@@ -171,11 +197,41 @@ impl Builder<'_> {
         }
     }
 
+    /// A context that is no image.
+    fn files(&self, context: &NamedContext, label: &str) -> Result<Input, BuildError> {
+        match context {
+            NamedContext::Directory(path) => self.directory(path, None, label),
+            NamedContext::Remote(place) => Ok(Input::fetched(&self.shared.fetcher.open(place)?, label)),
+            NamedContext::Image(_) | NamedContext::OciLayout(..) => unreachable!("the callers deal with images"),
+        }
+    }
+
+    /// A stage that begins with files of no image: they are its first layer.
+    fn stage_on_files(&self, stage: &mut StageState, context: &NamedContext, from: &str) -> Result<(), BuildError> {
+        let input = self.files(context, "the named context")?;
+        let changes = files::whole(&input.tree, stage.epoch, self.empty_tree()?);
+        let changes = changes.map_err(BuildError::file("read", from))?;
+        let diff_id = commit_changeset(self.store, &changes, stage.epoch)?;
+        stage.add_layer(diff_id, from);
+        if self.image.plan.is_in_result(self.index) {
+            self.shared.packer.order(Order::Pack(diff_id, Age::Old));
+        }
+        Ok(())
+    }
+
+    /// A directory, walked once in a build.
     fn directory(&self, path: &Path, dockerfile: Option<&Path>, label: &str) -> Result<Input, BuildError> {
-        let patterns = origins::ignore_patterns(path, dockerfile)?;
-        let failed = |error: crate::context::ContextError| BuildError::Request(format!("cannot {error}"));
-        let directory = Directory::open(path, patterns).map_err(failed)?;
-        let tree = Arc::new(ContextTree::new(directory).map_err(failed)?);
+        let key = (path.to_owned(), dockerfile.map(Path::to_owned));
+        let tree = self.shared.directories.once(&key, || {
+            let patterns = origins::ignore_patterns(path, dockerfile)?;
+            let failed = |error: crate::context::ContextError| BuildError::Request(format!("cannot {error}"));
+            let directory = Directory::open(path, patterns).map_err(failed)?;
+            let note = facts_note(path, dockerfile);
+            let facts = self.store.note(&note)?.unwrap_or_default();
+            let tree = Arc::new(ContextTree::new(directory, &facts, self.request().threads).map_err(failed)?);
+            self.shared.learned(note, &tree);
+            Ok::<Arc<dyn Tree>, BuildError>(tree)
+        })?;
         Ok(Input { tree, identity: Identity::Content, label: label.to_owned() })
     }
 
@@ -189,11 +245,6 @@ impl Builder<'_> {
         Ok(self.store.tree(&[])?)
     }
 
-    /// How layers of a stage are written.
-    pub(crate) fn commit_options(&self, stage: &StageState) -> CommitOptions {
-        CommitOptions { epoch: stage.epoch, threads: self.request().threads }
-    }
-
     /// Carries out a step that makes a layer, unless an equal one was carried out before. `shown` is
     /// what progress calls it, `created_by` what the history does.
     pub(crate) fn cached(
@@ -201,92 +252,142 @@ impl Builder<'_> {
         stage: &mut StageState,
         shown: &str,
         created_by: &str,
-        work: impl Serialize,
-        carry_out: impl FnOnce(&StageState, StepNumber) -> Result<Layer, BuildError>,
+        work: &Work,
+        carry_out: impl FnOnce(&StageState, StepNumber) -> Result<DiffId, BuildError>,
     ) -> Result<(), BuildError> {
+        self.shared.schedule.check()?;
         let platform = self.platform().to_string();
-        let key = StepKey { below: &stage.chain(), platform: &platform, epoch: stage.epoch, work }.digest();
-        let recorded = if self.request().no_cache { None } else { cache::find(self.store, &key)? };
+        let below = stage.chain();
+        let key = StepKey { below: &below, platform: &platform, epoch: stage.epoch, work };
+        let inputs = Inputs::of(&key, shown);
+        let key = key.digest();
         let number = self.begin_step(shown);
-        let (result, end) = match recorded {
-            Some(layer) => (Ok(layer), StepEnd::Cached),
-            None => match carry_out(stage, number) {
-                Ok(layer) => {
-                    (cache::record(self.store, &key, &layer).map(|()| layer).map_err(Into::into), StepEnd::Done)
-                }
-                Err(error) => (Err(error), StepEnd::Failed),
-            },
-        };
-        self.events.step_ended(number, end);
-        stage.add_layer(result?, created_by);
+        let place = format!("{} {} {}", self.image.plan.platform, self.planned().label, self.begun.get());
+        let mut end = StepEnd::Cached;
+        let made: Result<_, BuildError> = self.shared.steps.once(&key, || {
+            if let Some(found) = self.recorded(&key)? {
+                return Ok(found);
+            }
+            let _claim = self.claim(&key)?;
+            // Another process may have done it meanwhile.
+            if let Some(found) = self.recorded(&key)? {
+                return Ok(found);
+            }
+            if self.request().engine.explain {
+                self.events.step_missed(number, &self.why(&place, &inputs));
+            }
+            let _turn = self.shared.schedule.turn()?;
+            end = StepEnd::Done;
+            let diff_id = carry_out(stage, number)?;
+            cache::record(self.store, &key, diff_id)?;
+            Ok(diff_id)
+        });
+        self.events.step_ended(number, if made.is_ok() { end } else { StepEnd::Failed });
+        let diff_id = made?;
+        self.shared.caches.note(&key, diff_id);
+        self.shared.last_build.finished(place, inputs);
+        stage.add_layer(diff_id, created_by);
+        if self.image.plan.is_in_result(self.index) {
+            let age = if end == StepEnd::Done { Age::New } else { Age::Old };
+            self.shared.packer.order(Order::Pack(diff_id, age));
+        }
         Ok(())
     }
 
+    /// What an earlier build recorded for a key, unless it does not count here.
+    fn recorded(&self, key: &str) -> Result<Option<DiffId>, BuildError> {
+        if self.is_without_cache() {
+            return Ok(None);
+        }
+        match cache::find(self.store, key)? {
+            None => self.shared.caches.find(key),
+            found => Ok(found),
+        }
+    }
+
+    /// Waits until no other process carries out the same step; where its result would not count, there is no need to.
+    fn claim(&self, key: &str) -> Result<Option<StepClaim>, BuildError> {
+        while !self.is_without_cache() {
+            if let Some(claim) = self.store.claim_step(key)? {
+                return Ok(Some(claim));
+            }
+            self.shared.schedule.pause()?;
+        }
+        Ok(None)
+    }
+
+    fn is_without_cache(&self) -> bool {
+        let (request, label) = (self.request(), &self.planned().label);
+        request.no_cache || request.engine.no_cache_stages.iter().any(|stage| stage.eq_ignore_ascii_case(label))
+    }
+
+    fn why(&self, place: &str, inputs: &Inputs) -> String {
+        if self.is_without_cache() {
+            return "the cache is not to be used".to_owned();
+        }
+        self.shared.last_build.reason(self.store, place, inputs)
+    }
+
     fn begin_step(&self, shown: &str) -> StepNumber {
-        let mut step = self.step.borrow_mut();
-        step.begun += 1;
-        step.of_stage += 1;
-        let label = &self.plan.stages[step.stage].label;
+        self.begun.set(self.begun.get() + 1);
+        let number = self.image.step_number(self.index, self.begun.get());
         let first_line = shown.lines().next().unwrap_or_default();
         let platform = match self.request().platforms.len() {
             0 | 1 => String::new(),
-            _ => format!("{} ", self.plan.platform),
+            _ => format!("{} ", self.image.plan.platform),
         };
-        let name = format!("[{platform}{label} {}/{}] {first_line}", step.of_stage, self.plan.step_count(step.stage));
-        self.events.step_started(StepNumber(step.begun), &name);
-        StepNumber(step.begun)
+        let (label, begun) = (&self.planned().label, self.begun.get());
+        let name = format!("[{platform}{label} {begun}/{}] {first_line}", self.image.plan.step_count(self.index));
+        self.events.step_started(number, &name);
+        number
     }
 
-    /// What the stage of this moment is built for.
+    fn planned(&self) -> &'a PlannedStage<'a> {
+        &self.image.plan.stages[self.index]
+    }
+
+    /// What the stage is built for.
     pub(crate) fn platform(&self) -> &Platform {
-        &self.plan.stages[self.step.borrow().stage].platform
-    }
-
-    /// A stage with all its instructions carried out, once.
-    fn stage(&self, index: usize) -> Result<StageState, BuildError> {
-        if let Some(built) = &self.stages.borrow()[index] {
-            return Ok(built.clone());
-        }
-        let outer = self.step.borrow().clone();
-        let begun = outer.begun;
-        *self.step.borrow_mut() = Progress { begun, stage: index, of_stage: 0 };
-        let mut stage = self.begin_stage(index)?;
-        for placed in &self.plan.stages[index].stage.instructions {
-            self.instruction(&mut stage, placed, &self.site(placed.span))?;
-        }
-        let begun = self.step.borrow().begun;
-        *self.step.borrow_mut() = Progress { begun, ..outer };
-        self.stages.borrow_mut()[index] = Some(stage.clone());
-        Ok(stage)
+        &self.planned().platform
     }
 
     fn site(&self, span: crate::dockerfile::Span) -> Site {
-        Site { source: self.dockerfile.source.clone(), span }
+        Site { source: self.shared.dockerfile.source.clone(), span }
     }
 
-    fn begin_stage(&self, index: usize) -> Result<StageState, BuildError> {
-        let planned = &self.plan.stages[index];
+    fn begin_stage(&self) -> Result<StageState, BuildError> {
+        let planned = self.planned();
         let site = self.site(planned.stage.from.span);
+        let platform = &planned.platform;
+        let scratch =
+            || StageState::scratch(ImageConfig::scratch(platform.os(), platform.architecture(), platform.variant()));
         let mut stage = match &planned.base {
-            Origin::Scratch => {
-                let platform = &planned.platform;
-                StageState::scratch(ImageConfig::scratch(platform.os(), platform.architecture(), platform.variant()))
-            }
+            Origin::Scratch => scratch(),
             Origin::Stage(base) => {
                 // A stage on a stage goes on with its build arguments, too.
-                StageState { has_own_cmd: false, ..self.stage(*base)? }
+                StageState { has_own_cmd: false, ..self.image.stage(*base)? }
             }
-            Origin::Context(crate::request::NamedContext::Directory(path)) => {
-                return Err(site.error(format!("the directory {} is no image to build on", path.display())).into());
-            }
+            // Its files are put where the times of layers are known.
+            Origin::Context(NamedContext::Directory(_) | NamedContext::Remote(_)) => scratch(),
             origin => {
                 let number = self.begin_step(&planned.stage.from.text);
                 let image = origins::image(self, origin, &planned.platform, Some(&site));
                 self.events.step_ended(number, if image.is_ok() { StepEnd::Done } else { StepEnd::Failed });
                 let image = image?;
                 let name = &planned.stage.from.value.image.text;
-                let warning = check::base_platform(self.dockerfile, name, &image.config, &planned.platform);
+                let warning = check::base_platform(
+                    self.shared.dockerfile,
+                    self.request(),
+                    name,
+                    &image.config,
+                    &planned.platform,
+                );
                 warning.iter().for_each(|warning| self.events.warning(warning));
+                if self.image.plan.is_in_result(self.index) {
+                    let came_from = origin.repository();
+                    let order = |layer: &Layer| Order::Upload(Box::new(layer.descriptor.clone()), came_from.clone());
+                    image.layers.iter().for_each(|layer| self.shared.packer.order(order(layer)));
+                }
                 StageState::on_image(image.config, image.layers)
             }
         };
@@ -295,12 +396,18 @@ impl Builder<'_> {
             return Ok(stage);
         }
         let epoch = match self.request().times {
-            Times::Real => None,
+            Times::Real | Times::RealFiles(_) => None,
             Times::Epoch(seconds) => Some(seconds),
             Times::Base => Some(manifest::seconds_of(stage.config.created.as_deref()).unwrap_or(0)),
         };
-        stage.created = manifest::timestamp(epoch);
+        stage.created = match self.request().times {
+            Times::RealFiles(seconds) => manifest::timestamp(Some(seconds)),
+            _ => manifest::timestamp(epoch),
+        };
         stage.epoch = epoch;
+        if let Origin::Context(context @ (NamedContext::Directory(_) | NamedContext::Remote(_))) = &planned.base {
+            self.stage_on_files(&mut stage, context, &planned.stage.from.text).map_err(site.of())?;
+        }
         self.triggers(&mut stage, &site)?;
         Ok(stage)
     }

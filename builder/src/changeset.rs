@@ -16,6 +16,9 @@ use layerfs::{Attributes, FileKind, Time, Tree, TreeInode};
 /// How many symbolic links one path may pass through: the kernel's own limit (`MAXSYMLINKS`).
 const MOST_SYMLINKS: u32 = 40;
 
+/// The longest path, as the kernel and the reader of layers have it.
+const PATH_MAX_BYTES: usize = 4096;
+
 /// Where the bytes of a file come from.
 #[derive(Clone)]
 pub(crate) enum Content {
@@ -180,7 +183,8 @@ impl ChangeSet {
     }
 
     /// The path that `path` leads to inside the root once every symbolic link is followed. What
-    /// does not exist is kept as it is written; `..` stops at the root, as `chroot` has it.
+    /// does not exist is kept as it is written; `..` stops at the root, as `chroot` has it. A path that no system call
+    /// would take is refused.
     pub(crate) fn resolve(&self, path: &[u8]) -> io::Result<Vec<u8>> {
         let mut left: Vec<Vec<u8>> = components(path).rev().map(<[u8]>::to_vec).collect();
         let mut done: Vec<u8> = Vec::new();
@@ -191,6 +195,9 @@ impl ChangeSet {
                 continue;
             }
             let next = join(&done, &name);
+            if next.len() > PATH_MAX_BYTES {
+                return Err(rustix::io::Errno::NAMETOOLONG.into());
+            }
             let Some(target) = self.link_target(&next)? else {
                 done = next;
                 continue;
@@ -320,6 +327,15 @@ impl ChangeSet {
 }
 
 impl Content {
+    /// How many bytes there are.
+    pub(crate) fn size_bytes(&self) -> io::Result<u64> {
+        Ok(match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Tree(tree, inode) => tree.attributes(*inode)?.size_bytes,
+            Self::Range(_, _, size_bytes) => *size_bytes,
+        })
+    }
+
     /// Reads from an offset; less than the buffer's length only at the end, 0 behind it.
     pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match self {

@@ -1,22 +1,22 @@
 //! All build checks of a request: those of the text alone, and those that need the variables or the build context.
 //!
-//! Invariant: nothing is built or fetched. What a base image from a registry would tell is not asked: its variables are
+//! Invariant: nothing is built or fetched. A base image that the caller does not know is not asked for: its variables are
 //! unknown, so nothing on top of it is called undefined. <https://docs.docker.com/reference/build-checks/>
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use registry_client::Platform;
+use registry_client::{Platform, Reference};
 
 use crate::context::Patterns;
 use crate::dockerfile::{
-    CheckOptions, Dockerfile, DockerfileError, Expander, FileSource, Files, Instruction, Span, Stage, Warning, Word,
-    lint,
+    CheckOptions, Dockerfile, DockerfileError, Expander, FileSource, Files, Instruction, Rule, Span, Stage, Warning,
+    Word, finish, lint,
 };
 use crate::error::BuildError;
 use crate::image::ImageConfig;
 use crate::origins;
-use crate::plan::PLATFORM_ARGUMENTS;
+use crate::plan::{PLATFORM_ARGUMENTS, Plan, globals};
 use crate::request::BuildRequest;
 use crate::step::config::PROXY_ARGUMENTS;
 
@@ -29,45 +29,76 @@ pub struct Checked {
     pub is_error: bool,
 }
 
-/// Checks a Dockerfile without building it.
+/// Looks up the configuration of a base image, by its name in FROM; `None` if it is not at hand.
+pub type Bases<'a> = &'a dyn Fn(&str) -> Option<ImageConfig>;
+
+/// Checks a Dockerfile without building it: all stages, or those that the target needs.
 ///
 /// # Errors
 /// A Dockerfile or ignore file that cannot be read.
-pub fn check(request: &BuildRequest) -> Result<Checked, BuildError> {
-    check_file(&Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?, request)
+pub fn check(request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildError> {
+    let file = Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?;
+    let built = request.target.as_ref().and_then(|_| built_stages(&file, request));
+    check_stages(&file, request, bases, built.as_ref())
 }
 
-/// Checks a parsed Dockerfile.
-pub(crate) fn check_file(file: &Dockerfile, request: &BuildRequest) -> Result<Checked, BuildError> {
-    let options = options(file)?;
-    let mut checker = Checker { file, request, warnings: lint(file, &options)? };
+/// Checks a parsed Dockerfile that is about to be built.
+pub(crate) fn check_file(file: &Dockerfile, request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildError> {
+    check_stages(file, request, bases, built_stages(file, request).as_ref())
+}
+
+fn check_stages(
+    file: &Dockerfile,
+    request: &BuildRequest,
+    bases: Bases<'_>,
+    built: Option<&BTreeSet<usize>>,
+) -> Result<Checked, BuildError> {
+    let options = options(file, request)?;
+    let mut checker = Checker { file, request, bases, warnings: lint(file)? };
     checker.global_arguments();
+    checker.default_arguments();
     checker.stages();
     checker.ignored_files()?;
-    let mut warnings = checker.warnings;
-    warnings.retain(|warning| !skips(&options, warning.rule));
-    warnings.sort_by_key(|warning| (warning.span.start, warning.rule));
+    let mut warnings = finish(file, &options, checker.warnings)?;
+    // Stages follow each other: the one that a place is in is the last that begins before it.
+    let stage_at = |at| file.stages.iter().rposition(|stage| stage.from.span.start <= at);
+    let is_built = |warning: &Warning| match (built, stage_at(warning.span.start)) {
+        (Some(built), Some(stage)) => built.contains(&stage),
+        _ => true,
+    };
+    warnings.retain(|warning| !warning.rule.is_about_built_stages() || is_built(warning));
     Ok(Checked { warnings, is_error: options.is_error })
 }
 
-/// What `# check=` says.
-fn options(file: &Dockerfile) -> Result<CheckOptions, DockerfileError> {
-    match &file.directives.check {
-        None => Ok(CheckOptions::default()),
-        Some(word) => CheckOptions::parse(&word.text).map_err(|message| file.source.error(word.span, message)),
-    }
+/// The stages that the target needs; unknown if the file cannot be built at all, which is told elsewhere.
+fn built_stages(file: &Dockerfile, request: &BuildRequest) -> Option<BTreeSet<usize>> {
+    let plan = Plan::new(file, request, request.platforms.first()?).ok()?;
+    Some(plan.needed(request))
 }
 
-fn skips(options: &CheckOptions, rule: &str) -> bool {
-    options.skips_all || options.skip.iter().any(|skipped| skipped == rule)
+/// What the build argument says, else `# check=`.
+fn options(file: &Dockerfile, request: &BuildRequest) -> Result<CheckOptions, BuildError> {
+    /// <https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args>
+    const ARGUMENT: &str = "BUILDKIT_DOCKERFILE_CHECK";
+    if let Some(text) = request.build_args.get(ARGUMENT) {
+        return CheckOptions::parse(text).map_err(|error| BuildError::Request(format!("{ARGUMENT}: {error}")));
+    }
+    let Some(word) = &file.directives.check else { return Ok(CheckOptions::default()) };
+    Ok(CheckOptions::parse(&word.text).map_err(|message| file.source.error(word.span, message))?)
 }
 
 /// The finding that only a build can make: a base image for another machine than the stage is for.
-pub(crate) fn base_platform(file: &Dockerfile, image: &str, config: &ImageConfig, wanted: &Platform) -> Option<String> {
-    const RULE: &str = "InvalidBaseImagePlatform";
+pub(crate) fn base_platform(
+    file: &Dockerfile,
+    request: &BuildRequest,
+    image: &str,
+    config: &ImageConfig,
+    wanted: &Platform,
+) -> Option<String> {
+    const RULE: Rule = Rule::InvalidBaseImagePlatform;
     let found = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
     let is_fitting = found.os() == wanted.os() && found.architecture() == wanted.architecture();
-    let is_skipped = options(file).is_ok_and(|options| skips(&options, RULE));
+    let is_skipped = options(file, request).is_ok_and(|options| !options.allows(RULE));
     (!is_fitting && !is_skipped).then(|| {
         format!(
             "{RULE}: Base image {image} was pulled with platform \"{found}\", expected \"{wanted}\" for current build"
@@ -79,7 +110,7 @@ impl Checked {
     /// The error that the findings are if the Dockerfile says so.
     pub(crate) fn error(&self, file: &Dockerfile) -> Option<DockerfileError> {
         let first = self.warnings.first().filter(|_| self.is_error)?;
-        let rules: BTreeSet<&str> = self.warnings.iter().map(|warning| warning.rule).collect();
+        let rules: BTreeSet<&str> = self.warnings.iter().map(|warning| warning.rule.name()).collect();
         let rules: Vec<&str> = rules.into_iter().collect();
         Some(file.source.error(first.span, format!("lint violation found for rules: {}", rules.join(", "))))
     }
@@ -88,6 +119,7 @@ impl Checked {
 struct Checker<'a> {
     file: &'a Dockerfile,
     request: &'a BuildRequest,
+    bases: Bases<'a>,
     warnings: Vec<Warning>,
 }
 
@@ -95,8 +127,8 @@ struct Checker<'a> {
 type Names = BTreeSet<String>;
 
 impl Checker<'_> {
-    fn warn(&mut self, rule: &'static str, span: Span, message: String) {
-        self.warnings.push(Warning { rule, span, message });
+    fn warn(&mut self, rule: Rule, span: Span, message: String) {
+        self.warnings.push(Warning { rule, span, lines: (0, 0), message });
     }
 
     /// FROM sees the global ARGs and the platform arguments, and nothing else.
@@ -108,8 +140,30 @@ impl Checker<'_> {
             let from = &stage.from.value;
             for word in from.platform.iter().chain([&from.image]) {
                 for name in self.unset(word, &names) {
-                    self.warn("UndefinedArgInFrom", word.span, format!("FROM argument '{name}' is not declared"));
+                    let hint =
+                        nearest(&name, &names).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+                    let message = format!("FROM argument '{name}' is not declared{hint}");
+                    self.warn(Rule::UndefinedArgInFrom, word.span, message);
                 }
+            }
+        }
+    }
+
+    /// FROM should name an image also when no build argument is given.
+    fn default_arguments(&mut self) {
+        let plain = BuildRequest { build_args: BTreeMap::new(), ..self.request.clone() };
+        let Some(platform) = plain.platforms.first() else { return };
+        // What cannot be expanded fails the build by itself.
+        let Ok(values) = globals(self.file, &plain, platform) else { return };
+        let lookup = |name: &str| values.get(name).cloned();
+        let expander = Expander::new(self.file.directives.escape, &lookup);
+        for stage in &self.file.stages {
+            let image = &stage.from.value.image;
+            let Ok(name) = expander.expand(&image.text) else { return };
+            if name.parse::<Reference>().is_err() {
+                let message =
+                    format!("Default value for ARG {} results in empty or invalid base image name", image.text);
+                self.warn(Rule::InvalidDefaultArgInFrom, image.span, message);
             }
         }
     }
@@ -127,7 +181,7 @@ impl Checker<'_> {
 
     fn inherited(&self, stage: &Stage, known: &[Option<Names>]) -> Option<Names> {
         let base = &stage.from.value.image.text;
-        if self.request.named_contexts.contains_key(base) {
+        if self.request.named_context(base, &self.request.build_platform).is_some() {
             return None;
         }
         let earlier = &self.file.stages[..known.len()];
@@ -138,7 +192,12 @@ impl Checker<'_> {
                 let set = PROXY_ARGUMENTS.iter().map(|name| (*name).to_owned());
                 Some(set.chain(["PATH".to_owned()]).collect())
             }
-            None => None,
+            None => {
+                let config = (self.bases)(base)?;
+                let set = config.config.env.iter().map(|entry| entry.split('=').next().unwrap_or_default());
+                let always = PROXY_ARGUMENTS.into_iter().chain(["PATH"]);
+                Some(set.chain(always).map(str::to_owned).collect())
+            }
         }
     }
 
@@ -149,7 +208,10 @@ impl Checker<'_> {
             if is_known {
                 for word in words(&placed.value) {
                     for name in self.unset(word, &names) {
-                        self.warn("UndefinedVar", word.span, format!("Usage of undefined variable '${name}'"));
+                        let hint =
+                            nearest(&name, &names).map(|near| format!(" (did you mean ${near}?)")).unwrap_or_default();
+                        let message = format!("Usage of undefined variable '${name}'{hint}");
+                        self.warn(Rule::UndefinedVar, word.span, message);
                     }
                 }
             }
@@ -162,7 +224,7 @@ impl Checker<'_> {
                         "Relative workdir \"{}\" can have unexpected results if the base image changes",
                         word.text
                     );
-                    self.warn("WorkdirRelativePath", word.span, message);
+                    self.warn(Rule::WorkdirRelativePath, word.span, message);
                 }
                 _ => {}
             }
@@ -187,8 +249,14 @@ impl Checker<'_> {
         unset.into_inner()
     }
 
+    /// Only where the ignore file takes nothing back: what is below an excluded directory may be there otherwise.
     fn ignored_files(&mut self) -> Result<(), BuildError> {
-        let patterns = origins::ignore_patterns(&self.request.context, self.request.dockerfile_path.as_deref())?;
+        // As in BuildKit, what was fetched has no ignore file.
+        let Some(context) = self.request.context.directory() else { return Ok(()) };
+        let patterns = origins::ignore_patterns(context, self.request.dockerfile_path.as_deref())?;
+        if patterns.is_empty() || patterns.takes_back() {
+            return Ok(());
+        }
         let instructions = self.file.stages.iter().flat_map(|stage| &stage.instructions);
         for placed in instructions {
             match &placed.value {
@@ -203,21 +271,47 @@ impl Checker<'_> {
     fn ignored(&mut self, files: &Files, action: &str, patterns: &Patterns) {
         for source in &files.sources {
             let FileSource::Path(word) = source else { continue };
+            if word.text.contains(['$', '"', '\'', '\\']) || word.text.contains("://") {
+                continue;
+            }
             let path = crate::changeset::clean(word.text.as_bytes());
-            let is_plain = !word.text.contains(['$', '*', '?', '[', '"', '\'', '\\']) && !word.text.contains("://");
-            if is_plain && !path.is_empty() && is_hidden(patterns, &path) {
-                let message =
-                    format!("Attempting to {action} file \"{}\" that is excluded by .dockerignore", word.text);
-                self.warn("CopyIgnoredFile", word.span, message);
+            // The context itself is excluded only by a pattern that excludes all of it.
+            let probe = if path.is_empty() { b"\0" } else { path.as_slice() };
+            if patterns.path(probe).is_excluded() {
+                let shown = if path.is_empty() { ".".into() } else { String::from_utf8_lossy(&path) };
+                let message = format!("Attempting to {action} file {shown:?} that is excluded by .dockerignore");
+                self.warn(Rule::CopyIgnoredFile, word.span, message);
             }
         }
     }
 }
 
-/// Whether nothing of a path can be seen.
-fn is_hidden(patterns: &Patterns, path: &[u8]) -> bool {
-    let matched = patterns.path(path);
-    matched.is_excluded() && !patterns.can_take_back_below(path, &matched)
+/// The name that was probably meant: fewer than three letters are to be changed, put in or left out.
+fn nearest<'n>(name: &str, names: &'n Names) -> Option<&'n str> {
+    names
+        .iter()
+        .map(|other| (distance(name, other), other.as_str()))
+        .filter(|(far, _)| *far < 3)
+        .min()
+        .map(|near| near.1)
+}
+
+/// Levenshtein's distance. Names of variables are short, and longer ones are no misspelling.
+fn distance(a: &str, b: &str) -> usize {
+    if a.len().max(b.len()) > 128 {
+        return usize::MAX;
+    }
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, left) in a.iter().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, right) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(left != right);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// The words of an instruction in which variables are expanded.
@@ -250,7 +344,59 @@ mod tests {
         let context = tempfile::tempdir().expect("a directory");
         std::fs::write(context.path().join(".dockerignore"), ignore).expect("written");
         let request = BuildRequest::new(Source::new("D", text.as_bytes()), context.path());
-        check(&request).expect(text).warnings.into_iter().map(|warning| warning.rule).collect()
+        check(&request, &|_| None).expect(text).warnings.into_iter().map(|warning| warning.rule.name()).collect()
+    }
+
+    fn messages(text: &str) -> Vec<String> {
+        let context = tempfile::tempdir().expect("a directory");
+        let request = BuildRequest::new(Source::new("D", text.as_bytes()), context.path());
+        check(&request, &|_| None).expect(text).warnings.into_iter().map(|warning| warning.message).collect()
+    }
+
+    #[test]
+    fn a_name_that_is_nearly_right_is_suggested() {
+        assert_eq!(
+            messages("FROM --platform=$BULIDPLATFORM scratch"),
+            ["FROM argument 'BULIDPLATFORM' is not declared (did you mean BUILDPLATFORM?)"]
+        );
+        assert_eq!(
+            messages("FROM scratch\nARG DIR_ASSETS=a\nCOPY $DIR_ASSET ."),
+            ["Usage of undefined variable '$DIR_ASSET' (did you mean $DIR_ASSETS?)"]
+        );
+        assert_eq!(distance("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn a_base_without_its_argument_is_no_image() {
+        assert_eq!(rules("ARG VERSION\nFROM busybox:$VERSION", ""), ["InvalidDefaultArgInFrom"]);
+        assert_eq!(rules("ARG IMAGE\nFROM $IMAGE", ""), ["InvalidDefaultArgInFrom"]);
+        assert_eq!(rules("ARG SFX=\"box:\"\nFROM busy${SFX}", ""), ["InvalidDefaultArgInFrom"]);
+        assert_eq!(rules("ARG VERSION=1 V=\nFROM busybox:${VERSION}$V\nFROM x:${W:-1}", ""), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_not_built_is_checked_only_without_a_target() {
+        let text = "FROM scratch AS a\nCOPY $x .\nFROM scratch AS b\nCOPY $y .";
+        assert_eq!(rules(text, ""), ["UndefinedVar"; 2]);
+        let mut request = BuildRequest::new(Source::new("D", text.as_bytes()), "/nowhere");
+        request.target = Some("a".to_owned());
+        let found = check(&request, &|_| None).expect("checked").warnings;
+        assert_eq!(found.iter().map(|warning| warning.lines.0).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn variables_of_a_base_at_hand_are_known() {
+        let request = BuildRequest::new(Source::new("D", b"FROM base\nCOPY $A $B"), "/nowhere");
+        let base = |_: &str| {
+            let mut config = ImageConfig::scratch("linux", "amd64", None);
+            config.config.env = vec!["A=1".to_owned()];
+            Some(config)
+        };
+        let found = check(&request, &base).expect("checked").warnings;
+        assert_eq!(
+            found.iter().map(|warning| warning.message.as_str()).collect::<Vec<_>>(),
+            ["Usage of undefined variable '$B' (did you mean $A?)"]
+        );
     }
 
     #[test]
@@ -265,7 +411,8 @@ mod tests {
 
     #[test]
     fn from_knows_only_global_arguments() {
-        assert_eq!(rules("FROM x:$TAG", ""), ["UndefinedArgInFrom"]);
+        assert_eq!(rules("FROM x${TAG}", ""), ["UndefinedArgInFrom"]);
+        assert_eq!(rules("FROM x:$TAG", ""), ["UndefinedArgInFrom", "InvalidDefaultArgInFrom"]);
         assert_eq!(rules("ARG TAG=1\nFROM --platform=$BUILDPLATFORM x:$TAG", ""), [""; 0]);
     }
 
@@ -279,6 +426,8 @@ mod tests {
     fn copying_what_is_ignored_is_found() {
         assert_eq!(rules("FROM scratch\nCOPY a/b b\nADD c d", "a\nc"), ["CopyIgnoredFile"; 2]);
         assert_eq!(rules("FROM scratch\nCOPY a b\nADD http://h/c d", "a\n!a/x\nhttp*"), [""; 0]);
+        assert_eq!(rules("FROM scratch\nCOPY . .", ".*"), [""; 0]);
+        assert_eq!(rules("FROM scratch\nCOPY . .", "*"), ["CopyIgnoredFile"]);
     }
 
     #[test]
@@ -286,7 +435,8 @@ mod tests {
         let text = b"# check=error=true\nFROM scratch AS A\nMAINTAINER x";
         let file = Dockerfile::parse("D", text).expect("valid");
         let context = tempfile::tempdir().expect("a directory");
-        let checked = check_file(&file, &BuildRequest::new(file.source.clone(), context.path())).expect("checked");
+        let checked =
+            check_file(&file, &BuildRequest::new(file.source.clone(), context.path()), &|_| None).expect("checked");
         let error = checked.error(&file).expect("an error");
         assert_eq!(error.place.line, 2);
         assert!(error.message.ends_with("MaintainerDeprecated, StageNameCasing"), "{}", error.message);

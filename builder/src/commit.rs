@@ -8,20 +8,11 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use layerfs::{
-    Attributes, Change, ChangeKind, Changes, ChangesError, Compression, Entry, EntryKind, EntryPath, FileKind, Layer,
-    PathFault, Store, StoreError, TarError, Time, Tree,
+    Attributes, Change, ChangeKind, Changes, ChangesError, DiffId, Entry, EntryKind, EntryPath, FileKind, PathFault,
+    Store, StoreError, TarError, Time, Tree,
 };
 
 use crate::changeset::{ChangeSet, Content, Node, NodeId};
-
-/// How a layer is written.
-#[derive(Debug, Clone, Copy)]
-pub struct CommitOptions {
-    /// The newest time in the layer, in seconds since 1970; `None` keeps real times.
-    pub epoch: Option<i64>,
-    /// Threads that compress; no effect on the bytes.
-    pub threads: usize,
-}
 
 /// Why a layer could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -48,12 +39,9 @@ pub enum CommitError {
     Read(#[from] io::Error),
 }
 
-/// Commits what COPY, ADD or WORKDIR put.
-pub(crate) fn commit_changeset(
-    store: &Store,
-    changes: &ChangeSet,
-    options: CommitOptions,
-) -> Result<Layer, CommitError> {
+/// Commits what COPY, ADD or WORKDIR put. Nothing in the layer is newer than `epoch`, in seconds since 1970; `None`
+/// keeps real times.
+pub(crate) fn commit_changeset(store: &Store, changes: &ChangeSet, epoch: Option<i64>) -> Result<DiffId, CommitError> {
     let mut names: HashMap<NodeId, usize> = HashMap::new();
     for (_, id, _) in changes.entries() {
         *names.entry(id).or_default() += 1;
@@ -76,10 +64,11 @@ pub(crate) fn commit_changeset(
             pending.push((Entry::new(entry_path, EntryKind::Opaque), None));
         }
     }
-    write(store, pending, options, |content| Ok(content.reader()))
+    write(store, pending, epoch, |content| Ok(content.reader()))
 }
 
-/// Commits what a union's upper changed in its tree.
+/// Commits what a union's upper changed in its tree. Nothing in the layer is newer than `epoch`, in seconds since 1970;
+/// `None` keeps real times.
 ///
 /// # Errors
 /// If the changes cannot be read, or cannot be in a layer.
@@ -87,15 +76,15 @@ pub fn commit_upper(
     store: &Store,
     tree: &Arc<dyn Tree>,
     changes: &Changes,
-    options: CommitOptions,
-) -> Result<Layer, CommitError> {
+    epoch: Option<i64>,
+) -> Result<DiffId, CommitError> {
     let entry = |change| -> Result<_, CommitError> {
         let entry = changed_entry(change)?;
         let is_file = matches!(entry.kind, EntryKind::File { .. });
         Ok((entry, is_file.then_some(change)))
     };
     let pending = changes.entries().iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-    write(store, pending, options, |change| match &change.kind {
+    write(store, pending, epoch, |change| match &change.kind {
         ChangeKind::File { content: layerfs::ChangeContent::Tree(inode), .. } => {
             Ok(UpperReader::Tree(Content::Tree(Arc::clone(tree), *inode), 0))
         }
@@ -128,13 +117,13 @@ impl Read for UpperReader {
 fn write<C, R: Read>(
     store: &Store,
     mut pending: Vec<(Entry, Option<C>)>,
-    options: CommitOptions,
+    epoch: Option<i64>,
     open: impl Fn(C) -> Result<R, CommitError>,
-) -> Result<Layer, CommitError> {
+) -> Result<DiffId, CommitError> {
     pending.sort_by_cached_key(|(entry, _)| entry.tar_name());
-    store.create_layer(Compression::Gzip, options.threads, |writer| {
+    store.create_layer(|writer| {
         for (mut entry, content) in pending {
-            stamp(&mut entry, options.epoch);
+            stamp(&mut entry, epoch);
             match content {
                 Some(content) => writer.append(&entry, &mut open(content)?)?,
                 None => writer.append(&entry, &mut io::empty())?,

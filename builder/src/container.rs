@@ -4,14 +4,16 @@
 //! container that is over leaves nothing in the store. Builds run their steps elsewhere (`step/run.rs`): those run
 //! on a stage, and know no entrypoint.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use layerfs::{ChangesError, Layer, MountError, MountOptions, Store, StoreError, Tree, Upper, UpperLife};
+use layerfs::{
+    ChangesError, Compression, Layer, MountError, MountOptions, Plane, Store, StoreError, Tree, Upper, UpperLife,
+};
 use registry_client::{Error as ImageError, Platform, choose_image};
 
 use crate::changeset::ChangeSet;
-use crate::commit::{CommitError, CommitOptions, commit_upper};
+use crate::commit::{CommitError, commit_upper};
 use crate::error::BuildError;
 use crate::image::{DEFAULT_PATH, History, ImageConfig, RunConfig};
 use crate::manifest::{store_image, timestamp};
@@ -41,8 +43,12 @@ pub struct RunRequest {
     pub hostname: Option<String>,
     /// Nothing of the image can be changed.
     pub read_only: bool,
+    /// Who serves the root directory.
+    pub plane: Plane,
     /// Limits of all processes together.
     pub limits: sandbox::Limits,
+    /// The OCI runtime that runs it, in place of our own sandbox.
+    pub runtime: Option<PathBuf>,
     /// Limits of each process.
     pub ulimits: Vec<sandbox::Ulimit>,
     /// The size of /dev/shm.
@@ -138,10 +144,12 @@ impl Container {
         std::fs::create_dir(&root).map_err(in_root("make the mount point".to_owned()))?;
         let mut process = process(&tree, image, request, &root)?;
         let union = open_union(Arc::clone(&tree), &upper.upper(), &upper.work(), UpperLife::Temporary)?;
-        let mount = layerfs::mount(union, &root, MountOptions::default())?;
+        let mount = layerfs::mount(union, &root, MountOptions { plane: request.plane, ..MountOptions::default() })?;
         let made = make_directory(&root, &process.cwd);
         made.map_err(in_root(format!("make the working directory {}", process.cwd.display())))?;
         process.mounts.clone_from(&request.mounts);
+        let runtime = |program| sandbox::Runtime { program, directory: root.with_file_name("runtime") };
+        process.runtime = request.runtime.clone().map(runtime);
         Ok(Self { mount, process, _upper: upper })
     }
 
@@ -267,12 +275,13 @@ pub fn commit_image(
     let StoredImage { mut config, mut layers, .. } = image.clone();
     let is_changed = !changes.entries().is_empty();
     if is_changed {
-        let options = CommitOptions { epoch: request.epoch, threads: request.threads };
-        layers.push(commit_upper(store, &tree, &changes, options)?);
+        let diff_id = commit_upper(store, &tree, &changes, request.epoch)?;
+        layers.push(store.pack_layer(&diff_id, Compression::Gzip, request.threads)?);
     }
     describe(&mut config, &layers, !is_changed, request);
     let platform = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
-    Ok(store_image(store, platform, config, layers)?.image)
+    let base_layers = layers.len();
+    Ok(store_image(store, platform, config, &layers, base_layers)?.image)
 }
 
 fn describe(config: &mut ImageConfig, layers: &[Layer], empty_layer: bool, request: &CommitRequest) {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::context::GitError;
 use crate::dockerfile::{DockerfileError, Source, Span};
 
 /// A failed build.
@@ -28,6 +29,14 @@ pub enum BuildError {
         /// Why.
         source: registry_client::Error,
     },
+    /// A git repository could not be had.
+    #[error("{}{source}", at.as_ref().map(|at| format!("{at}: ")).unwrap_or_default())]
+    Git {
+        /// The instruction that wanted it.
+        at: Option<Box<DockerfileError>>,
+        /// Why.
+        source: GitError,
+    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] layerfs::StoreError),
@@ -37,6 +46,9 @@ pub enum BuildError {
     /// What was asked for makes no sense: a flag, a name, a file that is not there.
     #[error("{0}")]
     Request(String),
+    /// It ended because another part of the build failed, whose error this is not.
+    #[error("stopped because another part of the build failed")]
+    Stopped,
     /// A file outside of the store could not be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     File {
@@ -47,6 +59,12 @@ pub enum BuildError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl From<GitError> for BuildError {
+    fn from(source: GitError) -> Self {
+        Self::Git { at: None, source }
+    }
 }
 
 impl BuildError {
@@ -73,6 +91,17 @@ impl Site {
     /// `message` at this place.
     pub(crate) fn error(&self, message: impl Into<String>) -> DockerfileError {
         self.source.error(self.span, message)
+    }
+
+    /// Adds this place to an error that has none yet.
+    pub(crate) fn of(&self) -> impl FnOnce(BuildError) -> BuildError {
+        let place = Box::new(self.error(""));
+        move |error| match error {
+            BuildError::Image { at: None, source } => BuildError::Image { at: Some(place), source },
+            BuildError::Git { at: None, source } => BuildError::Git { at: Some(place), source },
+            BuildError::Request(message) => DockerfileError { message, ..*place }.into(),
+            other => other,
+        }
     }
 
     /// Adds this place to any error.

@@ -19,6 +19,8 @@ pub enum StepEnd {
 pub trait Events: Send + Sync {
     /// A step begins. `name` is what a person reads: `[build 2/4] RUN make`.
     fn step_started(&self, step: StepNumber, name: &str);
+    /// A step is not in the cache, and this is why; told only where it was asked for.
+    fn step_missed(&self, step: StepNumber, reason: &str);
     /// A running step wrote to its standard output or error.
     fn step_output(&self, step: StepNumber, bytes: &[u8]);
     /// A step ended.

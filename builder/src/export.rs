@@ -48,6 +48,53 @@ pub fn to_directory(
     export().map_err(failed)
 }
 
+/// Removes from a directory whatever a tree does not have there: other names, and other kinds under the same name.
+///
+/// # Errors
+/// The root of the file system, or what listing and removing give.
+pub(crate) fn remove_others(tree: &Arc<dyn Tree>, directory: &Path) -> Result<(), BuildError> {
+    let failed = BuildError::file("remove what is not in the result from", directory);
+    let remove = || {
+        let (top, root) = (File::open(directory)?, File::open("/")?);
+        if rustix::fs::fstat(&top)?.st_ino == rustix::fs::fstat(&root)?.st_ino
+            && rustix::fs::fstat(&top)?.st_dev == rustix::fs::fstat(&root)?.st_dev
+        {
+            return Err(io::Error::other("it is the root of this machine"));
+        }
+        keep_only(tree, Some(TreeInode::ROOT), top.as_fd())
+    };
+    remove().map_err(failed)
+}
+
+/// `wanted` is the directory of the tree; `None` keeps nothing.
+fn keep_only(tree: &Arc<dyn Tree>, wanted: Option<TreeInode>, at: BorrowedFd<'_>) -> io::Result<()> {
+    let entries = rustix::fs::Dir::read_from(at)?.collect::<Result<Vec<_>, _>>()?;
+    for entry in entries {
+        let name = entry.file_name().to_bytes();
+        if matches!(name, b"." | b"..") {
+            continue;
+        }
+        let is_directory =
+            FileType::from_raw_mode(rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode).is_dir();
+        let inode = match wanted {
+            Some(directory) => tree.lookup(directory, name)?,
+            None => None,
+        };
+        let kind = inode.map(|inode| tree.attributes(inode)).transpose()?.map(|attributes| attributes.kind);
+        let stays = kind.is_some_and(|kind| (kind == FileKind::Directory) == is_directory);
+        if is_directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let below = rustix::fs::openat(at, name, flags, Mode::empty())?;
+            keep_only(tree, inode.filter(|_| stays), below.as_fd())?;
+        }
+        if !stays {
+            let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+            rustix::fs::unlinkat(at, name, flags)?;
+        }
+    }
+    Ok(())
+}
+
 struct Exporter<'a> {
     tree: &'a Arc<dyn Tree>,
     ownership: Ownership,
@@ -141,11 +188,17 @@ impl Exporter<'_> {
 /// # Errors
 /// If the tree cannot be read or the tar not be written.
 pub fn to_tar(tree: &Arc<dyn Tree>, writer: impl Write) -> io::Result<()> {
+    let mut writer = TarWriter::new(writer);
+    append_tree(tree, &mut writer)?;
+    writer.finish().map_err(io::Error::other)?.flush()
+}
+
+/// Writes all entries of a tree but the root itself.
+pub(crate) fn append_tree<W: Write>(tree: &Arc<dyn Tree>, writer: &mut TarWriter<W>) -> io::Result<()> {
     let mut found = Vec::new();
     collect(tree, TreeInode::ROOT, &EntryPath::root(), &mut found)?;
     // A tar is sorted by whole paths, in which `a.b` comes before `a/b`.
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
-    let mut writer = TarWriter::new(writer);
     let mut links: HashMap<TreeInode, EntryPath> = HashMap::new();
     for (path, inode) in found {
         let attributes = tree.attributes(inode)?;
@@ -174,7 +227,7 @@ pub fn to_tar(tree: &Arc<dyn Tree>, writer: impl Write) -> io::Result<()> {
         };
         appended.map_err(io::Error::other)?;
     }
-    writer.finish().map_err(io::Error::other)?.flush()
+    Ok(())
 }
 
 fn collect(

@@ -3,8 +3,8 @@
 //! ```text
 //! dockerfile/  the language                   plan.rs     which stages, on what
 //! context/     the files a build may see      build.rs    plan, cache, steps, image: one readable page
-//! request.rs   what is asked for              step/       one instruction carried out
-//! events.rs    what a build tells             sandbox/    where a RUN runs
+//! graph.rs     stages side by side            step/       one instruction carried out
+//! packing.rs   layers to blobs, meanwhile             sandbox/    where a RUN runs
 //! ```
 //!
 //! Invariant: nothing here prints, exits or reads the environment; the binary `nacre` does.
@@ -12,26 +12,39 @@
 mod accounts;
 mod build;
 mod cache;
+mod cache_mounts;
 mod changeset;
 mod check;
 mod commit;
 mod container;
 pub mod context;
 pub mod dockerfile;
+mod epoch;
 mod error;
 mod events;
+mod explain;
 mod export;
+mod failure;
+mod fields;
+mod flights;
+mod frontend;
+mod graph;
+pub mod host;
 mod image;
 mod machine;
 mod manifest;
 mod names;
 mod origins;
+mod outline;
 mod output;
+mod packing;
 mod place;
 mod plan;
+mod remote_cache;
 mod request;
 pub mod rootless;
 pub mod sandbox;
+mod schedule;
 pub mod signals;
 mod stage;
 mod step;
@@ -39,16 +52,20 @@ mod sys;
 mod upper;
 
 pub use build::{Built, BuiltImage, build};
-pub use check::{Checked, check};
-pub use commit::{CommitError, CommitOptions, commit_upper};
+pub use cache_mounts::{CacheMount, cache_mounts, export_cache_mount, import_cache_mount, remove_cache_mount};
+pub use check::{Bases, Checked, check};
+pub use commit::{CommitError, commit_upper};
 pub use container::{CommitRequest, Container, ContainerError, RunRequest, commit_image, open_image};
 pub use error::BuildError;
 pub use events::{Events, StepEnd, StepNumber};
 pub use export::{Ownership, to_directory, to_tar};
+pub use failure::{FailedStep, OnFailure};
 pub use image::{Healthcheck, History, ImageConfig, RootFs, RunConfig};
 pub use names::{find, lookup, set};
-pub use origins::{fetch, stored};
-pub use output::Output;
+pub use origins::{base_at_hand, fetch, stored};
+pub use outline::{Argument, Lines, Needed, Outline, Target, outline, targets};
+pub use output::{Annotation, AnnotationPlace, Archive, Delivery, ImageForm, Naming, Output, OutputTarget};
 pub use place::{StorePlace, StoredImage};
-pub use request::{BuildRequest, Entitlement, NamedContext, SandboxRequest, Secret, Times};
+pub use remote_cache::{CacheExport, CacheImport, CachePlace, CacheRequest, CacheScope, export_cache};
+pub use request::{BuildRequest, EngineRequest, Entitlement, MainContext, NamedContext, SandboxRequest, Secret, Times};
 pub use upper::{UpperError, open_union, read_changes};

@@ -1,7 +1,9 @@
 //! A stage to an image in the store: configuration and manifest, each with one serialisation.
 //! <https://github.com/opencontainers/image-spec/blob/main/manifest.md>
 
-use layerfs::{Layer, Store};
+use std::collections::BTreeMap;
+
+use layerfs::{Compression, Layer, Store};
 use oci_spec::image::{Descriptor, MediaType};
 use registry_client::Platform;
 use serde::Serialize;
@@ -9,7 +11,28 @@ use serde::Serialize;
 use crate::build::BuiltImage;
 use crate::error::BuildError;
 use crate::image::ImageConfig;
+use crate::output::compression;
 use crate::place::StoredImage;
+
+/// Whose media types the documents of an image have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Types {
+    /// OCI's.
+    Oci,
+    /// Docker's, which older registries want. They have none for zstd.
+    /// <https://github.com/distribution/distribution/blob/main/docs/content/spec/manifest-v2-2.md>
+    Docker,
+    /// OCI's around a configuration that is no image's.
+    Cache,
+}
+
+/// The documents of one image, in the store.
+pub(crate) struct Documents {
+    pub(crate) manifest: Descriptor,
+    pub(crate) config: Descriptor,
+    /// The layers, as the manifest describes them.
+    pub(crate) layers: Vec<Layer>,
+}
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,6 +41,8 @@ struct Manifest<'a> {
     media_type: MediaType,
     config: &'a Descriptor,
     layers: Vec<&'a Descriptor>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -26,20 +51,24 @@ struct Index<'a> {
     schema_version: u32,
     media_type: MediaType,
     manifests: Vec<IndexEntry<'a>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
 struct IndexEntry<'a> {
     #[serde(flatten)]
     descriptor: &'a Descriptor,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
     platform: IndexPlatform<'a>,
 }
 
 impl<'a> IndexEntry<'a> {
-    fn of(built: &'a BuiltImage) -> Self {
+    fn of((built, annotations): &'a (&BuiltImage, BTreeMap<String, String>)) -> Self {
         let (architecture, os) = (built.platform.architecture(), built.platform.os());
         let platform = IndexPlatform { architecture, os, variant: built.platform.variant() };
-        Self { descriptor: &built.image.manifest, platform }
+        Self { descriptor: &built.image.manifest, annotations, platform }
     }
 }
 
@@ -51,36 +80,103 @@ struct IndexPlatform<'a> {
     variant: Option<&'a str>,
 }
 
+impl Types {
+    fn manifest(self) -> MediaType {
+        match self {
+            Self::Oci | Self::Cache => MediaType::ImageManifest,
+            Self::Docker => MediaType::from("application/vnd.docker.distribution.manifest.v2+json"),
+        }
+    }
+
+    fn index(self) -> MediaType {
+        match self {
+            Self::Oci | Self::Cache => MediaType::ImageIndex,
+            Self::Docker => MediaType::from("application/vnd.docker.distribution.manifest.list.v2+json"),
+        }
+    }
+
+    fn config(self, config: &Descriptor) -> MediaType {
+        match self {
+            Self::Oci => MediaType::ImageConfig,
+            Self::Docker => MediaType::from("application/vnd.docker.container.image.v1+json"),
+            Self::Cache => config.media_type().clone(),
+        }
+    }
+
+    /// The layer with the media type of these; what is no layer that we know stays as it is.
+    fn layer(self, layer: &Layer) -> Result<Layer, BuildError> {
+        let Some(compression) = compression(&layer.descriptor) else { return Ok(layer.clone()) };
+        let media_type = match (self, compression) {
+            (Self::Oci | Self::Cache, Compression::None) => MediaType::ImageLayer,
+            (Self::Oci | Self::Cache, Compression::Gzip) => MediaType::ImageLayerGzip,
+            (Self::Oci | Self::Cache, Compression::Zstd) => MediaType::ImageLayerZstd,
+            (Self::Docker, Compression::None) => MediaType::from("application/vnd.docker.image.rootfs.diff.tar"),
+            (Self::Docker, Compression::Gzip) => MediaType::from("application/vnd.docker.image.rootfs.diff.tar.gzip"),
+            (Self::Docker, Compression::Zstd) => {
+                let why = "zstd layers need OCI media types: leave oci-mediatypes=false away, or pack all of them \
+                    with compression=gzip,force-compression=true";
+                return Err(BuildError::Request(why.to_owned()));
+            }
+        };
+        let mut layer = layer.clone();
+        layer.descriptor.set_media_type(media_type);
+        Ok(layer)
+    }
+}
+
 /// Stores the documents of an image whose layers are there.
 pub(crate) fn store_image(
     store: &Store,
     platform: Platform,
     config: ImageConfig,
-    layers: Vec<Layer>,
+    layers: &[Layer],
+    base_layers: usize,
 ) -> Result<BuiltImage, BuildError> {
     let config_descriptor = store.put_blob_bytes(MediaType::ImageConfig, &config.to_bytes())?;
-    let document = Manifest {
-        schema_version: 2,
-        media_type: MediaType::ImageManifest,
-        config: &config_descriptor,
-        layers: layers.iter().map(|layer| &layer.descriptor).collect(),
-    };
-    let bytes = serde_json::to_vec(&document).expect("a manifest has string keys only");
-    let manifest = store.put_blob_bytes(MediaType::ImageManifest, &bytes)?;
-    let image = StoredImage { manifest, config, layers };
-    Ok(BuiltImage { platform, config: config_descriptor, image })
+    let documents = store_manifest(store, &config_descriptor, layers, Types::Oci, &BTreeMap::new())?;
+    let image = StoredImage { manifest: documents.manifest, config, layers: documents.layers };
+    Ok(BuiltImage { platform, config: config_descriptor, image, base_layers })
 }
 
-/// Stores the index of several images, in their order.
+/// Stores the manifest of a configuration and layers that are there.
+pub(crate) fn store_manifest(
+    store: &Store,
+    config: &Descriptor,
+    layers: &[Layer],
+    types: Types,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Documents, BuildError> {
+    let layers = layers.iter().map(|layer| types.layer(layer)).collect::<Result<Vec<_>, _>>()?;
+    let mut config = config.clone();
+    config.set_media_type(types.config(&config));
+    let document = Manifest {
+        schema_version: 2,
+        media_type: types.manifest(),
+        config: &config,
+        layers: layers.iter().map(|layer| &layer.descriptor).collect(),
+        annotations,
+    };
+    let bytes = serde_json::to_vec(&document).expect("a manifest has string keys only");
+    let manifest = store.put_blob_bytes(types.manifest(), &bytes)?;
+    Ok(Documents { manifest, config, layers })
+}
+
+/// Stores the index of several images, in their order, each with the annotations of its entry.
 /// <https://github.com/opencontainers/image-spec/blob/main/image-index.md>
-pub(crate) fn store_index(store: &Store, images: &[BuiltImage]) -> Result<Descriptor, BuildError> {
+pub(crate) fn store_index(
+    store: &Store,
+    images: &[(&BuiltImage, BTreeMap<String, String>)],
+    types: Types,
+    annotations: &BTreeMap<String, String>,
+) -> Result<Descriptor, BuildError> {
     let document = Index {
         schema_version: 2,
-        media_type: MediaType::ImageIndex,
+        media_type: types.index(),
         manifests: images.iter().map(IndexEntry::of).collect(),
+        annotations,
     };
     let bytes = serde_json::to_vec(&document).expect("an index has string keys only");
-    Ok(store.put_blob_bytes(MediaType::ImageIndex, &bytes)?)
+    Ok(store.put_blob_bytes(types.index(), &bytes)?)
 }
 
 /// A time in seconds since 1970 as RFC 3339; `None` is now.

@@ -11,9 +11,10 @@ use registry_client::{
 use crate::build::Builder;
 use crate::context::{Patterns, ignore_file_names};
 use crate::error::{BuildError, Site};
+use crate::image::ImageConfig;
 use crate::place::{StorePlace, StoredImage};
 use crate::plan::Origin;
-use crate::request::NamedContext;
+use crate::request::{BuildRequest, NamedContext};
 
 /// The image of an origin, brought into the store if it is not there.
 pub(crate) fn image(
@@ -23,17 +24,18 @@ pub(crate) fn image(
     site: Option<&Site>,
 ) -> Result<StoredImage, BuildError> {
     let progress = builder.events.transfers();
-    let found = match origin {
+    let key = (format!("{origin:?}"), platform.to_string());
+    let found = builder.shared.images.once(&key, || match origin {
         Origin::Image(name) => named(builder, name, platform, progress),
         Origin::Context(NamedContext::Image(name)) => named(builder, name, platform, progress),
         Origin::Context(NamedContext::OciLayout(directory, name)) => {
             let source = OciLayout::new(directory, name.clone());
             fetch(builder.store, &source, None, platform, progress)
         }
-        Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_)) => {
+        Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_) | NamedContext::Remote(_)) => {
             unreachable!("the callers deal with what is no image")
         }
-    };
+    });
     found.map_err(|source| BuildError::Image { at: site.map(|site| Box::new(site.error("FROM"))), source })
 }
 
@@ -65,6 +67,13 @@ pub fn stored(store: &Store, reference: &Reference, platform: &Platform) -> Resu
     let config = &image.config;
     let is_fitting = config.architecture == platform.architecture() && config.os == platform.os();
     Ok(is_fitting.then_some(image))
+}
+
+/// The configuration of a base image that the store has, by its name in FROM; for checks, which fetch nothing.
+pub fn base_at_hand(store: &Store, request: &BuildRequest, name: &str) -> Option<ImageConfig> {
+    let reference: Reference = name.parse().ok()?;
+    let image = stored(store, &reference, request.platforms.first()?).ok()??;
+    Some(image.config)
 }
 
 /// Copies one image into the store and opens it.

@@ -6,14 +6,14 @@ use std::io::Read;
 use layerfs::{DiffId, Layer, Store, StoreError};
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::{
-    Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, Source, Stored,
+    Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, Origin, Source, Stored,
     VerifyingReader,
 };
 
 use crate::image::ImageConfig;
 
 /// Configurations are small; what is larger is no configuration.
-const MOST_CONFIG_BYTES: u64 = 8 << 20;
+pub(crate) const MOST_CONFIG_BYTES: u64 = 8 << 20;
 
 /// An image of the store, or the place of one that comes.
 #[derive(Debug, Clone)]
@@ -21,17 +21,23 @@ pub struct StorePlace<'a> {
     store: &'a Store,
     name: Option<String>,
     manifest: Option<Descriptor>,
+    origin: Option<Origin>,
 }
 
 impl<'a> StorePlace<'a> {
     /// An image that is there, by its manifest; `name` is for messages.
     pub fn existing(store: &'a Store, name: &str, manifest: Descriptor) -> Self {
-        Self { store, name: Some(name.to_owned()), manifest: Some(manifest) }
+        Self { store, name: Some(name.to_owned()), manifest: Some(manifest), origin: None }
     }
 
     /// Where an image goes; `None` gives it no name.
     pub fn new(store: &'a Store, name: Option<&str>) -> Self {
-        Self { store, name: name.map(str::to_owned), manifest: None }
+        Self { store, name: name.map(str::to_owned), manifest: None, origin: None }
+    }
+
+    /// The same place, with the repository that its blobs came from: a registry may take them from there.
+    pub(crate) fn that_came_from(self, origin: Option<Origin>) -> Self {
+        Self { origin, ..self }
     }
 
     fn error(&self, doing: &str, error: StoreError) -> Error {
@@ -85,6 +91,10 @@ impl Source for StorePlace<'_> {
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         let blob = self.store.open_blob(descriptor.digest()).map_err(|error| self.error("open a blob", error))?;
         Ok(Box::new(VerifyingReader::new(blob.file, descriptor)?))
+    }
+
+    fn origin(&self, _: &Descriptor) -> Option<Origin> {
+        self.origin.clone()
     }
 }
 

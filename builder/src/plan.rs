@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use registry_client::Platform;
+use registry_client::{Platform, Reference};
 
 use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Stage};
 use crate::error::{BuildError, Site};
@@ -25,8 +25,10 @@ pub(crate) struct Plan<'d> {
 
 /// One stage.
 pub(crate) struct PlannedStage<'d> {
-    /// The instructions.
+    /// The stage as it is written.
     pub(crate) stage: &'d Stage,
+    /// What is carried out: all its instructions, or none if a context takes its place.
+    pub(crate) instructions: &'d [Placed<Instruction>],
     /// What progress and errors call it: its name, or `stage-1`.
     pub(crate) label: String,
     /// What it begins with.
@@ -46,6 +48,24 @@ pub(crate) enum Origin {
     Context(NamedContext),
     /// An image.
     Image(String),
+}
+
+impl Origin {
+    /// What a context is that stands for an image: as in BuildKit, the image `scratch` is nothing.
+    fn of_context(context: &NamedContext) -> Self {
+        match context {
+            NamedContext::Image(name) if name == "scratch" => Self::Scratch,
+            context => Self::Context(context.clone()),
+        }
+    }
+
+    /// The repository of an image, if it is one of a registry.
+    pub(crate) fn repository(&self) -> Option<registry_client::Origin> {
+        let (Self::Image(name) | Self::Context(NamedContext::Image(name))) = self else { return None };
+        let reference: Reference = name.parse().ok()?;
+        let (registry, repository) = (reference.registry().to_owned(), reference.repository().to_owned());
+        Some(registry_client::Origin { registry, repository })
+    }
 }
 
 impl<'d> Plan<'d> {
@@ -77,8 +97,8 @@ impl<'d> Plan<'d> {
         from: &str,
         site: &Site,
     ) -> Result<Origin, BuildError> {
-        if let Some(context) = request.named_contexts.get(from) {
-            return Ok(Origin::Context(context.clone()));
+        if let Some(context) = request.named_context(from, &self.platform) {
+            return Ok(Origin::of_context(context));
         }
         if let Some(number) = self.stage_named(from, index).or_else(|| self.stage_named(from, self.stages.len())) {
             return match number {
@@ -109,7 +129,21 @@ impl<'d> Plan<'d> {
                 Instruction::Run(_) | Instruction::Copy(_) | Instruction::Add(_) | Instruction::Workdir(_)
             )
         };
-        1 + self.stages[index].stage.instructions.iter().filter(|placed| makes_layer(&placed.value)).count()
+        // Beginning on nothing or on another stage is no step.
+        let begins = usize::from(!matches!(self.stages[index].base, Origin::Scratch | Origin::Stage(_)));
+        begins + self.stages[index].instructions.iter().filter(|placed| makes_layer(&placed.value)).count()
+    }
+
+    /// Whether the layers of a stage are layers of the image that is built.
+    pub(crate) fn is_in_result(&self, index: usize) -> bool {
+        let mut at = self.target;
+        loop {
+            match self.stages[at].base {
+                _ if at == index => return true,
+                Origin::Stage(base) => at = base,
+                _ => return false,
+            }
+        }
     }
 
     fn stage(
@@ -132,23 +166,27 @@ impl<'d> Plan<'d> {
             None => self.platform.clone(),
             Some(word) => {
                 let text = expander.expand(&word.text).map_err(site.at(word.span).because())?;
+                if text.is_empty() {
+                    let message = format!("empty platform value from expression {}", word.text);
+                    return Err(site.at(word.span).error(message).into());
+                }
                 text.parse().map_err(site.at(word.span).because())?
             }
         };
-        let named = |name: &Option<crate::dockerfile::Word>| name.as_ref().map(|word| word.text.clone());
-        let base = match from.name.as_ref().and_then(|name| request.named_contexts.get(&name.text)) {
-            // A context of the stage's own name takes the place of its base.
-            Some(context) => Origin::Context(context.clone()),
-            None => self.base(request, index, &image),
+        let own_context = from.name.as_ref().and_then(|name| request.named_context(&name.text, &platform));
+        let (base, instructions) = match own_context {
+            // A context of the stage's own name takes the place of all of it.
+            Some(context) => (Origin::of_context(context), &[][..]),
+            None => (self.base(request, index, &image, &platform), stage.instructions.as_slice()),
         };
-        let label = named(&from.name).unwrap_or_else(|| format!("stage-{index}"));
-        Ok(PlannedStage { stage, label, base, platform })
+        let label = stage_label(dockerfile, index);
+        Ok(PlannedStage { stage, instructions, label, base, platform })
     }
 
     /// FROM takes a stage by its lower-case name only, and never by number.
-    fn base(&self, request: &BuildRequest, index: usize, image: &str) -> Origin {
-        if let Some(context) = request.named_contexts.get(image) {
-            return Origin::Context(context.clone());
+    fn base(&self, request: &BuildRequest, index: usize, image: &str, platform: &Platform) -> Origin {
+        if let Some(context) = request.named_context(image, platform) {
+            return Origin::of_context(context);
         }
         let is_named =
             |planned: &PlannedStage<'_>| planned.stage.from.value.name.as_ref().is_some_and(|name| name.text == image);
@@ -171,9 +209,9 @@ impl<'d> Plan<'d> {
     /// run is not known yet: RUN asks again.
     fn check_machine(&self, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<(), BuildError> {
         for index in self.needed(request) {
-            let PlannedStage { stage, platform, .. } = &self.stages[index];
+            let PlannedStage { instructions, platform, .. } = &self.stages[index];
             let is_run = |placed: &&Placed<Instruction>| matches!(placed.value, Instruction::Run(_));
-            if let Some(run) = stage.instructions.iter().find(is_run) {
+            if let Some(run) = instructions.iter().find(is_run) {
                 let site = Site { source: dockerfile.source.clone(), span: run.span };
                 machine::check(platform, &request.build_platform).map_err(site.because())?;
             }
@@ -182,7 +220,7 @@ impl<'d> Plan<'d> {
     }
 
     /// The stages that the target needs, itself included, as far as the text tells.
-    fn needed(&self, request: &BuildRequest) -> BTreeSet<usize> {
+    pub(crate) fn needed(&self, request: &BuildRequest) -> BTreeSet<usize> {
         let mut needed = BTreeSet::new();
         let mut pending = vec![self.target];
         while let Some(index) = pending.pop() {
@@ -192,8 +230,8 @@ impl<'d> Plan<'d> {
             if let Origin::Stage(base) = self.stages[index].base {
                 pending.push(base);
             }
-            for placed in &self.stages[index].stage.instructions {
-                let is_context = |name: &&str| request.named_contexts.contains_key(*name);
+            for placed in self.stages[index].instructions {
+                let is_context = |name: &&str| request.named_context(name, &self.platform).is_some();
                 let number = |name: &str| name.parse().ok().filter(|number| *number < index);
                 let stage = |name| self.stage_named(name, index).or_else(|| number(name));
                 pending.extend(sources(&placed.value).into_iter().filter(|name| !is_context(name)).filter_map(stage));
@@ -213,6 +251,12 @@ impl<'d> Plan<'d> {
             ))
         })
     }
+}
+
+/// What a person calls a stage: its name, or `stage-1`.
+pub(crate) fn stage_label(dockerfile: &Dockerfile, index: usize) -> String {
+    let name = &dockerfile.stages[index].from.value.name;
+    name.as_ref().map_or_else(|| format!("stage-{index}"), |word| word.text.clone())
 }
 
 /// What an instruction names as a place of files, as it is written.
@@ -242,7 +286,7 @@ pub(crate) const PLATFORM_ARGUMENTS: [&str; 9] = [
 ];
 
 /// The platform arguments, and the global ARGs on top of them.
-fn globals(
+pub(crate) fn globals(
     dockerfile: &Dockerfile,
     request: &BuildRequest,
     platform: &Platform,
@@ -266,13 +310,12 @@ fn globals(
             let lookup = |name: &str| values.get(name).cloned();
             let expander = Expander::new(dockerfile.directives.escape, &lookup);
             let name = expander.expand(&argument.name.text).map_err(site.at(argument.name.span).because())?;
-            let default = match &argument.default {
-                None => None,
-                Some(word) => Some(expander.expand(&word.text).map_err(site.at(word.span).because())?),
+            let value = match (request.build_args.get(&name), &argument.default) {
+                (Some(given), _) => given.clone(),
+                (None, Some(word)) => expander.expand(&word.text).map_err(site.at(word.span).because())?,
+                (None, None) => continue,
             };
-            if let Some(value) = request.build_args.get(&name).cloned().or(default) {
-                values.insert(name, value);
-            }
+            values.insert(name, value);
         }
     }
     Ok(values)

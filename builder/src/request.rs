@@ -1,13 +1,17 @@
 //! What is asked of a build: everything that is not in the Dockerfile or its context.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use registry_client::Platform;
+use layerfs::{Packing, Plane};
+use registry_client::{Platform, Reference};
 
+use crate::context::{FetchAccess, Fetched, RemotePlace};
 use crate::dockerfile::Source;
-use crate::sandbox::{Network, Ulimit};
+use crate::failure::OnFailure;
+use crate::remote_cache::CacheRequest;
+use crate::sandbox::{Limits, Network, Ulimit};
 
 /// A build.
 #[derive(Clone)]
@@ -16,10 +20,12 @@ pub struct BuildRequest {
     pub dockerfile: Source,
     /// Where it lies, for the ignore file beside it; `None` for standard input.
     pub dockerfile_path: Option<PathBuf>,
-    /// The directory with the files of the build.
-    pub context: PathBuf,
-    /// Further contexts by name; a name replaces a stage or an image of the same name.
+    /// The files of the build.
+    pub context: MainContext,
+    /// Further contexts by name, or by `name::platform`; a name replaces a stage or an image of the same name.
     pub named_contexts: BTreeMap<String, NamedContext>,
+    /// What fetching may use of the caller's.
+    pub fetch: FetchAccess,
     /// The stage to build; `None` is the last one.
     pub target: Option<String>,
     /// Values of ARG.
@@ -44,8 +50,14 @@ pub struct BuildRequest {
     pub ssh: BTreeMap<String, PathBuf>,
     /// What was allowed.
     pub allow: BTreeSet<Entitlement>,
+    /// How the layers of the image are packed.
+    pub packing: Packing,
+    /// Caches of other machines.
+    pub cache: CacheRequest,
     /// Threads that compress; no effect on the bytes.
     pub threads: usize,
+    /// How the build goes on; no effect on the bytes.
+    pub engine: EngineRequest,
 }
 
 impl BuildRequest {
@@ -55,8 +67,9 @@ impl BuildRequest {
         Self {
             dockerfile,
             dockerfile_path: None,
-            context: context.into(),
+            context: MainContext::Directory(context.into()),
             named_contexts: BTreeMap::new(),
+            fetch: FetchAccess::default(),
             target: None,
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
@@ -69,9 +82,69 @@ impl BuildRequest {
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             allow: BTreeSet::new(),
+            packing: Packing::default(),
+            cache: CacheRequest::default(),
             threads: 1,
+            engine: EngineRequest::default(),
         }
     }
+
+    /// The context that stands for a name in a Dockerfile, if the caller gave one: that for the platform, else that for
+    /// all. As in BuildKit, `alpine` and `docker.io/library/alpine:latest` are one name.
+    pub(crate) fn named_context(&self, name: &str, platform: &Platform) -> Option<&NamedContext> {
+        /// Names with a meaning of their own.
+        const RESERVED: [&str; 2] = ["scratch", "context"];
+        if self.named_contexts.is_empty() || RESERVED.iter().any(|reserved| name.eq_ignore_ascii_case(reserved)) {
+            return None;
+        }
+        let (name, platform) = (familiar(name), platform.to_string());
+        let of = |wanted: Option<&str>| {
+            self.named_contexts.iter().find(|(key, _)| match key.split_once("::") {
+                Some((key, for_platform)) => wanted == Some(for_platform) && familiar(key) == name,
+                None => wanted.is_none() && familiar(key) == name,
+            })
+        };
+        of(Some(&platform)).or_else(|| of(None)).map(|(_, context)| context)
+    }
+}
+
+/// An image's name as short as it can be; any other text as it is.
+fn familiar(name: &str) -> String {
+    let name = name.parse::<Reference>().map_or_else(|_| name.to_owned(), |reference| reference.familiar());
+    name.strip_suffix(":latest").map_or(name.clone(), str::to_owned)
+}
+
+/// The files that COPY and ADD take if no other place is named.
+#[derive(Clone)]
+pub enum MainContext {
+    /// A directory, less what its ignore file excludes.
+    Directory(PathBuf),
+    /// Files that were fetched.
+    Fetched(Fetched),
+}
+
+impl MainContext {
+    /// The directory that it is, if it is one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) => Some(path),
+            Self::Fetched(_) => None,
+        }
+    }
+}
+
+/// How a build goes on.
+#[derive(Debug, Clone, Default)]
+pub struct EngineRequest {
+    /// Steps that are carried out at once; up to 1 builds one stage after the other.
+    pub jobs: usize,
+    /// Images that will be pushed: their registries get the blobs of finished layers while the build goes on.
+    pub upload_to: Vec<Reference>,
+    /// Stages whose steps are carried out whatever was recorded, by name or as `stage-1`.
+    pub no_cache_stages: Vec<String>,
+    /// Tell why steps are carried out ([`crate::Events::step_missed`]).
+    pub explain: bool,
 }
 
 /// What every RUN step of a build gets.
@@ -87,6 +160,14 @@ pub struct SandboxRequest {
     pub ulimits: Vec<Ulimit>,
     /// The content of /etc/resolv.conf; `None` leaves the image's own.
     pub resolv_conf: Option<String>,
+    /// Who serves the root directory; no effect on what a step leaves.
+    pub plane: Plane,
+    /// Limits of a step as a whole. They change no result, so that they are not in a step's key.
+    pub limits: Limits,
+    /// An OCI runtime that runs the steps, in place of our own sandbox.
+    pub runtime: Option<PathBuf>,
+    /// Who is told of a failed step while its state is still there.
+    pub on_failure: Option<Arc<dyn OnFailure>>,
 }
 
 /// A context besides the main one.
@@ -98,6 +179,8 @@ pub enum NamedContext {
     Image(String),
     /// An image in an OCI layout: the directory, and a tag or a digest.
     OciLayout(PathBuf, Option<String>),
+    /// A git repository, an archive or a file of the web.
+    Remote(RemotePlace),
 }
 
 /// Which times the files of a layer get.
@@ -109,6 +192,8 @@ pub enum Times {
     Epoch(i64),
     /// Files keep their real times.
     Real,
+    /// Files keep their real times, and the image says that it was made at this time.
+    RealFiles(i64),
 }
 
 /// A secret's bytes. Neither printed nor logged.

@@ -3,10 +3,20 @@
 //! Invariant: `config.rootfs` and `layers` have the same length and the same order.
 
 use layerfs::{ChainId, DiffId, Layer};
+use oci_spec::image::Descriptor;
 
 use crate::dockerfile::{Expander, ExpansionError, Word};
 use crate::error::{BuildError, Site};
 use crate::image::{DEFAULT_PATH, History, ImageConfig};
+
+/// A layer of a stage.
+#[derive(Debug, Clone)]
+pub(crate) struct StageLayer {
+    /// The uncompressed layer.
+    pub(crate) diff_id: DiffId,
+    /// The blob that the base image has for it. A step's layer has none before it becomes a part of an image.
+    pub(crate) blob: Option<Descriptor>,
+}
 
 /// A stage as far as it is built.
 #[derive(Clone)]
@@ -14,7 +24,7 @@ pub(crate) struct StageState {
     /// The configuration of the image that it becomes.
     pub(crate) config: ImageConfig,
     /// Its layers, the lowest first.
-    pub(crate) layers: Vec<Layer>,
+    pub(crate) layers: Vec<StageLayer>,
     /// What `$NAME` means: ENV and ARG in the order in which they were set.
     pub(crate) variables: Vec<(String, String)>,
     /// ARGs that have a value, for the history of RUN.
@@ -41,10 +51,11 @@ impl StageState {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
             (name.to_owned(), value.to_owned())
         };
+        let layer = |layer: Layer| StageLayer { diff_id: layer.diff_id, blob: Some(layer.descriptor) };
         Self {
             variables: config.config.env.iter().map(split).collect(),
             config,
-            layers,
+            layers: layers.into_iter().map(layer).collect(),
             arguments: Vec::new(),
             has_own_cmd: false,
             created: String::new(),
@@ -89,9 +100,9 @@ impl StageState {
     }
 
     /// Puts a layer on top, made by an instruction that the history shows as `created_by`.
-    pub(crate) fn add_layer(&mut self, layer: Layer, created_by: &str) {
-        self.config.rootfs.diff_ids.push(layer.diff_id.to_string());
-        self.layers.push(layer);
+    pub(crate) fn add_layer(&mut self, diff_id: DiffId, created_by: &str) {
+        self.config.rootfs.diff_ids.push(diff_id.to_string());
+        self.layers.push(StageLayer { diff_id, blob: None });
         self.add_history(created_by, false);
     }
 

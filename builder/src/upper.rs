@@ -44,6 +44,7 @@ pub fn open_union(
         renames_directories: true,
         durable: life == UpperLife::Kept,
         splits_metadata: true,
+        has_aufs_marks: false,
         adopts_root: true,
     };
     Ok(Union::open(tree, directory(upper)?, directory(work)?, options)?)
@@ -85,7 +86,10 @@ fn directory(path: &Path) -> io::Result<OwnedFd> {
 /// Root of the machine writes the marks that its kernel reads by default; root of a user namespace
 /// may not, and writes those that `userxattr` reads.
 fn marks() -> MarkNamespace {
-    let is_initial = std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    if is_initial { MarkNamespace::Trusted } else { MarkNamespace::User }
+    if has_trusted_marks() { MarkNamespace::Trusted } else { MarkNamespace::User }
+}
+
+/// Whether this is the user namespace of the machine.
+pub(crate) fn has_trusted_marks() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
 }

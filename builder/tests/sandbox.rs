@@ -38,7 +38,7 @@ impl Root {
         let root = Self(dir);
         for applet in [
             "sh", "cat", "id", "ls", "env", "hostname", "sleep", "su", "mount", "unshare", "ps", "mkdir", "stat", "ip",
-            "tty", "readlink", "grep", "true", "mknod", "touch", "setsid", "rm",
+            "tty", "readlink", "grep", "true", "mknod", "touch", "setsid", "rm", "tail",
         ] {
             symlink("busybox", root.path().join("bin").join(applet)).unwrap();
         }
@@ -572,8 +572,10 @@ fn command(program: &str, arguments: &[&str]) -> String {
 fn programs() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::copy(std::env::current_exe().unwrap(), dir.path().join("tests")).unwrap();
-    fs::copy(helper(), dir.path().join("nacre-helper")).unwrap();
+    for (program, name) in [(std::env::current_exe().unwrap(), "tests"), (helper(), "nacre-helper")] {
+        // Not by this process: a child forked meanwhile by another test would hold it open for writing (ETXTBSY).
+        command("cp", &[program.to_str().unwrap(), dir.path().join(name).to_str().unwrap()]);
+    }
     dir
 }
 
@@ -664,7 +666,7 @@ fn signals_to_the_outer_process_reach_the_program_and_its_death_ends_it() {
 fn limits_of_the_step_are_in_force_or_an_error_names_the_group() {
     let root = Root::new();
     let mut process = root.shell("for n in 1 2 3 4 5 6 7 8; do sleep 1000000 & done");
-    process.limits = Limits { pids: Some(4), memory_bytes: Some(64 << 20), cpu_millis: Some(500) };
+    process.limits = Limits { pids: Some(4), memory_bytes: Some(64 << 20), cpu_millis: Some(500), ..Limits::default() };
     let output = run(&process);
     match output.exit {
         Ok(exit) => {
@@ -673,6 +675,26 @@ fn limits_of_the_step_are_in_force_or_an_error_names_the_group() {
         }
         Err(error) => assert!(error.to_string().contains("cgroup"), "{error}"),
     }
+}
+
+#[test]
+fn a_step_that_took_too_much_memory_says_so_and_its_groups_are_gone() {
+    let root = Root::new();
+    let mut process = root.shell("tail /dev/zero; exit 3");
+    let parent = format!("/nacre-test-{}", std::process::id());
+    process.limits = Limits {
+        memory_bytes: Some(8 << 20),
+        cpu_shares: Some(512),
+        parent: Some(parent.clone()),
+        ..Limits::default()
+    };
+    match run(&process).exit {
+        // Which process dies is the kernel's choice: the command, or the shell that waits for it.
+        Ok(exit) => assert!(matches!(exit, Exit::OutOfMemory(3 | 137)), "{exit:?}"),
+        Err(error) => assert!(error.to_string().contains("cgroup"), "{error}"),
+    }
+    let left = Command::new("find").args(["/sys/fs/cgroup", "-path", &format!("*{parent}*")]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
 #[test]

@@ -4,11 +4,13 @@
 //! (openat2 with RESOLVE_BENEATH and RESOLVE_NO_SYMLINKS), so that a link put there during the build leads nowhere.
 //! Not here: following the links that docker follows; see `resolve`.
 
+use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
@@ -80,6 +82,10 @@ pub struct Entry {
     pub mtime_seconds: i64,
     /// The rest of that time.
     pub mtime_nanoseconds: u32,
+    /// Time of the last change of content or metadata, which nobody can set: whole seconds since 1970.
+    pub ctime_seconds: i64,
+    /// The rest of that time.
+    pub ctime_nanoseconds: u32,
     /// Which file it is.
     pub identity: Identity,
     /// How many names the file has, in the context or elsewhere.
@@ -153,6 +159,28 @@ impl Directory {
         }
     }
 
+    /// What a file that was opened at `path` is now.
+    ///
+    /// # Errors
+    /// It cannot be looked at.
+    pub(super) fn entry_of(&self, file: &File, path: &Path) -> Result<Entry, ContextError> {
+        let stat = rustix::fs::fstat(file).map_err(ContextError::io("stat", path))?;
+        entry(path.to_owned(), &stat, || Ok(CString::default())).map_err(ContextError::io("stat", path))
+    }
+
+    /// Whether a file has any extended attribute.
+    ///
+    /// # Errors
+    /// They cannot be listed.
+    pub(super) fn has_xattrs(&self, file: &File, path: &Path) -> Result<bool, ContextError> {
+        match rustix::fs::flistxattr(file, &mut [0_u8; 1]) {
+            Ok(length) => Ok(length > 0),
+            Err(Errno::RANGE) => Ok(true),
+            Err(Errno::NOTSUP) => Ok(false),
+            Err(error) => Err(ContextError::io("read the extended attributes of", path)(error)),
+        }
+    }
+
     /// The extended attributes of a file or directory, sorted by name. Other kinds have none that a context could carry.
     ///
     /// # Errors
@@ -207,7 +235,7 @@ impl Directory {
         let not_found = |is_ignored| ContextError::NotFound { path: path.to_owned(), is_ignored };
         let entry = self.stat(path)?.ok_or_else(|| not_found(false))?;
         let matched = self.matched(path);
-        if matched.is_excluded() && (entry.kind != EntryKind::Directory || self.walk(path)?.is_empty()) {
+        if matched.is_excluded() && (entry.kind != EntryKind::Directory || self.walk(path, 1)?.is_empty()) {
             return Err(not_found(true));
         }
         Ok(entry)
@@ -218,73 +246,128 @@ impl Directory {
     }
 
     /// Everything at and below `path` that the ignore file leaves, sorted by path bytes, directories before their
-    /// content. A directory that is excluded itself is there if something below it is. Links are not followed.
+    /// content. A directory that is excluded itself is there if something below it is. Links are not followed. Up to
+    /// `threads` threads walk.
     ///
     /// # Errors
     /// Nothing is at `path`, or a directory cannot be read.
-    pub fn walk(&self, path: &Path) -> Result<Vec<Entry>, ContextError> {
+    pub fn walk(&self, path: &Path, threads: usize) -> Result<Vec<Entry>, ContextError> {
         let Some(top) = self.stat(path)? else {
             return Err(ContextError::NotFound { path: path.to_owned(), is_ignored: false });
         };
-        let mut entries = Vec::new();
-        let mut levels = Vec::new();
-        self.visit(top, self.matched(path), &mut levels, &mut entries)?;
-        while let Some(level) = levels.last_mut() {
-            let Some(name) = level.names.pop() else {
-                levels.pop();
-                continue;
-            };
-            let path = level.directory.path.join(OsStr::from_bytes(&name));
-            let matched = self.patterns.child(&level.matched, path.as_os_str().as_bytes());
-            let stat = match rustix::fs::statat(&level.file, OsStr::from_bytes(&name), AtFlags::SYMLINK_NOFOLLOW) {
-                // Removed since the directory was read.
-                Err(Errno::NOENT) => continue,
-                stat => stat.map_err(ContextError::io("stat", &path))?,
-            };
-            let target = || rustix::fs::readlinkat(&level.file, OsStr::from_bytes(&name), Vec::new());
-            let entry = entry(path.clone(), &stat, target).map_err(ContextError::io("read the link", path))?;
-            self.visit(entry, matched, &mut levels, &mut entries)?;
+        let mut begin = Found::default();
+        begin.take(self, top, self.matched(path));
+        let walk = Walk { directory: self, pending: Mutex::new((begin.directories, 0)), changed: Condvar::new() };
+        let begin = Found { directories: Vec::new(), ..begin };
+        let found = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(|| walk.work(Found::default()))).collect();
+            let own = walk.work(begin);
+            let helped = helpers.into_iter().map(|helper| helper.join().expect("a walk does not panic"));
+            std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<Result<Vec<_>, _>>()
+        })?;
+        let (mut entries, mut unlisted) = (Vec::new(), HashMap::new());
+        for part in found {
+            entries.extend(part.entries);
+            unlisted.extend(part.unlisted.into_iter().map(|entry| (entry.path.clone(), entry)));
+        }
+        if !unlisted.is_empty() {
+            // Directories above that are excluded themselves are wanted after all.
+            for position in 0..entries.len() {
+                let above = entries[position].path.ancestors().skip(1).map(Path::to_owned).collect::<Vec<_>>();
+                entries.extend(above.iter().filter_map(|path| unlisted.remove(path)));
+            }
         }
         entries.sort_by(|a: &Entry, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
         Ok(entries)
     }
 
-    /// Takes an entry into the walk; a directory becomes a level where anything below it can be wanted.
-    fn visit(
-        &self,
-        entry: Entry,
-        matched: Matched,
-        levels: &mut Vec<Level>,
-        entries: &mut Vec<Entry>,
-    ) -> Result<(), ContextError> {
-        if !matched.is_excluded() {
-            // Directories above that are excluded themselves are wanted after all.
-            for level in levels.iter_mut().filter(|level| !level.is_listed) {
-                level.is_listed = true;
-                entries.push(level.directory.clone());
-            }
-            entries.push(entry.clone());
-        }
-        let path = entry.path.as_os_str().as_bytes();
-        let is_wanted = !matched.is_excluded() || self.patterns.can_take_back_below(path, &matched);
-        if entry.kind == EntryKind::Directory && is_wanted {
-            let file = self.open_at("open", &entry.path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-            let names = read_names(&file).map_err(ContextError::io("list", &entry.path))?;
-            levels.push(Level { directory: entry, file, names, is_listed: !matched.is_excluded(), matched });
+    /// What lies right in a directory.
+    fn list(&self, (directory, matched): (Entry, Matched), found: &mut Found) -> Result<(), ContextError> {
+        let file = self.open_at("open", &directory.path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        for name in read_names(&file).map_err(ContextError::io("list", &directory.path))? {
+            let name = OsStr::from_bytes(&name);
+            let path = directory.path.join(name);
+            let matched = self.patterns.child(&matched, path.as_os_str().as_bytes());
+            let stat = match rustix::fs::statat(&file, name, AtFlags::SYMLINK_NOFOLLOW) {
+                // Removed since the directory was read.
+                Err(Errno::NOENT) => continue,
+                stat => stat.map_err(ContextError::io("stat", &path))?,
+            };
+            let target = || rustix::fs::readlinkat(&file, name, Vec::new());
+            let entry = entry(path.clone(), &stat, target).map_err(ContextError::io("read the link", path))?;
+            found.take(self, entry, matched);
         }
         Ok(())
     }
 }
 
-/// A directory that a walk is in.
-struct Level {
-    directory: Entry,
-    file: OwnedFd,
-    /// Still to visit.
-    names: Vec<Vec<u8>>,
-    matched: Matched,
-    /// Whether the walk has it among its entries.
-    is_listed: bool,
+/// What a thread of a walk has found.
+#[derive(Default)]
+struct Found {
+    entries: Vec<Entry>,
+    /// Directories that are excluded, while something below them may not be.
+    unlisted: Vec<Entry>,
+    /// Still to be listed.
+    directories: Vec<(Entry, Matched)>,
+}
+
+impl Found {
+    /// Takes an entry into the walk; a directory is to be listed where anything below it can be wanted.
+    fn take(&mut self, directory: &Directory, entry: Entry, matched: Matched) {
+        let path = entry.path.as_os_str().as_bytes();
+        let is_listed = !matched.is_excluded();
+        let is_walked =
+            entry.kind == EntryKind::Directory && (is_listed || directory.patterns.can_take_back_below(path, &matched));
+        if is_walked {
+            self.directories.push((entry.clone(), matched));
+        }
+        match (is_listed, is_walked) {
+            (true, _) => self.entries.push(entry),
+            (false, true) => self.unlisted.push(entry),
+            (false, false) => {}
+        }
+    }
+}
+
+/// A walk that several threads share.
+struct Walk<'a> {
+    directory: &'a Directory,
+    /// Directories that nobody lists yet, and how many are being listed now.
+    pending: Mutex<(Vec<(Entry, Matched)>, usize)>,
+    changed: Condvar,
+}
+
+impl Walk<'_> {
+    /// Lists directories until there are no more, or one fails; the others then come to an end, too.
+    fn work(&self, mut found: Found) -> Result<Found, ContextError> {
+        while let Some(next) = self.next() {
+            let listed = self.directory.list(next, &mut found);
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.1 -= 1;
+            pending.0.append(&mut found.directories);
+            if listed.is_err() {
+                pending.0.clear();
+            }
+            self.changed.notify_all();
+            drop(pending);
+            listed?;
+        }
+        Ok(found)
+    }
+
+    fn next(&self) -> Option<(Entry, Matched)> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(next) = pending.0.pop() {
+                pending.1 += 1;
+                return Some(next);
+            }
+            if pending.1 == 0 {
+                return None;
+            }
+            pending = self.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 fn read_names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
@@ -318,6 +401,8 @@ fn entry(path: PathBuf, stat: &Stat, target: impl FnOnce() -> Result<CString, Er
         mtime_seconds: stat.st_mtime,
         // The kernel keeps it below 10^9.
         mtime_nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+        ctime_seconds: stat.st_ctime,
+        ctime_nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
         identity: Identity { device: stat.st_dev, inode: stat.st_ino },
         link_count: stat.st_nlink,
     })
@@ -346,7 +431,7 @@ mod tests {
 
     fn paths(directory: &Path, patterns: &[&str]) -> Vec<String> {
         let patterns = Patterns::new(patterns.iter().copied()).expect("valid patterns");
-        let entries = Directory::open(directory, patterns).expect("open").walk(Path::new("")).expect("walk");
+        let entries = Directory::open(directory, patterns).expect("open").walk(Path::new(""), 2).expect("walk");
         entries.into_iter().map(|entry| entry.path.display().to_string()).collect()
     }
 
@@ -390,13 +475,13 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, directory.path().join("pipe"), FileType::Fifo, Mode::RUSR, 0)
             .expect("pipe");
         let context = Directory::open(directory.path(), Patterns::default()).expect("open");
-        let entries = context.walk(Path::new("")).expect("walk");
+        let entries = context.walk(Path::new(""), 2).expect("walk");
         let [_, a, b, etc, pipe] = entries.as_slice() else { panic!("{entries:?}") };
         assert_eq!((a.identity, a.link_count), (b.identity, 2));
         assert_eq!(etc.kind, EntryKind::Symlink { target: "/etc".into() });
         assert_eq!(pipe.kind, EntryKind::Fifo);
         assert!(context.open_file(&pipe.path).expect_err("a pipe").to_string().starts_with("open pipe: "));
-        assert!(context.walk(Path::new("etc/ssl")).is_err(), "a walk does not go through links");
+        assert!(context.walk(Path::new("etc/ssl"), 1).is_err(), "a walk does not go through links");
     }
 
     #[test]

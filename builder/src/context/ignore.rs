@@ -97,6 +97,12 @@ impl Patterns {
         Ok(Self { patterns: compiled.collect::<Result<_, _>>()? })
     }
 
+    /// Whether any pattern takes back what another excluded.
+    #[must_use]
+    pub fn takes_back(&self) -> bool {
+        self.patterns.iter().any(|pattern| pattern.takes_back)
+    }
+
     /// Whether there is no pattern.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -309,7 +315,7 @@ fn run(tokens: &[Token], path: &[u8]) -> Vec<usize> {
 }
 
 /// As Go's path.Clean: <https://pkg.go.dev/path#Clean>.
-pub(super) fn clean(path: &str) -> String {
+pub(crate) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     let is_absolute = path.starts_with('/');
     for part in path.split('/') {

@@ -1,7 +1,7 @@
 //! A build context as a tree, so that COPY and bind mounts treat it like a stage or an image.
 //!
 //! Invariant: the tree is the directory as it was when it was walked, less what the patterns exclude. Contents are read
-//! later: a file that has changed its length meanwhile is an error, never a half of each.
+//! later: a file that has changed meanwhile is an error, never a half of each.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,12 +9,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
 
-use layerfs::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode};
+use layerfs::{Attributes, Digester, DirectoryEntry, FileKind, Time, Tree, TreeInode};
 
 use super::directory::{Directory, Entry, EntryKind, Identity};
 use super::error::ContextError;
+use super::facts::{self, Facts, KnownFacts, Status};
 
 /// The files of a context.
 pub struct ContextTree {
@@ -22,34 +24,53 @@ pub struct ContextTree {
     inodes: Vec<Inode>,
     /// The file that was read last: files are read from begin to end, one after the other.
     open: Mutex<Option<(TreeInode, Arc<File>)>>,
+    /// What an earlier build learned.
+    known: KnownFacts,
 }
 
 struct Inode {
     entry: Entry,
     children: Vec<DirectoryEntry>,
     links: u32,
+    /// Of a file that was read, or whose status an earlier build knew.
+    facts: OnceLock<Learned>,
+}
+
+#[derive(Clone, Copy)]
+struct Learned {
+    facts: Facts,
+    /// Whether they may be kept for another build.
+    is_settled: bool,
+    /// Whether this build found them out.
+    is_new: bool,
 }
 
 impl ContextTree {
-    /// Walks a directory.
+    /// Walks a directory with some threads. `facts` is what [`ContextTree::facts`] gave in an earlier build, or nothing.
     ///
     /// # Errors
     /// Something in it cannot be read.
-    pub fn new(directory: Directory) -> Result<Self, ContextError> {
+    pub fn new(directory: Directory, facts: &[u8], threads: usize) -> Result<Self, ContextError> {
         let root = directory.entry(Path::new(""))?;
         let mut tree = Self {
             directory,
-            inodes: vec![Inode { entry: root, children: Vec::new(), links: 2 }],
+            inodes: vec![Inode { entry: root, children: Vec::new(), links: 2, facts: OnceLock::new() }],
             open: Mutex::default(),
+            known: KnownFacts::decode(facts),
         };
         let mut by_path: HashMap<std::path::PathBuf, usize> = HashMap::from([("".into(), 0)]);
         let mut by_identity: HashMap<Identity, usize> = HashMap::new();
-        for entry in tree.directory.walk(Path::new(""))? {
-            // No layer can hold a socket: docker leaves it out, too.
-            if entry.path.as_os_str().is_empty() || entry.kind == EntryKind::Socket {
+        // Entries of one directory follow each other, and a look at a map of paths costs more than one at a file.
+        let mut last_parent = (std::path::PathBuf::new(), 0);
+        for entry in tree.directory.walk(Path::new(""), threads)? {
+            if entry.path.as_os_str().is_empty() {
                 continue;
             }
-            let parent = entry.path.parent().and_then(|parent| by_path.get(parent)).copied().unwrap_or(0);
+            let above = entry.path.parent().unwrap_or(Path::new(""));
+            if above.as_os_str() != last_parent.0.as_os_str() {
+                last_parent = (above.to_owned(), by_path.get(above).copied().unwrap_or(0));
+            }
+            let parent = last_parent.1;
             let name = entry.path.file_name().unwrap_or_default().as_bytes().to_vec();
             let kind = kind(&entry.kind);
             let known = (entry.link_count > 1 && kind != FileKind::Directory)
@@ -69,7 +90,7 @@ impl ContextTree {
                         by_identity.insert(entry.identity, index);
                     }
                     let links = if kind == FileKind::Directory { 2 } else { 1 };
-                    tree.inodes.push(Inode { entry, children: Vec::new(), links });
+                    tree.inodes.push(Inode { entry, children: Vec::new(), links, facts: OnceLock::new() });
                     index
                 }
             };
@@ -96,8 +117,75 @@ impl ContextTree {
             return Ok(Arc::clone(file));
         }
         let file = Arc::new(self.directory.open_file(&self.inode(inode)?.entry.path).map_err(io_error)?);
+        self.check_unchanged(inode, &file)?;
         *open = Some((inode, Arc::clone(&file)));
         Ok(file)
+    }
+
+    /// An error if a file is not the one that was walked over any more: the key of a step must not say one thing and its
+    /// layer hold another.
+    fn check_unchanged(&self, inode: TreeInode, file: &File) -> io::Result<()> {
+        let walked = &self.inode(inode)?.entry;
+        let found = self.directory.entry_of(file, &walked.path).map_err(io_error)?;
+        // Not ctime: other programs may give a file one more name at any time.
+        let content = |entry: &Entry| {
+            (entry.identity, entry.kind.clone(), entry.mode, entry.mtime_seconds, entry.mtime_nanoseconds)
+        };
+        if content(&found) == content(walked) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("{} was changed during the build", walked.path.display())))
+    }
+
+    /// What is known about a file, which is read for it if need be.
+    fn facts_of(&self, inode: TreeInode) -> io::Result<Option<Facts>> {
+        let found = self.inode(inode)?;
+        let Some(status) = Status::of(&found.entry) else { return Ok(None) };
+        if let Some(learned) = found.facts.get() {
+            return Ok(Some(learned.facts));
+        }
+        let learned = match self.known.find(&status) {
+            Some(facts) => Learned { facts, is_settled: true, is_new: false },
+            None => self.learn(inode, &status)?,
+        };
+        Ok(Some(found.facts.get_or_init(|| learned).facts))
+    }
+
+    fn learn(&self, inode: TreeInode, status: &Status) -> io::Result<Learned> {
+        /// Read at a time: enough for sequential reading to cost no more than that.
+        const READ_BYTES: usize = 256 << 10;
+        let reading = SystemTime::now();
+        let path = &self.inode(inode)?.entry.path;
+        let mut file = self.directory.open_file(path).map_err(io_error)?;
+        let has_xattrs = self.directory.has_xattrs(&file, path).map_err(io_error)?;
+        let mut digester = Digester::new();
+        let mut buffer = vec![0; READ_BYTES.min(status.size_bytes() as usize + 1)];
+        loop {
+            match io::Read::read(&mut file, &mut buffer) {
+                Ok(0) => break,
+                Ok(read) => digester.update(&buffer[..read]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.check_unchanged(inode, &file)?;
+        let after = self.directory.entry_of(&file, path).map_err(io_error)?;
+        let is_settled = status.is_settled(reading) && Status::of(&after) == Some(*status);
+        Ok(Learned { facts: Facts { content: digester.sum(), has_xattrs }, is_settled, is_new: true })
+    }
+
+    /// What this build knows about the files and another one may rely on; `None` if that is nothing new.
+    pub fn facts(&self) -> Option<Vec<u8>> {
+        let settled = |inode: &Inode| {
+            let status = Status::of(&inode.entry)?;
+            match inode.facts.get() {
+                Some(learned) => learned.is_settled.then_some((status, learned.facts)),
+                // Not needed this time, but as true as before.
+                None => self.known.find(&status).map(|facts| (status, facts)),
+            }
+        };
+        let is_new = self.inodes.iter().any(|inode| inode.facts.get().is_some_and(|l| l.is_new && l.is_settled));
+        is_new.then(|| facts::encode(self.inodes.iter().filter_map(settled)))
     }
 }
 
@@ -148,10 +236,15 @@ impl Tree for ContextTree {
     }
 
     fn read_at(&self, inode: TreeInode, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let EntryKind::File { size_bytes } = self.inode(inode)?.entry.kind else {
-            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        let size_bytes = match self.inode(inode)?.entry.kind {
+            EntryKind::File { size_bytes } => size_bytes,
+            EntryKind::Socket => 0,
+            _ => return Err(io::Error::from(io::ErrorKind::InvalidInput)),
         };
         let wanted = size_bytes.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        if wanted == 0 {
+            return Ok(0);
+        }
         let file = self.file(inode)?;
         let mut done = 0;
         while done < wanted {
@@ -165,7 +258,15 @@ impl Tree for ContextTree {
                 Err(error) => return Err(error),
             }
         }
+        if wanted > 0 && offset + done as u64 == size_bytes {
+            // What was read before may be of another version than the last bytes.
+            self.check_unchanged(inode, &file)?;
+        }
         Ok(done)
+    }
+
+    fn content_digest(&self, inode: TreeInode) -> io::Result<Option<[u8; 32]>> {
+        Ok(self.facts_of(inode)?.map(|facts| facts.content))
     }
 
     fn data_extents(&self, inode: TreeInode) -> io::Result<Vec<(u64, u64)>> {
@@ -181,7 +282,11 @@ impl Tree for ContextTree {
     }
 
     fn xattrs(&self, inode: TreeInode) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let xattrs = self.directory.xattrs(&self.inode(inode)?.entry).map_err(io_error)?;
+        let found = self.inode(inode)?;
+        if found.facts.get().is_some_and(|learned| !learned.facts.has_xattrs) {
+            return Ok(Vec::new());
+        }
+        let xattrs = self.directory.xattrs(&found.entry).map_err(io_error)?;
         Ok(xattrs.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect())
     }
 
@@ -196,7 +301,8 @@ fn kind(kind: &EntryKind) -> FileKind {
         EntryKind::Directory => FileKind::Directory,
         EntryKind::Symlink { .. } => FileKind::Symlink,
         EntryKind::Fifo => FileKind::Fifo,
-        EntryKind::Socket => FileKind::Socket,
+        // No layer can hold a socket: BuildKit makes an empty file of it.
+        EntryKind::Socket => FileKind::File,
         EntryKind::CharacterDevice { .. } => FileKind::CharacterDevice,
         EntryKind::BlockDevice { .. } => FileKind::BlockDevice,
     }
@@ -209,4 +315,61 @@ fn io_error(error: ContextError) -> io::Error {
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::context::Patterns;
+
+    fn tree(directory: &Path, facts: &[u8]) -> ContextTree {
+        ContextTree::new(Directory::open(directory, Patterns::default()).expect("opened"), facts, 2).expect("walked")
+    }
+
+    fn file(tree: &ContextTree) -> TreeInode {
+        tree.lookup(TreeInode::ROOT, b"a").expect("a directory").expect("there")
+    }
+
+    /// A file whose times are long past; ctime follows the clock, so the clock has to pass.
+    fn settled(directory: &Path) {
+        fs::write(directory.join("a"), "content").expect("written");
+        let is_settled = || {
+            let entry = Directory::open(directory, Patterns::default()).expect("opened").entry(Path::new("a"));
+            Status::of(&entry.expect("there")).expect("a file").is_settled(SystemTime::now())
+        };
+        while !is_settled() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_file_of_a_known_status_is_not_opened_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        settled(directory.path());
+        let first = tree(directory.path(), b"");
+        let digest = first.content_digest(file(&first)).expect("read");
+        let mut digester = Digester::new();
+        digester.update(b"content");
+        assert_eq!(digest, Some(digester.sum()));
+        let facts = first.facts().expect("something new");
+        let second = tree(directory.path(), &facts);
+        fs::remove_file(directory.path().join("a")).expect("removed");
+        assert_eq!(second.content_digest(file(&second)).expect("known"), digest);
+        assert_eq!(second.xattrs(file(&second)).expect("known"), []);
+        assert_eq!(second.facts(), None, "nothing new");
+    }
+
+    #[test]
+    fn a_file_that_changes_after_the_walk_is_an_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        settled(directory.path());
+        let tree = tree(directory.path(), b"");
+        fs::write(directory.path().join("a"), "CONTENT").expect("written");
+        let mut buffer = [0; 100];
+        let said = tree.read_at(file(&tree), 0, &mut buffer).expect_err("changed").to_string();
+        assert_eq!(said, "a was changed during the build");
+        assert!(tree.content_digest(file(&tree)).is_err());
+    }
 }

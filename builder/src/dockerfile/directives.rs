@@ -25,13 +25,15 @@ impl Default for Directives {
 impl Directives {
     /// The frontend that `# syntax=` asks for, where it is another than Dockerfile's own: its language is unknown here.
     pub(super) fn foreign_syntax(&self) -> Option<&Word> {
-        let is_own = |word: &&Word| {
-            let image = word.text.split_whitespace().next().unwrap_or_default();
-            let name = image.strip_prefix("docker.io/").unwrap_or(image).split(['@', ':']).next();
-            matches!(name, Some("docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0"))
-        };
-        self.syntax.as_ref().filter(|word| !is_own(word))
+        self.syntax.as_ref().filter(|word| !is_own_frontend(&word.text))
     }
+}
+
+/// Whether a frontend, as `# syntax=` names it, is Dockerfile's own.
+pub(crate) fn is_own_frontend(text: &str) -> bool {
+    let image = text.split_whitespace().next().unwrap_or_default();
+    let name = image.strip_prefix("docker.io/").unwrap_or(image).split(['@', ':']).next();
+    matches!(name, Some("docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0"))
 }
 
 /// Reads directives line by line until they end.
@@ -43,14 +45,15 @@ pub(super) struct DirectiveReader {
 }
 
 impl DirectiveReader {
-    /// Takes the next line of the file, without blanks before it, and its place. The error is a message.
-    pub(super) fn line(&mut self, line: &[u8], span: Span) -> Result<(), String> {
+    /// Takes the next line of the file, without blanks before it, and its place; says whether it is a directive. The
+    /// error is a message.
+    pub(super) fn line(&mut self, line: &[u8], span: Span) -> Result<bool, String> {
         if self.is_done {
-            return Ok(());
+            return Ok(false);
         }
         let Some((name, value)) = name_and_value(line) else {
             self.is_done = true;
-            return Ok(());
+            return Ok(false);
         };
         let is_twice = match name.as_str() {
             "escape" => {
@@ -65,9 +68,9 @@ impl DirectiveReader {
             "syntax" => self.directives.syntax.replace(Word { text: value, span }).is_some(),
             "check" => self.directives.check.replace(Word { text: value, span }).is_some(),
             // An unknown name is a comment, and more directives may follow.
-            _ => false,
+            _ => return Ok(false),
         };
-        if is_twice { Err(format!("only one {name} parser directive can be used")) } else { Ok(()) }
+        if is_twice { Err(format!("only one {name} parser directive can be used")) } else { Ok(true) }
     }
 }
 
@@ -86,7 +89,7 @@ mod tests {
 
     fn read(lines: &[&str]) -> Result<Directives, String> {
         let mut reader = DirectiveReader::default();
-        lines.iter().try_for_each(|line| reader.line(line.as_bytes(), Span::default()))?;
+        lines.iter().try_for_each(|line| reader.line(line.as_bytes(), Span::default()).map(drop))?;
         Ok(reader.directives)
     }
 

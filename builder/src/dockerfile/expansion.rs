@@ -173,6 +173,15 @@ impl Lexer<'_> {
                     text.push_str(&quoted);
                     words.push_raw(&quoted);
                 }
+                '<' if self.rest.next_if_eq(&'<').is_some() => {
+                    // The opening of a here-document may have blanks before its delimiter: they belong to the word.
+                    let mut opening = String::from("<<");
+                    while let Some(blank) = self.rest.next_if(|next| matches!(next, ' ' | '\t' | '\r')) {
+                        opening.push(blank);
+                    }
+                    text.push_str(&opening);
+                    words.push_raw(&opening);
+                }
                 _ if c == self.rules.escape => {
                     let mut kept = if raw_escapes { String::from(c) } else { String::new() };
                     kept.extend(self.rest.next());

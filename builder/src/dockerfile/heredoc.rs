@@ -1,6 +1,6 @@
 //! Here-documents: which words of a line open one, and under which delimiter.
 //!
-//! Invariant: a word opens a here-document exactly if BuildKit's expression `^\d*<<-?[^<]+$` takes it and its
+//! Invariant: a word opens a here-document exactly if BuildKit's expression `^\d*<<-?\s*[^<]+$` takes it and its
 //! delimiter is one word. Not here: the body, which the lexer reads.
 
 use super::expansion::{Expander, Raw};
@@ -53,6 +53,7 @@ pub(super) fn openings(text: &str) -> Vec<Opening> {
 pub(super) fn opening(word: &str) -> Option<Opening> {
     let rest = word.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix("<<")?;
     let (strips_tabs, rest) = rest.strip_prefix('-').map_or((false, rest), |rest| (true, rest));
+    let rest = rest.trim_start();
     if rest.is_empty() || rest.contains('<') {
         return None;
     }
@@ -83,7 +84,9 @@ mod tests {
     fn a_shift_is_a_document_only_as_a_word_of_its_own() {
         assert_eq!(delimiters("echo $((1<<3))"), [""; 0]);
         assert_eq!(delimiters("echo $(( 1<<3 ))"), ["3"]);
-        assert_eq!(delimiters("echo $((1 << 3))"), [""; 0]);
+        assert_eq!(delimiters("echo $((1 << 3))"), ["3))"]);
+        assert_eq!(delimiters("cat << EOF > /x; echo <<\t'A B'"), ["EOF", "A B"]);
+        assert_eq!(delimiters("echo << <"), [""; 0]);
         assert_eq!(delimiters("echo <<<word"), [""; 0]);
     }
 

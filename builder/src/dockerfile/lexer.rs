@@ -80,8 +80,12 @@ impl<'a> Lexer<'a> {
             let trimmed = without_indentation(line.bytes);
             let start = line.start + (line.bytes.len() - trimmed.len());
             let span = Span { start, end: start + trimmed.len() };
-            self.directives.line(trimmed, span).map_err(|message| self.source.error(span, message))?;
+            if self.directives.line(trimmed, span).map_err(|message| self.source.error(span, message))? {
+                continue;
+            }
             match trimmed.first() {
+                // An empty comment parts those above it from the instruction.
+                Some(b'#') if trimmed[1..].trim_ascii().is_empty() => comments.clear(),
                 Some(b'#') => comments.push(String::from_utf8_lossy(&trimmed[1..]).trim().to_owned()),
                 Some(_) if !self.is_only_escape(trimmed) => {
                     return self.instruction(start, trimmed, comments).map(Some);
@@ -209,6 +213,16 @@ mod tests {
     #[test]
     fn an_escaped_escape_continues_nothing() {
         assert_eq!(lines("ENV A b\\\\\nENV C d"), ["ENV A b\\\\", "ENV C d"]);
+    }
+
+    #[test]
+    fn directives_and_what_stands_above_an_empty_comment_are_no_comments_of_an_instruction() {
+        let source = Source::new("D", b"# check=skip=all\n# one\nFROM a\n# two\n#\nARG b\n# check=skip=x\nARG c\n");
+        let mut lexer = Lexer::new(&source);
+        let mut comments = || lexer.next_instruction().expect("valid").expect("an instruction").comments;
+        assert_eq!(comments(), ["one"]);
+        assert_eq!(comments(), [""; 0]);
+        assert_eq!(comments(), ["check=skip=x"]);
     }
 
     #[test]

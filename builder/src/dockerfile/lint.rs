@@ -8,16 +8,19 @@
 use super::error::DockerfileError;
 use super::instructions::{Command, Instruction};
 use super::parser::{self, Arguments, Statement};
+use super::rules::Rule;
 use super::source::{Span, Word};
 use super::stages::{Dockerfile, Stage};
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// The rule's documented name.
-    pub rule: &'static str,
+    /// The rule.
+    pub rule: Rule,
     /// The token it is about.
     pub span: Span,
+    /// The first and the last line of the instruction it is about, here-documents included.
+    pub lines: (usize, usize),
     /// BuildKit's words.
     pub message: String,
 }
@@ -29,6 +32,10 @@ pub struct CheckOptions {
     pub skip: Vec<String>,
     /// `skip=all`
     pub skips_all: bool,
+    /// Names of experimental rules to check as well.
+    pub experimental: Vec<String>,
+    /// `experimental=all`
+    pub is_all_experimental: bool,
     /// `error=true`: warnings fail the build.
     pub is_error: bool,
 }
@@ -40,13 +47,14 @@ impl CheckOptions {
     /// An option that does not exist, or a value that is none of its own.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut options = Self::default();
+        let names = |value: &str| value.split(',').map(|rule| rule.trim().to_owned()).collect::<Vec<_>>();
         for option in text.split(';').map(str::trim).filter(|option| !option.is_empty()) {
             let (name, value) = option.split_once('=').ok_or_else(|| format!("invalid check option {option:?}"))?;
             match (name.trim(), value.trim()) {
                 ("skip", value) if value.eq_ignore_ascii_case("all") => options.skips_all = true,
-                ("skip", value) => options.skip.extend(value.split(',').map(|rule| rule.trim().to_owned())),
-                // Experimental rules are not run, so asking for them asks for nothing.
-                ("experimental", _) => {}
+                ("skip", value) => options.skip.extend(names(value)),
+                ("experimental", value) if value.eq_ignore_ascii_case("all") => options.is_all_experimental = true,
+                ("experimental", value) => options.experimental.extend(names(value)),
                 ("error", "true") => options.is_error = true,
                 ("error", "false") => options.is_error = false,
                 _ => return Err(format!("invalid check option {option:?}")),
@@ -55,48 +63,98 @@ impl CheckOptions {
         Ok(options)
     }
 
-    fn skips(&self, rule: &str) -> bool {
-        self.skips_all || self.skip.iter().any(|skipped| skipped == rule)
+    /// Whether a rule is checked.
+    pub(crate) fn allows(&self, rule: Rule) -> bool {
+        let has = |names: &[String]| names.iter().any(|name| name == rule.name());
+        if rule.is_experimental() {
+            return self.is_all_experimental || has(&self.experimental);
+        }
+        !self.skips_all && !has(&self.skip)
+    }
+
+    /// With what a comment above one instruction says: the first `check=` that can be read, up to a blank.
+    fn with_comments(&self, comments: &[String]) -> Self {
+        let value = |comment: &String| {
+            Some(comment.trim().strip_prefix("check")?.trim_start().strip_prefix('=')?.trim().to_owned())
+        };
+        let mut options = self.clone();
+        let Some(text) = comments.iter().find_map(value) else { return options };
+        if let Ok(more) = Self::parse(text.split(' ').next().unwrap_or_default()) {
+            options.skip.extend(more.skip);
+            options.skips_all |= more.skips_all;
+            options.experimental.extend(more.experimental);
+            options.is_all_experimental |= more.is_all_experimental;
+        }
+        options
     }
 }
 
-/// Checks a Dockerfile and leaves out what `options` skip; sorted by place.
+/// What the text alone tells, nothing left out: [`finish`] does that.
 ///
 /// # Errors
 /// None for a Dockerfile that was parsed: its syntax tree is made again here, which is cheaper than keeping it.
-pub fn lint(file: &Dockerfile, options: &CheckOptions) -> Result<Vec<Warning>, DockerfileError> {
+pub(crate) fn lint(file: &Dockerfile) -> Result<Vec<Warning>, DockerfileError> {
     let (_, statements) = parser::parse(&file.source)?;
     let mut warnings = Vec::new();
     statements.iter().for_each(|statement| check_statement(statement, &mut warnings));
     check_casing(&statements, &mut warnings);
     check_stage_names(&file.stages, &mut warnings);
-    file.stages.iter().for_each(|stage| check_stage(stage, &mut warnings));
-    warnings.retain(|warning| !options.skips(warning.rule));
-    warnings.sort_by_key(|warning| (warning.span.start, warning.rule));
+    check_stages(&file.stages, &mut warnings);
+    check_descriptions(file, &mut warnings);
     Ok(warnings)
 }
 
-fn warn(warnings: &mut Vec<Warning>, rule: &'static str, span: Span, message: String) {
-    warnings.push(Warning { rule, span, message });
+/// Leaves out what options and comments skip, finds the lines of the rest, and sorts it by place.
+///
+/// # Errors
+/// As for [`lint`].
+pub(crate) fn finish(
+    file: &Dockerfile,
+    options: &CheckOptions,
+    mut warnings: Vec<Warning>,
+) -> Result<Vec<Warning>, DockerfileError> {
+    let (_, statements) = parser::parse(&file.source)?;
+    let line = |at| file.source.position(at).line;
+    warnings.retain_mut(|warning| {
+        let holds = |statement: &&Statement| {
+            statement.span.start <= warning.span.start && warning.span.start <= statement.span.end
+        };
+        let Some(statement) = statements.iter().find(holds) else { return options.allows(warning.rule) };
+        let end = statement.heredocs.last().map_or(statement.span.end, |heredoc| heredoc.span.end);
+        warning.lines = (line(statement.span.start), line(end));
+        if warning.rule == Rule::NoEmptyContinuation {
+            warning.lines.0 = warning.lines.1;
+        }
+        match warning.rule.is_about_one_instruction() {
+            true => options.with_comments(&statement.comments).allows(warning.rule),
+            false => options.allows(warning.rule),
+        }
+    });
+    warnings.sort_by_key(|warning| (warning.lines, warning.span.start, warning.rule));
+    Ok(warnings)
+}
+
+fn warn(warnings: &mut Vec<Warning>, rule: Rule, span: Span, message: String) {
+    warnings.push(Warning { rule, span, lines: (0, 0), message });
 }
 
 fn check_statement(statement: &Statement, warnings: &mut Vec<Warning>) {
     let Statement { keyword, arguments, .. } = statement;
     if statement.has_empty_continuation {
-        warn(warnings, "NoEmptyContinuation", statement.span, "Empty continuation line".to_owned());
+        warn(warnings, Rule::NoEmptyContinuation, statement.span, "Empty continuation line".to_owned());
     }
     match arguments {
         Arguments::OldPair(pair) => {
             let name = keyword.text.to_uppercase();
             let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
-            warn(warnings, "LegacyKeyValueFormat", pair.name.span, message);
+            warn(warnings, Rule::LegacyKeyValueFormat, pair.name.span, message);
         }
         Arguments::Words(words) if keyword.text.eq_ignore_ascii_case("from") => {
             check_from_words(keyword, words, warnings);
         }
         _ if keyword.text.eq_ignore_ascii_case("maintainer") => {
             let message = "Maintainer instruction is deprecated in favor of using label";
-            warn(warnings, "MaintainerDeprecated", keyword.span, message.to_owned());
+            warn(warnings, Rule::MaintainerDeprecated, keyword.span, message.to_owned());
         }
         _ => {}
     }
@@ -106,13 +164,18 @@ fn check_from_words(keyword: &Word, words: &[Word], warnings: &mut Vec<Warning>)
     let [_, separator, name] = words else { return };
     let is_lower = |word: &Word| word.text == word.text.to_lowercase();
     let is_upper = |word: &Word| word.text == word.text.to_uppercase();
-    let differs = (is_lower(keyword) && is_upper(separator)) || (is_upper(keyword) && is_lower(separator));
+    // A keyword that is neither is told about by itself.
+    let differs = match (is_lower(keyword), is_upper(keyword)) {
+        (true, _) => !is_lower(separator),
+        (_, true) => !is_upper(separator),
+        _ => false,
+    };
     if differs {
         let message = format!("'{}' and '{}' keywords' casing do not match", separator.text, keyword.text);
-        warn(warnings, "FromAsCasing", separator.span, message);
+        warn(warnings, Rule::FromAsCasing, separator.span, message);
     }
     if !is_lower(name) {
-        warn(warnings, "StageNameCasing", name.span, format!("Stage name '{}' should be lowercase", name.text));
+        warn(warnings, Rule::StageNameCasing, name.span, format!("Stage name '{}' should be lowercase", name.text));
     }
 }
 
@@ -125,7 +188,7 @@ fn check_casing(statements: &[Statement], warnings: &mut Vec<Warning>) {
         if lower > upper { ("lowercase", str::to_lowercase) } else { ("uppercase", str::to_uppercase) };
     for keyword in keywords().filter(|word| word.text != wanted(&word.text)) {
         let message = format!("Command '{}' should match the case of the command majority ({case})", keyword.text);
-        warn(warnings, "ConsistentInstructionCasing", keyword.span, message);
+        warn(warnings, Rule::ConsistentInstructionCasing, keyword.span, message);
     }
 }
 
@@ -136,11 +199,11 @@ fn check_stage_names(stages: &[Stage], warnings: &mut Vec<Warning>) {
         if let Some(name) = &from.name {
             if matches!(name.text.as_str(), "scratch" | "context") {
                 let message = format!("Stage name should not use the same name as reserved stage {:?}", name.text);
-                warn(warnings, "ReservedStageName", name.span, message);
+                warn(warnings, Rule::ReservedStageName, name.span, message);
             }
             if !seen.insert(&name.text) {
-                let message = format!("Duplicate stage name '{}', stage names should be unique", name.text);
-                warn(warnings, "DuplicateStageName", name.span, message);
+                let message = format!("Duplicate stage name {:?}, stage names should be unique", name.text);
+                warn(warnings, Rule::DuplicateStageName, name.span, message);
             }
         }
         let Some(platform) = &from.platform else { continue };
@@ -149,19 +212,29 @@ fn check_stage_names(stages: &[Stage], warnings: &mut Vec<Warning>) {
                 "Setting platform to predefined {} in FROM is redundant as this is the default behavior",
                 platform.text
             );
-            warn(warnings, "RedundantTargetPlatform", platform.span, message);
+            warn(warnings, Rule::RedundantTargetPlatform, platform.span, message);
         }
         // A stage that carries the system or the architecture in its name is meant for that one alone.
         let is_named_so = |name: &Word| platform.text.split('/').any(|part| name.text.contains(part));
         if !platform.text.contains('$') && !from.name.as_ref().is_some_and(is_named_so) {
             let message = format!("FROM --platform flag should not use constant value {:?}", platform.text);
-            warn(warnings, "FromPlatformFlagConstDisallowed", platform.span, message);
+            warn(warnings, Rule::FromPlatformFlagConstDisallowed, platform.span, message);
         }
     }
 }
 
-fn check_stage(stage: &Stage, warnings: &mut Vec<Warning>) {
-    let mut has_shell = false;
+/// A stage on another one has that one's SHELL.
+fn check_stages(stages: &[Stage], warnings: &mut Vec<Warning>) {
+    let mut shells: Vec<(&str, bool)> = Vec::new();
+    for stage in stages {
+        let base = stage.from.value.image.text.as_str();
+        let inherited = shells.iter().rev().find(|(name, _)| *name == base).is_some_and(|(_, has_shell)| *has_shell);
+        let has_shell = check_stage(stage, inherited, warnings);
+        shells.push((stage.from.value.name.as_ref().map_or("", |name| name.text.as_str()), has_shell));
+    }
+}
+
+fn check_stage(stage: &Stage, mut has_shell: bool, warnings: &mut Vec<Warning>) -> bool {
     for (index, placed) in stage.instructions.iter().enumerate() {
         let keyword = placed.value.keyword();
         match &placed.value {
@@ -170,7 +243,7 @@ fn check_stage(stage: &Stage, warnings: &mut Vec<Warning>) {
                 let message = format!(
                     "JSON arguments recommended for {keyword} to prevent unintended behavior related to OS signals"
                 );
-                warn(warnings, "JSONArgsRecommended", placed.span, message);
+                warn(warnings, Rule::JSONArgsRecommended, placed.span, message);
             }
             Instruction::Expose(ports) => ports.iter().for_each(|port| check_port(port, warnings)),
             Instruction::Arg(arguments) => {
@@ -184,7 +257,35 @@ fn check_stage(stage: &Stage, warnings: &mut Vec<Warning>) {
             let message = format!(
                 "Multiple {keyword} instructions should not be used in the same stage because only the last one will be used"
             );
-            warn(warnings, "MultipleInstructionsDisallowed", placed.span, message);
+            warn(warnings, Rule::MultipleInstructionsDisallowed, placed.span, message);
+        }
+    }
+    has_shell
+}
+
+/// A comment directly above an ARG or a named stage is its description, and begins with the name.
+fn check_descriptions(file: &Dockerfile, warnings: &mut Vec<Warning>) {
+    let mut check = |keyword: &str, names: Vec<&str>, comments: &[String], span: Span| {
+        let Some(first) = comments.last().map(|comment| comment.split(' ').next().unwrap_or_default()) else { return };
+        if names.is_empty() || names.contains(&first) {
+            return;
+        }
+        let example = if let [only] = names[..] { only } else { "<arg_key>" };
+        let message = format!("Comment for {keyword} should follow the format: `# {example} <description>`");
+        warn(warnings, Rule::InvalidDefinitionDescription, span, message);
+    };
+    for placed in &file.global_arguments {
+        let names = placed.value.iter().map(|argument| argument.name.text.as_str()).collect();
+        check("ARG", names, &placed.comments, placed.span);
+    }
+    for stage in &file.stages {
+        let name = stage.from.value.name.iter().map(|name| name.text.as_str()).collect();
+        check("FROM", name, &stage.from.comments, stage.from.span);
+        for placed in &stage.instructions {
+            if let Instruction::Arg(arguments) = &placed.value {
+                let names = arguments.iter().map(|argument| argument.name.text.as_str()).collect();
+                check("ARG", names, &placed.comments, placed.span);
+            }
         }
     }
 }
@@ -193,12 +294,12 @@ fn check_port(port: &Word, warnings: &mut Vec<Warning>) {
     let (number, protocol) = port.text.split_once('/').unwrap_or((&port.text, ""));
     if protocol != protocol.to_lowercase() && !protocol.contains('$') {
         let message = format!("Defined protocol '{}' in EXPOSE instruction should be lowercase", port.text);
-        warn(warnings, "ExposeProtoCasing", port.span, message);
+        warn(warnings, Rule::ExposeProtoCasing, port.span, message);
     }
     if number.contains(':') && !number.contains('$') {
         let message =
             format!("EXPOSE instruction should not define an IP address or host-port mapping, found '{}'", port.text);
-        warn(warnings, "ExposeInvalidFormat", port.span, message);
+        warn(warnings, Rule::ExposeInvalidFormat, port.span, message);
     }
 }
 
@@ -207,9 +308,9 @@ fn check_secret(keyword: &str, name: &Word, warnings: &mut Vec<Warning>) {
         ["apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token"];
     let lower = name.text.to_lowercase();
     let has = |words: &[&str]| lower.split('_').any(|part| words.contains(&part));
-    if has(&SECRETS) && !has(&["public"]) {
+    if has(&SECRETS) && !has(&["public", "file", "version"]) {
         let message = format!("Do not use ARG or ENV instructions for sensitive data ({keyword} {:?})", name.text);
-        warn(warnings, "SecretsUsedInArgOrEnv", name.span, message);
+        warn(warnings, Rule::SecretsUsedInArgOrEnv, name.span, message);
     }
 }
 
@@ -217,11 +318,15 @@ fn check_secret(keyword: &str, name: &Word, warnings: &mut Vec<Warning>) {
 mod tests {
     use super::*;
 
-    fn rules(text: &str) -> Vec<&'static str> {
+    fn warnings(text: &str) -> Vec<Warning> {
         let file = Dockerfile::parse("D", text.as_bytes()).expect(text);
         let options =
             CheckOptions::parse(file.directives.check.as_ref().map_or("", |check| &check.text)).expect("valid options");
-        lint(&file, &options).expect("parsed before").into_iter().map(|warning| warning.rule).collect()
+        finish(&file, &options, lint(&file).expect("parsed before")).expect("parsed before")
+    }
+
+    fn rules(text: &str) -> Vec<&'static str> {
+        warnings(text).into_iter().map(|warning| warning.rule.name()).collect()
     }
 
     #[test]
@@ -252,6 +357,55 @@ mod tests {
         let text = "FROM --platform=$BUILDPLATFORM a AS b\nSHELL [\"/bin/sh\", \"-c\"]\nCMD x\nARG PUBLIC_KEY\n\
                     FROM --platform=linux/amd64 a AS build-amd64\nEXPOSE 80/tcp";
         assert_eq!(rules(text), [""; 0]);
+    }
+
+    #[test]
+    fn a_comment_above_an_instruction_skips_rules_for_it_alone() {
+        let text =
+            "FROM a\n# check=skip=SecretsUsedInArgOrEnv // for a test\nENV TOKEN=a\n#check=skip=all\nARG KEY\nARG KEY";
+        assert_eq!(warnings(text).iter().map(|warning| warning.lines).collect::<Vec<_>>(), [(6, 6)]);
+        assert_eq!(rules("# check=skip=MaintainerDeprecated\nFROM a\nMAINTAINER x"), [""; 0]);
+        // This one looks at the whole file.
+        assert_eq!(rules("FROM a\nRUN x\n# check=skip=all\nrun y"), ["ConsistentInstructionCasing"]);
+    }
+
+    #[test]
+    fn names_of_secrets_that_are_none_are_fine() {
+        assert_eq!(rules("FROM a\nARG PASSWORD_FILE\nARG AUTH_MODULE_VERSION\nARG public_token"), [""; 0]);
+    }
+
+    #[test]
+    fn a_shell_is_inherited_from_another_stage() {
+        assert_eq!(rules("FROM a AS b\nSHELL [\"/x\"]\nFROM b\nCMD c"), [""; 0]);
+        assert_eq!(rules("FROM a AS b\nSHELL [\"/x\"]\nFROM a\nCMD c"), ["JSONArgsRecommended"]);
+    }
+
+    #[test]
+    fn as_follows_the_case_of_from() {
+        assert_eq!(rules("FROM a As b"), ["FromAsCasing"]);
+        assert_eq!(rules("from a AS b"), ["FromAsCasing"]);
+        assert_eq!(rules("From a as b"), ["ConsistentInstructionCasing"]);
+    }
+
+    #[test]
+    fn descriptions_are_checked_where_that_is_asked_for() {
+        let text = "# bar this\nARG foo=bar\n# BasE this\nFROM scratch AS base\n# bad\nARG version=1\n# bad\nARG a=1 b=2\n\
+                    # version this\nARG version=2\n# some comment\nCOPY a b";
+        assert_eq!(rules(text), [""; 0]);
+        let found = warnings(&format!("# check=skip=all;experimental=InvalidDefinitionDescription\n{text}"));
+        let expected = ["ARG|foo|3", "FROM|base|5", "ARG|version|7", "ARG|<arg_key>|9"];
+        for (warning, expected) in found.iter().zip(expected) {
+            let [keyword, name, line] = expected.split('|').collect::<Vec<_>>()[..] else { unreachable!() };
+            let message = format!("Comment for {keyword} should follow the format: `# {name} <description>`");
+            assert_eq!((&warning.message, warning.lines.0.to_string()), (&message, line.to_owned()));
+        }
+        assert_eq!(found.len(), expected.len());
+    }
+
+    #[test]
+    fn lines_are_those_of_the_whole_instruction() {
+        let text = "FROM a\nMAINTAINER x \\\n y\nENV TOKEN=1 \\\n\n A=2\n";
+        assert_eq!(warnings(text).iter().map(|w| w.lines).collect::<Vec<_>>(), [(2, 3), (4, 6), (6, 6)]);
     }
 
     #[test]

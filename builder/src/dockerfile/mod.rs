@@ -17,12 +17,14 @@ mod lexer;
 mod lint;
 mod parser;
 mod pattern;
+mod rules;
 mod source;
 mod stages;
 mod values;
 mod words;
 
 pub use directives::Directives;
+pub(crate) use directives::is_own_frontend;
 pub use error::{DockerfileError, Place};
 pub use expansion::{Expander, ExpansionError, Lookup};
 pub use heredoc::Heredoc;
@@ -31,8 +33,10 @@ pub use instructions::{
     Instruction, ModeChange, Mount, MountError, MountKind, MountOption, Network, Onbuild, ParsedTrigger, Placed, Run,
     Script, Security, Sharing, parse_trigger,
 };
-pub use lint::{CheckOptions, Warning, lint};
+pub use lint::{CheckOptions, Warning};
+pub(crate) use lint::{finish, lint};
 pub use parser::{Arguments, Pair, Statement, parse};
+pub use rules::Rule;
 pub use source::{Position, Source, Span, Word};
 pub use stages::{Dockerfile, Stage};
 pub use values::{ValueError, check_signal, exposed_ports};

@@ -15,7 +15,7 @@ use rustix::thread::UnshareFlags;
 
 use super::cgroup::Cgroup;
 use super::stubs::Stubs;
-use super::{During as _, Exit, Failure, Process, Report, init, root};
+use super::{During as _, Exit, Failure, Process, Report, init, root, runtime};
 use crate::sys::{self, Forked};
 
 /// Numbers of the descriptors that `run` passes on after the standard streams.
@@ -49,13 +49,27 @@ fn supervise(report: BorrowedFd<'_>) -> Result<(), Failure> {
     rustix::process::setsid().during(|| "start a session".into())?;
     let root = root::open(&process.root)?;
     let stubs = Stubs::make(root.as_fd(), &process)?;
-    let outcome = Cgroup::make(&process.limits).and_then(|cgroup| {
-        let outcome = run_init(&process, report, lifeline, cgroup.as_ref());
-        cgroup.map_or(Ok(()), Cgroup::remove).and(outcome)
-    });
+    let outcome = match &process.runtime {
+        Some(runtime) => runtime::run(&process, runtime, &lifeline),
+        None => run_limited(&process, report, lifeline),
+    };
     let removed = stubs.remove();
     Report::Exited(outcome?).send(report);
     removed
+}
+
+/// Runs init in a group of its own, if there are limits.
+fn run_limited(process: &Process, report: BorrowedFd<'_>, lifeline: OwnedFd) -> Result<Exit, Failure> {
+    Cgroup::make(&process.limits).and_then(|cgroup| {
+        let mut outcome = run_init(process, report, lifeline, cgroup.as_ref());
+        if let (Ok(exit), Some(cgroup)) = (&mut outcome, &cgroup)
+            && exit.code() != 0
+            && cgroup.is_out_of_memory()
+        {
+            *exit = Exit::OutOfMemory(exit.code());
+        }
+        cgroup.map_or(Ok(()), Cgroup::remove).and(outcome)
+    })
 }
 
 /// Runs init and waits for its end, passing on what comes over the lifeline.
@@ -80,7 +94,12 @@ fn run_init(
         rustix::io::write(&go_writer, b"g").during(|| "start process 1 of the step".into())?;
         rustix::process::pidfd_open(pid, PidfdFlags::empty()).during(|| "watch process 1 of the step".into())
     });
-    let watched = started.and_then(|pidfd| forward(&lifeline, &pidfd));
+    let watched = started.and_then(|pidfd| {
+        forward(&lifeline, &pidfd, &|signal| {
+            // It may have ended meanwhile.
+            _ = rustix::process::pidfd_send_signal(&pidfd, signal);
+        })
+    });
     if watched.is_err() {
         _ = rustix::process::kill_process(pid, Signal::KILL);
     }
@@ -88,8 +107,8 @@ fn run_init(
     watched.and(Ok(exit))
 }
 
-/// Until process 1 has ended: passes on signals from the caller, and kills it when the caller is gone.
-fn forward(lifeline: &OwnedFd, pidfd: &OwnedFd) -> Result<(), Failure> {
+/// Until a process has ended: passes on signals from the caller with `send`, and KILL when the caller is gone.
+pub(super) fn forward(lifeline: &OwnedFd, pidfd: &OwnedFd, send: &dyn Fn(Signal)) -> Result<(), Failure> {
     let mut caller_is_there = true;
     loop {
         let mut fds = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(lifeline, PollFlags::IN)];
@@ -114,8 +133,7 @@ fn forward(lifeline: &OwnedFd, pidfd: &OwnedFd) -> Result<(), Failure> {
             }
         };
         if let Some(signal) = signal {
-            // It may have ended meanwhile.
-            _ = rustix::process::pidfd_send_signal(pidfd, signal);
+            send(signal);
         }
     }
 }

@@ -8,14 +8,32 @@ use serde::{Deserialize, Serialize};
 use super::{During as _, Failure};
 
 /// Limits of a step as a whole; `None` is no limit.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Memory of all processes together.
     pub memory_bytes: Option<u64>,
+    /// Memory and swap of all processes together; `None` is twice the memory, as with Docker. It needs a memory limit.
+    pub memory_swap: Option<SwapLimit>,
     /// Processor time, in thousandths of one processor.
     pub cpu_millis: Option<u64>,
+    /// The share of processor time under load, 2 to 262144; who asks for nothing has 1024.
+    pub cpu_shares: Option<u64>,
+    /// The processors that may be used, as `0-2,4`.
+    pub cpuset_cpus: Option<String>,
     /// Number of processes and threads.
     pub pids: Option<u64>,
+    /// The group below which the step's group is made: from the top of the hierarchy if it begins with a slash, else from
+    /// our own group.
+    pub parent: Option<String>,
+}
+
+/// How much memory and swap together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SwapLimit {
+    /// This much.
+    Bytes(u64),
+    /// All the swap of the machine.
+    Unlimited,
 }
 
 /// One resource limit of a process, as `--ulimit name=soft:hard`.

@@ -11,7 +11,9 @@
 //! ends init, and the end of the caller closes a pipe on which the helper waits. Mounts live in init's namespace only.
 //! It is not the root file system's owner (who mounts it unmounts it) and knows no names of users: ids are numbers.
 
+mod bundle;
 mod cgroup;
+mod cgroup_files;
 mod command;
 mod devices;
 mod helper;
@@ -20,6 +22,7 @@ mod limits;
 mod mounts;
 mod privileges;
 mod root;
+mod runtime;
 mod seccomp;
 mod stubs;
 mod syscalls;
@@ -38,7 +41,8 @@ use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
 pub use helper::init_main;
-pub use limits::{Limits, Ulimit};
+pub use limits::{Limits, SwapLimit, Ulimit};
+pub use runtime::Runtime;
 
 /// The first argument with which this program is started as the helper; `main` then calls [`init_main`] before all else.
 pub const HELPER_VERB: &str = "sandbox-init";
@@ -79,6 +83,8 @@ pub struct Process {
     pub limits: Limits,
     /// Writing to the root fails with EROFS; mounts on it are as they say.
     pub read_only_root: bool,
+    /// The OCI runtime that runs the step, in place of our own sandbox.
+    pub runtime: Option<Runtime>,
     /// Standard input is the slave side of a pseudo terminal, and becomes the controlling terminal and /dev/console.
     pub terminal: bool,
 }
@@ -102,6 +108,7 @@ impl Process {
             resolv_conf: None,
             limits: Limits::default(),
             read_only_root: false,
+            runtime: None,
             terminal: false,
         }
     }
@@ -186,13 +193,15 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
+    /// It ended with this code, which is not 0, and the kernel had killed a process of it because a memory limit was reached.
+    OutOfMemory(i32),
 }
 
 impl Exit {
     /// The code a shell would show: 128 + n for signal n.
     pub fn code(self) -> i32 {
         match self {
-            Exit::Code(code) => code,
+            Exit::Code(code) | Exit::OutOfMemory(code) => code,
             Exit::Signal(number) => 128 + number,
         }
     }

@@ -35,7 +35,7 @@ const MASKED: [&str; 12] = [
 ];
 
 /// What Docker makes read-only.
-const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+pub(super) const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What a mount point must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,8 +242,8 @@ fn confine(root: BorrowedFd<'_>) -> Result<(), Failure> {
         attach(&again, place.as_fd(), name)?;
     }
     let null = root::find(root, Path::new("/dev/null")).during(|| "find /dev/null".into())?;
-    for name in MASKED {
-        let Some(place) = find_if_there(root, name)? else { continue };
+    for name in masked() {
+        let Some(place) = find_if_there(root, &name)? else { continue };
         let action = || format!("hide {name}");
         let mask = match kind_of_mode(rustix::fs::fstat(&place).during(action)?.st_mode) {
             Kind::Directory => {
@@ -252,9 +252,21 @@ fn confine(root: BorrowedFd<'_>) -> Result<(), Failure> {
             }
             Kind::File => clone_at(null.as_fd(), Path::new("")).during(action)?,
         };
-        attach(&mask, place.as_fd(), name)?;
+        attach(&mask, place.as_fd(), &name)?;
     }
     Ok(())
+}
+
+/// What is hidden on this machine.
+pub(super) fn masked() -> impl Iterator<Item = String> {
+    MASKED.iter().map(|name| (*name).to_owned()).chain(thermal_counters())
+}
+
+/// Per processor, they tell what others on the machine do: https://github.com/moby/moby/security/advisories/GHSA-6fw5-f8r9-fgfm
+fn thermal_counters() -> Vec<String> {
+    let Ok(processors) = std::fs::read_dir("/sys/devices/system/cpu") else { return Vec::new() };
+    let counters = processors.flatten().map(|processor| processor.path().join("thermal_throttle"));
+    counters.filter(|path| path.is_dir()).map(|path| path.display().to_string()).collect()
 }
 
 fn find_if_there(root: BorrowedFd<'_>, name: &str) -> Result<Option<OwnedFd>, Failure> {

@@ -20,8 +20,9 @@ use crate::sys;
 const CLONE_NAMESPACES: u64 = 0x7e02_0000;
 /// PER_LINUX, PER_LINUX32, each also with UNAME26, and the value that only asks.
 const PERSONALITIES: [u64; 5] = [0, 8, 0x2_0000, 0x2_0008, 0xffff_ffff];
-/// Sockets to the hypervisor lead out of any container.
-const AF_VSOCK: u64 = 40;
+/// The kernel's cryptography (a wide and rarely used surface), and sockets to the hypervisor, which lead out of any
+/// container.
+const FORBIDDEN_SOCKETS: [u64; 2] = [38, 40];
 
 /// One system call interface of the machine.
 struct Interface {
@@ -48,6 +49,37 @@ const INTERFACES: &[Interface] =
 pub(super) fn install() -> Result<(), Failure> {
     let program = program().map_err(|error| Failure::new("compile the seccomp filter", error.to_string()))?;
     sys::install_seccomp_filter(&program).during(|| "install the seccomp filter".into())
+}
+
+/// The same policy in the words of the runtime specification; what is newer than the profile fails with EPERM there.
+pub(super) fn as_oci() -> serde_json::Value {
+    use serde_json::json;
+    #[cfg(target_arch = "x86_64")]
+    const ARCHITECTURES: [&str; 2] = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"];
+    #[cfg(target_arch = "aarch64")]
+    const ARCHITECTURES: [&str; 2] = ["SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"];
+    let names: Vec<&str> = ALLOWED.iter().map(|call| call.name).collect();
+    let only = |name: &str, value: u64, operator: &str| {
+        let mut argument = json!({"index": 0, "value": value, "op": format!("SCMP_CMP_{operator}")});
+        if operator == "MASKED_EQ" {
+            argument["valueTwo"] = 0.into();
+        }
+        json!({"names": [name], "action": "SCMP_ACT_ALLOW", "args": [argument]})
+    };
+    let [first, second] = FORBIDDEN_SOCKETS;
+    let mut syscalls = vec![
+        json!({"names": names, "action": "SCMP_ACT_ALLOW"}),
+        json!({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": Errno::NOSYS.raw_os_error()}),
+        only("clone", CLONE_NAMESPACES, "MASKED_EQ"),
+        only("socket", first, "LT"),
+        only("socket", first + 1, "EQ"),
+        only("socket", second, "GT"),
+    ];
+    syscalls.extend(PERSONALITIES.iter().map(|value| only("personality", *value, "EQ")));
+    json!({
+        "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": Errno::PERM.raw_os_error(),
+        "architectures": ARCHITECTURES, "syscalls": syscalls,
+    })
 }
 
 /// The whole filter: finds the interface of the call, then goes on with the part for it.
@@ -92,7 +124,9 @@ fn rules(interface: &Interface) -> Result<BTreeMap<i64, Vec<SeccompRule>>, secco
     let first_argument =
         |operator, value| SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?]);
     rules.insert(interface.clone, vec![first_argument(SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?]);
-    rules.insert(interface.socket, vec![first_argument(SeccompCmpOp::Ne, AF_VSOCK)?]);
+    let other = |family: &u64| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *family);
+    let others = FORBIDDEN_SOCKETS.iter().map(other).collect::<Result<_, _>>()?;
+    rules.insert(interface.socket, vec![SeccompRule::new(others)?]);
     let personalities = PERSONALITIES.iter().map(|value| first_argument(SeccompCmpOp::Eq, *value));
     rules.insert(interface.personality, personalities.collect::<Result<_, _>>()?);
     Ok(rules)
@@ -132,6 +166,8 @@ fn give(action: u32) -> sock_filter {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     /// Runs the program as the kernel would, on one call.
@@ -216,10 +252,67 @@ mod tests {
             assert_eq!(verdict(interface.clone, 0x1000_0011), EPERM);
             assert_eq!(verdict(interface.clone, 0x0002_0011), EPERM);
             assert_eq!(verdict(interface.socket, 2), ALLOW);
-            assert_eq!(verdict(interface.socket, AF_VSOCK), EPERM);
+            assert_eq!(verdict(interface.socket, 39), ALLOW);
+            assert_eq!(verdict(interface.socket, 41), ALLOW);
+            FORBIDDEN_SOCKETS.iter().for_each(|family| assert_eq!(verdict(interface.socket, *family), EPERM));
             assert_eq!(verdict(interface.personality, 0x2_0008), ALLOW);
             assert_eq!(verdict(interface.personality, 0x40000), EPERM);
         }
+    }
+
+    /// The names that a condition of the profile lets through for our capabilities and columns, arguments aside.
+    fn names_of_the_profile() -> BTreeSet<&'static str> {
+        /// Docker's default set without the others, as `privileges.rs` has it.
+        const HELD: [&str; 1] = ["SYS_CHROOT"];
+        /// Calls of an interface that has no column.
+        const OTHER_INTERFACES: [&str; 9] = [
+            "arm_fadvise64_64",
+            "arm_sync_file_range",
+            "breakpoint",
+            "cacheflush",
+            "recv",
+            "riscv_hwprobe",
+            "send",
+            "set_tls",
+            "sync_file_range2",
+        ];
+        let lines = include_str!("docker-profile.txt").lines().filter(|line| !line.starts_with('#'));
+        let names = lines.filter_map(|line| {
+            let (name, conditions) = line.split_once(' ').unwrap_or((line, ""));
+            let is_met = conditions.split_whitespace().all(|condition| match condition.split_once('=') {
+                Some(("cap", names)) => names.split(',').all(|name| HELD.contains(&name)),
+                Some(("arch", names)) => names.split(',').any(|name| ["amd64", "x86", "arm64"].contains(&name)),
+                Some(("nocap" | "args" | "errno", _)) => true,
+                other => panic!("no such condition is known: {other:?}"),
+            });
+            (is_met && !OTHER_INTERFACES.contains(&name)).then_some(name)
+        });
+        names.collect()
+    }
+
+    #[test]
+    fn table_and_special_calls_are_those_of_the_profile() {
+        let special = ["clone", "clone3", "socket", "personality"];
+        let ours: BTreeSet<&str> = ALLOWED.iter().map(|call| call.name).chain(special).collect();
+        assert_eq!(ours, names_of_the_profile());
+    }
+
+    #[test]
+    fn conditions_on_arguments_are_those_of_the_profile() {
+        let lines: BTreeSet<&str> = include_str!("docker-profile.txt")
+            .lines()
+            .filter(|line| line.contains("args=") || line.contains("errno="))
+            .filter(|line| !line.starts_with('#') && !line.contains("arch=s390"))
+            .collect();
+        let mut ours: BTreeSet<String> = PERSONALITIES.iter().map(|n| format!("personality args=0:eq:{n}")).collect();
+        ours.insert(format!("clone nocap=SYS_ADMIN args=0:masked_eq:{CLONE_NAMESPACES}"));
+        ours.insert("clone3 nocap=SYS_ADMIN errno=38".into());
+        // All but the two: below the first, between them, above the second.
+        let [first, second] = FORBIDDEN_SOCKETS;
+        ours.insert(format!("socket args=0:lt:{first}"));
+        ours.insert(format!("socket args=0:eq:{}", first + 1));
+        ours.insert(format!("socket args=0:gt:{second}"));
+        assert_eq!(ours, lines.into_iter().map(str::to_owned).collect());
     }
 
     #[test]

@@ -6,10 +6,6 @@
 
 /// One system call: its name, and its number per architecture where it has one.
 pub(super) struct Syscall {
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for the reader, and for the test that compares with the headers")
-    )]
     pub(super) name: &'static str,
     /// In the order of the columns below.
     pub(super) numbers: [Option<u16>; 3],

@@ -35,7 +35,10 @@ pub(crate) fn arg(
     let mut shown = Vec::new();
     for argument in arguments {
         let name = evaluation.expand(stage, &argument.name, site)?;
-        let default = argument.default.as_ref().map(|word| evaluation.expand(stage, word, site)).transpose()?;
+        // A default that is not needed may be an error: `${NAME:?}`.
+        let is_given = evaluation.request.build_args.contains_key(&name);
+        let default = argument.default.as_ref().filter(|_| !is_given);
+        let default = default.map(|word| evaluation.expand(stage, word, site)).transpose()?;
         let value = evaluation.argument(&name, default);
         shown.push(match &value {
             Some(value) => format!("{name}={value}"),

@@ -1,14 +1,17 @@
-//! The digest of what a COPY, ADD or bind mount takes from the build context, for the step's key.
+//! The digest of what a COPY, ADD or bind mount takes, for the step's key.
 //!
 //! A function of names, kinds, modes, link targets and bytes: touched but equal files give equal
-//! digests. Times count only where the layer keeps them.
+//! digests. Times count only where the layer keeps them. A stage that was built again with the same files is the same
+//! input, whatever else is in it.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use layerfs::{Attributes, Digester, FileKind, Tree, TreeInode};
+use layerfs::{Attributes, DiffId, Digester, FileKind, Store, StoreError, Tree, TreeInode};
 
+use crate::build::{Identity, Input};
 use crate::changeset::join;
 
 /// Bytes read from a file at a time: enough for sequential reading to cost no more than that.
@@ -29,13 +32,49 @@ struct Found {
     attributes: Attributes,
 }
 
-/// The digest of `top` and all below it.
-pub(crate) fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules) -> io::Result<String> {
+/// The content of an input at `top` and below it, as a key names it. What a stack of layers holds is looked up where it
+/// was digested before: it never changes. How the files are called and what is in each is noted for [`Listing`].
+pub(crate) fn identify(
+    store: &Store,
+    input: &Input,
+    top: TreeInode,
+    rules: ContentRules,
+) -> Result<String, Box<dyn std::error::Error>> {
+    let Identity::Chain(chain) = &input.identity else {
+        return listed(store, &input.tree, top, rules);
+    };
+    let place = layerfs::digest_of(format!("{chain} {} {}", top.0, rules.keeps_times).as_bytes());
+    let note = format!("content-{}", place.digest());
+    let noted = store.note(&note)?.and_then(|bytes| String::from_utf8(bytes).ok());
+    if let Some(digest) = noted.filter(|text| text.parse::<DiffId>().is_ok()) {
+        return Ok(digest);
+    }
+    let digest = listed(store, &input.tree, top, rules)?;
+    store.put_note(&note, digest.as_bytes())?;
+    Ok(digest)
+}
+
+fn listed(
+    store: &Store,
+    tree: &Arc<dyn Tree>,
+    top: TreeInode,
+    rules: ContentRules,
+) -> Result<String, Box<dyn std::error::Error>> {
+    let (digest, listing) = digest(tree, top, rules)?;
+    listing.note(store, &digest)?;
+    Ok(digest)
+}
+
+/// The digest of `top` and all below it, and what of it is where.
+fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules) -> io::Result<(String, Listing)> {
     let mut found = Vec::new();
     collect(tree, top, Vec::new(), &mut found)?;
     let contents = digest_files(tree, &found, rules.threads)?;
-    let mut digester = Digester::new();
-    for (entry, content) in found.iter().zip(contents) {
+    let mut whole = Digester::new();
+    let mut listing = Listing::default();
+    let mut names: HashMap<TreeInode, u32> = HashMap::new();
+    for (position, (entry, content)) in found.iter().zip(contents).enumerate() {
+        let mut digester = Digester::new();
         let attributes = &entry.attributes;
         let link = if attributes.kind == FileKind::Symlink { tree.read_link(entry.inode)? } else { Vec::new() };
         for field in [&entry.path, &link] {
@@ -49,8 +88,9 @@ pub(crate) fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules) 
             let [low, high] = [attributes.modified.seconds as u32, (attributes.modified.seconds >> 32) as u32];
             numbers.extend([low, high]);
         }
-        // Hard links make a difference in a layer: the first name of each file is the same for equal trees.
-        numbers.push(u32::from(attributes.links > 1 && attributes.kind == FileKind::File));
+        // Which names are links of one file makes a difference in a layer: each is known by the first of them.
+        let is_linked = attributes.links > 1 && attributes.kind != FileKind::Directory;
+        numbers.push(if is_linked { *names.entry(entry.inode).or_insert(position as u32 + 1) } else { 0 });
         for number in numbers {
             digester.update(&number.to_le_bytes());
         }
@@ -60,9 +100,88 @@ pub(crate) fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules) 
                 digester.update(field);
             }
         }
-        digester.update(content.as_bytes());
+        digester.update(&content);
+        let sum = digester.sum();
+        whole.update(&sum);
+        listing.push(&entry.path, sum);
     }
-    Ok(digester.digest().to_string())
+    Ok((whole.digest().to_string(), listing))
+}
+
+/// The files of an input by path, with the beginning of a digest of all that counts of each.
+#[derive(Default)]
+pub(crate) struct Listing(Vec<u8>);
+
+/// How a file of an input differs from an earlier input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Difference {
+    Changed(Vec<u8>),
+    New(Vec<u8>),
+    Gone(Vec<u8>),
+}
+
+impl Listing {
+    /// Enough to tell two versions of one file apart; a key never depends on it.
+    const SUM_BYTES: usize = 8;
+
+    fn push(&mut self, path: &[u8], sum: [u8; 32]) {
+        self.0.extend((path.len() as u32).to_le_bytes());
+        self.0.extend(path);
+        self.0.extend(&sum[..Self::SUM_BYTES]);
+    }
+
+    fn note(&self, store: &Store, digest: &str) -> Result<(), StoreError> {
+        let name = Self::note_name(digest);
+        if store.has_note(&name)? { Ok(()) } else { store.put_note(&name, &self.0) }
+    }
+
+    /// The listing of an input that was digested once.
+    pub(crate) fn find(store: &Store, digest: &str) -> Result<Option<Self>, StoreError> {
+        match digest.parse::<DiffId>() {
+            Ok(_) => Ok(store.note(&Self::note_name(digest))?.map(Self)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Removes the listing of an input, if there is one.
+    pub(crate) fn forget(store: &Store, digest: &str) -> Result<(), StoreError> {
+        match digest.parse::<DiffId>() {
+            Ok(_) => store.remove_note(&Self::note_name(digest)),
+            // What names no input by its digest has no listing.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn note_name(digest: &str) -> String {
+        format!("listing-{}", digest.replace(':', "-"))
+    }
+
+    /// The files, as far as the bytes make sense.
+    fn files(&self) -> BTreeMap<&[u8], &[u8]> {
+        let mut files = BTreeMap::new();
+        let mut rest = self.0.as_slice();
+        while let Some((length, after)) = rest.split_first_chunk::<4>()
+            && let Some((path, after)) = after.split_at_checked(u32::from_le_bytes(*length) as usize)
+            && let Some((sum, after)) = after.split_at_checked(Self::SUM_BYTES)
+        {
+            files.insert(path, sum);
+            rest = after;
+        }
+        files
+    }
+
+    /// The first file, by path, that is not the same in an earlier listing.
+    pub(crate) fn first_difference(&self, earlier: &Self) -> Option<Difference> {
+        let (new, old) = (self.files(), earlier.files());
+        let changed = new.iter().find(|(path, sum)| old.get(*path) != Some(sum));
+        let gone = old.keys().find(|path| !new.contains_key(*path));
+        match (changed, gone) {
+            (Some((path, _)), Some(gone)) if gone < path => Some(Difference::Gone(gone.to_vec())),
+            (Some((path, _)), _) if old.contains_key(path) => Some(Difference::Changed(path.to_vec())),
+            (Some((path, _)), _) => Some(Difference::New(path.to_vec())),
+            (None, gone) => gone.map(|path| Difference::Gone(path.to_vec())),
+        }
+    }
 }
 
 fn collect(tree: &Arc<dyn Tree>, inode: TreeInode, path: Vec<u8>, found: &mut Vec<Found>) -> io::Result<()> {
@@ -76,17 +195,20 @@ fn collect(tree: &Arc<dyn Tree>, inode: TreeInode, path: Vec<u8>, found: &mut Ve
     Ok(())
 }
 
-/// The digest of each file's bytes, in order; empty for what is no file.
-fn digest_files(tree: &Arc<dyn Tree>, found: &[Found], threads: usize) -> io::Result<Vec<String>> {
+/// The SHA-256 of each file's bytes, in order; zeros for what is no file, whose kind is digested, too.
+fn digest_files(tree: &Arc<dyn Tree>, found: &[Found], threads: usize) -> io::Result<Vec<[u8; 32]>> {
     let next = AtomicUsize::new(0);
-    let results = Mutex::new(vec![String::new(); found.len()]);
+    let results = Mutex::new(vec![[0; 32]; found.len()]);
     let work = || -> io::Result<()> {
         let mut buffer = vec![0; READ_BYTES];
         loop {
             let position = next.fetch_add(1, Ordering::Relaxed);
             let Some(entry) = found.get(position) else { return Ok(()) };
             if entry.attributes.kind == FileKind::File {
-                let digest = digest_file(tree, entry.inode, &mut buffer)?;
+                let digest = match tree.content_digest(entry.inode)? {
+                    Some(known) => known,
+                    None => digest_file(tree, entry.inode, &mut buffer)?,
+                };
                 results.lock().unwrap_or_else(PoisonError::into_inner)[position] = digest;
             }
         }
@@ -99,15 +221,37 @@ fn digest_files(tree: &Arc<dyn Tree>, found: &[Found], threads: usize) -> io::Re
     Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn digest_file(tree: &Arc<dyn Tree>, inode: TreeInode, buffer: &mut [u8]) -> io::Result<String> {
+fn digest_file(tree: &Arc<dyn Tree>, inode: TreeInode, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
     let mut digester = Digester::new();
     let mut offset = 0;
     loop {
         let read = tree.read_at(inode, offset, buffer)?;
         if read == 0 {
-            return Ok(digester.digest().to_string());
+            return Ok(digester.sum());
         }
         digester.update(&buffer[..read]);
         offset += read as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_of_two_listings_is_the_first_by_path() {
+        let listing = |files: &[(&str, u8)]| {
+            let mut listing = Listing::default();
+            files.iter().for_each(|(path, sum)| listing.push(path.as_bytes(), [*sum; 32]));
+            listing
+        };
+        let old = listing(&[("", 0), ("a", 1), ("c", 1)]);
+        let difference = |files: &[(&str, u8)]| listing(files).first_difference(&old);
+        assert_eq!(difference(&[("", 0), ("a", 1), ("c", 1)]), None);
+        assert_eq!(difference(&[("", 0), ("a", 2), ("c", 2)]), Some(Difference::Changed(b"a".to_vec())));
+        assert_eq!(difference(&[("", 0), ("a", 1), ("b", 1), ("c", 1)]), Some(Difference::New(b"b".to_vec())));
+        assert_eq!(difference(&[("", 0), ("c", 2)]), Some(Difference::Gone(b"a".to_vec())));
+        let cut = Listing(old.0[..old.0.len() - 3].to_vec());
+        assert_eq!(old.first_difference(&cut), Some(Difference::New(b"c".to_vec())));
     }
 }

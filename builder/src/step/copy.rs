@@ -27,13 +27,16 @@ pub(crate) struct CopyOptions {
     pub(crate) modified: Option<Time>,
     /// The time of directories made on the way.
     pub(crate) made: Time,
-    /// The owner where no `--chown` is given: root for a context, `None` to keep the source's.
-    pub(crate) default_owner: Option<Owner>,
 }
 
 impl CopyOptions {
+    /// Nothing is asked for; `made` is the time of directories that no source has.
+    pub(crate) fn keeping_all(made: Time) -> Self {
+        Self { owner: None, mode: None, exclude: None, modified: None, made }
+    }
+
     fn owner_of(&self, source: Owner) -> Owner {
-        self.owner.or(self.default_owner).unwrap_or(source)
+        self.owner.unwrap_or(source)
     }
 
     /// A directory made on the way to the destination.
@@ -83,22 +86,33 @@ impl<'a> Copier<'a> {
             let inside = join(&target, base_name(&selected.path));
             target = self.resolve(&inside)?;
         }
-        match parent(&target) {
-            b"" => {}
-            directory => self.make_directories(directory)?,
+        // Only what is in a directory is copied: one that is made for it has nothing of the source but its time.
+        let made = if kind == FileKind::Directory { target.as_slice() } else { parent(&target) };
+        let is_new = self.stat(made)?.is_none();
+        if !made.is_empty() {
+            self.make_directories(made)?;
         }
-        if kind == FileKind::Directory {
-            self.copy_top_directory(selected, &target)
-        } else {
-            self.copy_entry(selected.inode, &selected.path, &target)
+        if kind != FileKind::Directory {
+            return self.copy_entry(selected.inode, &selected.path, &target);
         }
+        if is_new {
+            let mut node = self.options.made_directory();
+            node.attributes.modified = self.node(selected.inode, &selected.path)?.attributes.modified;
+            self.changes.put(&target, node).map_err(|cause| self::destination(&target, cause))?;
+        }
+        self.copy_tree(selected.inode, &selected.path, b"", &target, false)
+    }
+
+    /// Makes the directory that `--parents` copies to.
+    pub(crate) fn make_target(&mut self, destination: &[u8]) -> Result<(), CopyError> {
+        self.make_directories(&self.resolve(&clean(destination))?)
     }
 
     /// `--parents`: copies to `destination` plus the part of the source's path after its pivot,
     /// with the directories on the way taken from the source.
     pub(crate) fn copy_with_parents(&mut self, selected: &Selected, destination: &[u8]) -> Result<(), CopyError> {
         let top = clean(destination);
-        self.make_directories(&self.resolve(&top)?)?;
+        self.make_target(&top)?;
         let below_pivot = &selected.path[selected.pivot..];
         let below_pivot = below_pivot.strip_prefix(b"/").unwrap_or(below_pivot);
         let mut inode = selected.pivot_inode;
@@ -146,10 +160,6 @@ impl<'a> Copier<'a> {
         };
         let directory = self.resolve(&directory)?;
         self.make_directories(&directory)
-    }
-
-    fn copy_top_directory(&mut self, selected: &Selected, target: &[u8]) -> Result<(), CopyError> {
-        self.copy_tree(selected.inode, &selected.path, b"", target, false)
     }
 
     /// Copies what is at `inode`. `relative` is its path below the source, for `--exclude`;

@@ -1,8 +1,9 @@
 //! COPY, ADD and WORKDIR: words to selected sources, sources to a change set, a change set to a layer.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use layerfs::{FileKind, Time};
+use layerfs::{FileKind, Time, Tree};
 
 use super::content::{self, ContentRules};
 use super::copy::{Copier, CopyError, CopyOptions};
@@ -11,7 +12,7 @@ use super::select::{Selected, Source};
 use super::unpack;
 use crate::accounts::Accounts;
 use crate::build::{Builder, Identity, Input};
-use crate::cache::Work;
+use crate::cache::{NamedContent, Work};
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
 use crate::context::Patterns;
@@ -52,29 +53,25 @@ pub(crate) fn add(
         Some(word) => {
             let site = site.at(word.span);
             match kinds.as_slice() {
-                [SourceKind::Web] => Some(remote::checksum(&builder.evaluation.expand(stage, word, &site)?, &site)?),
-                [_] => return Err(site.error("checksum can't be specified for local sources").into()),
+                [SourceKind::Local] => return Err(site.error("checksum requires HTTP(S) or Git sources").into()),
+                [_] => Some((builder.evaluation.expand(stage, word, &site)?, site)),
                 _ => return Err(site.error("checksum can't be specified for multiple sources").into()),
             }
         }
     };
-    let epoch = stage.epoch;
-    let fetch = |url: &str, at: &Site| Remote::fetch(builder, url, checksum.as_ref(), epoch, at);
-    let job = Job::new(builder, stage, &add.files, builder.context()?, Some(&fetch), site)?;
+    let sources = remote::Sources { builder, checksum, keep_git_dir: add.keep_git_dir, epoch: stage.epoch };
+    let job = Job::new(builder, stage, &add.files, builder.context()?, Some(&sources), site)?;
     let unpacks = Unpacks { local: add.unpack.unwrap_or(true), remote: add.unpack.unwrap_or(false) };
     Job { unpacks, ..job }.carry_out(builder, stage, text, site)
 }
 
-/// What the sources of an ADD are; those that are not supported are refused.
+/// What the sources of an ADD are, in order.
 fn source_kinds(
     builder: &Builder<'_>,
     stage: &StageState,
     add: &Add,
     site: &Site,
 ) -> Result<Vec<SourceKind>, BuildError> {
-    if add.keep_git_dir {
-        return Err(site.error("--keep-git-dir is for git sources, which are not supported yet").into());
-    }
     let mut kinds = Vec::new();
     for source in &add.files.sources {
         let FileSource::Path(word) = source else {
@@ -82,12 +79,7 @@ fn source_kinds(
             continue;
         };
         let source = builder.evaluation.expand(stage, word, site)?;
-        let kind = SourceKind::of(&source);
-        if kind == SourceKind::Git {
-            let message = format!("ADD of a git repository is not supported yet: {}", remote::shown(&source));
-            return Err(site.at(word.span).error(message).into());
-        }
-        kinds.push(kind);
+        kinds.push(SourceKind::of(&source).map_err(site.at(word.span).because())?);
     }
     Ok(kinds)
 }
@@ -103,8 +95,8 @@ pub(crate) fn workdir(
     let given = builder.evaluation.expand(stage, word, site)?;
     let directory = from_root(stage, given.as_bytes());
     let path = clean(&directory);
-    let shown = String::from_utf8_lossy(&path).into_owned();
-    stage.config.config.working_dir = format!("/{shown}");
+    let name = String::from_utf8_lossy(&path).into_owned();
+    stage.config.config.working_dir = format!("/{name}");
     if path.is_empty() {
         stage.add_empty_history(text);
         return Ok(());
@@ -113,12 +105,12 @@ pub(crate) fn workdir(
     let accounts = accounts(&changes).map_err(site.because())?;
     // A user that is not known yet owns nothing: BuildKit falls back to root, too.
     let owner = accounts.identity(&stage.config.config.user).map(|identity| identity.owner).unwrap_or_default();
-    let options = vec!["workdir".to_owned(), shown, format!("{}:{}", owner.uid, owner.gid)];
-    builder.cached(stage, text, text, Work::Files { inputs: Vec::new(), options }, |stage, _| {
+    let options = vec!["workdir".to_owned(), name, format!("{}:{}", owner.uid, owner.gid)];
+    builder.cached(stage, text, text, &Work::Files { inputs: Vec::new(), options }, |stage, _| {
         let made = Node::directory(0o755, owner, made_time(stage));
         let resolved = changes.resolve(&path).map_err(site.because())?;
         changes.make_directories(&resolved, &made).map_err(site.because())?;
-        Ok(commit_changeset(builder.store, &changes, builder.commit_options(stage))?)
+        Ok(commit_changeset(builder.store, &changes, stage.epoch)?)
     })
 }
 
@@ -134,6 +126,8 @@ struct Job {
     unpacks: Unpacks,
     options: CopyOptions,
     excludes: Vec<String>,
+    /// Where archives are unpacked: a disk, unlike many a /tmp.
+    spool: PathBuf,
 }
 
 /// Which archives are unpacked.
@@ -146,12 +140,16 @@ struct Unpacks {
 /// One source.
 enum Item {
     Files(Vec<Selected>),
-    Inline { name: String, bytes: Arc<[u8]> },
+    /// A pattern that matches nothing in a directory that is there: `--parents` makes the destination all the same.
+    NoMatch,
+    Inline {
+        name: String,
+        bytes: Arc<[u8]>,
+    },
     Remote(Box<Remote>),
+    /// All files of a repository.
+    Repository(Source, NamedContent),
 }
-
-/// Fetches what a URL leads to.
-type Fetch<'a> = &'a dyn Fn(&str, &Site) -> Result<Remote, BuildError>;
 
 impl Job {
     fn new(
@@ -159,7 +157,7 @@ impl Job {
         stage: &StageState,
         files: &Files,
         input: Input,
-        fetch: Option<Fetch<'_>>,
+        remote: Option<&remote::Sources<'_>>,
         site: &Site,
     ) -> Result<Self, BuildError> {
         let expand = |word: &Word| builder.evaluation.expand(stage, word, site);
@@ -170,9 +168,17 @@ impl Job {
             .map(|item| match item {
                 FileSource::Path(word) => {
                     let (text, site) = (expand(word)?, site.at(word.span));
-                    match fetch.filter(|_| SourceKind::of(&text) == SourceKind::Web) {
-                        Some(fetch) => Ok(Item::Remote(Box::new(fetch(&text, &site)?))),
-                        None => select(&source, &input, &text, &site),
+                    match (SourceKind::of(&text).map_err(site.because())?, remote) {
+                        (SourceKind::Local, _) => select(&source, &input, &text, &site),
+                        (SourceKind::Web, Some(remote)) => Ok(Item::Remote(Box::new(remote.file(&text, &site)?))),
+                        (SourceKind::Git(reference), Some(remote)) => {
+                            let name = reference.to_string();
+                            let fetched = remote.repository(reference, &site)?;
+                            let known = NamedContent { name, content: format!("repository {}", fetched.key_words) };
+                            Ok(Item::Repository(Source::new(fetched.tree), known))
+                        }
+                        (SourceKind::Web, None) => Err(site.error("source can't be a URL for COPY").into()),
+                        (SourceKind::Git(_), None) => Err(site.error("source can't be a git ref for COPY").into()),
                     }
                 }
                 FileSource::Heredoc(heredoc) => inline(builder, stage, heredoc, site),
@@ -198,7 +204,6 @@ impl Job {
             exclude: patterns(&excludes).map_err(site.because())?,
             modified: epoch.filter(|_| is_context),
             made: made_time(stage),
-            default_owner: is_context.then(Owner::default),
         };
         let destination = from_root(stage, expand(&files.destination)?.as_bytes());
         Ok(Self {
@@ -211,6 +216,7 @@ impl Job {
             unpacks: Unpacks { local: false, remote: false },
             options,
             excludes,
+            spool: builder.store.root().join("tmp"),
         })
     }
 
@@ -223,37 +229,68 @@ impl Job {
     ) -> Result<(), BuildError> {
         let inputs = self.inputs(builder).map_err(site.because())?;
         let work = Work::Files { inputs, options: self.option_words() };
-        builder.cached(stage, text, text, work, |stage, _| {
+        builder.cached(stage, text, text, &work, |stage, _| {
             let below = if self.is_link { builder.empty_tree()? } else { builder.tree(stage)? };
             let mut changes = ChangeSet::new(below);
             self.put(&mut changes, site)?;
-            Ok(commit_changeset(builder.store, &changes, builder.commit_options(stage))?)
+            Ok(commit_changeset(builder.store, &changes, stage.epoch)?)
         })
     }
 
     /// Everything of the sources that makes a difference for the layer.
-    fn inputs(&self, builder: &Builder<'_>) -> std::io::Result<Vec<String>> {
+    fn inputs(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, Box<dyn std::error::Error>> {
         let rules = ContentRules { keeps_times: self.options.modified.is_none(), threads: builder.request().threads };
         let mut inputs = Vec::new();
         for item in &self.items {
             match item {
-                Item::Inline { name, bytes } => inputs.push(format!("inline {name} {}", layerfs::digest_of(bytes))),
-                Item::Remote(remote) => inputs.push(remote.key_word()),
+                Item::Inline { name, bytes } => {
+                    inputs.push(NamedContent {
+                        name: format!("<<{name}"),
+                        content: layerfs::digest_of(bytes).to_string(),
+                    });
+                }
+                Item::Remote(remote) => {
+                    inputs.push(NamedContent { name: remote.name.clone(), content: remote.key_word() });
+                }
+                Item::Repository(_, known) => inputs.push(known.clone()),
+                Item::NoMatch => {
+                    inputs.push(NamedContent { name: "a pattern".to_owned(), content: "no match".to_owned() });
+                }
                 Item::Files(selected) => {
                     for one in selected {
-                        let path = one.path.escape_ascii();
-                        inputs.push(match &self.input.identity {
-                            Identity::Chain(chain) => format!("{chain} {path} {}", one.pivot),
-                            Identity::Content => {
-                                let digest = content::digest(&self.input.tree, one.inode, rules)?;
-                                format!("{digest} {path} {}", one.pivot)
-                            }
-                        });
+                        let content = content::identify(builder.store, &self.input, one.inode, rules)?;
+                        let name = shown(&one.path);
+                        inputs.push(NamedContent { name, content });
+                        if self.parents {
+                            inputs.extend(self.directories_above(one)?);
+                        }
                     }
                 }
             }
         }
         Ok(inputs)
+    }
+
+    /// The directories from the pivot to a source, which `--parents` copies without what else is in them.
+    fn directories_above(&self, selected: &Selected) -> std::io::Result<Vec<NamedContent>> {
+        let tree = self.source.tree();
+        let mut above =
+            vec![NamedContent { name: "the pivot".to_owned(), content: shown(&selected.path[..selected.pivot]) }];
+        let (mut inode, mut path) = (selected.pivot_inode, selected.path[..selected.pivot].to_vec());
+        for name in crate::changeset::components(&selected.path[selected.pivot..]) {
+            path = join(&path, name);
+            // What is no directory was digested whole.
+            let Some(next) = tree.lookup(inode, name)? else { break };
+            let node = Node::of_tree(tree, next)?;
+            if node.attributes.kind != FileKind::Directory {
+                break;
+            }
+            let layerfs::Attributes { mode, uid, gid, .. } = node.attributes;
+            let content = format!("{mode:o} {uid} {gid} {:?}", node.xattrs);
+            above.push(NamedContent { name: format!("the directory {}", shown(&path)), content });
+            inode = next;
+        }
+        Ok(above)
     }
 
     fn option_words(&self) -> Vec<String> {
@@ -276,6 +313,15 @@ impl Job {
                     self.copier(changes).copy_file(name, node, &self.destination).map_err(site.because())?;
                 }
                 Item::Remote(remote) => self.put_remote(changes, remote).map_err(site.because())?,
+                Item::Repository(source, _) => {
+                    let all = Selected::root();
+                    let copied = Copier::new(changes, &self.options, source).copy(&all, &self.destination);
+                    copied.map_err(site.because())?;
+                }
+                Item::NoMatch if self.parents => {
+                    self.copier(changes).make_target(&self.destination).map_err(site.because())?;
+                }
+                Item::NoMatch => {}
                 Item::Files(selected) => {
                     for one in selected {
                         self.put_one(changes, one).map_err(site.because())?;
@@ -311,7 +357,7 @@ impl Job {
     }
 
     fn unpack(&self, changes: &mut ChangeSet, archive: (&Content, &[u8])) -> Result<bool, CopyError> {
-        unpack::unpack(changes, &self.source, archive, &self.destination, &self.options)
+        unpack::unpack(changes, &self.source, archive, &self.destination, &self.options, &self.spool)
     }
 
     fn copier<'a>(&'a self, changes: &'a mut ChangeSet) -> Copier<'a> {
@@ -319,8 +365,19 @@ impl Job {
     }
 }
 
+/// A path as a key and a person read it.
+fn shown(path: &[u8]) -> String {
+    match path {
+        b"" => ".".to_owned(),
+        path => path.escape_ascii().to_string(),
+    }
+}
+
 fn select(source: &Source, input: &Input, pattern: &str, site: &Site) -> Result<Item, BuildError> {
     match source.select(pattern.as_bytes()).map_err(site.because())? {
+        Some(selected) if selected.is_empty() && source.has_pivot(pattern.as_bytes()).map_err(site.because())? => {
+            Ok(Item::NoMatch)
+        }
         Some(selected) => Ok(Item::Files(selected)),
         None => {
             let path = String::from_utf8_lossy(&clean(pattern.as_bytes())).into_owned();
@@ -344,7 +401,8 @@ fn inline(builder: &Builder<'_>, stage: &StageState, heredoc: &Heredoc, site: &S
 }
 
 fn mode(text: &str, site: &Site) -> Result<ModeChange, BuildError> {
-    let wrong = || site.error(format!("invalid chmod parameter: '{text}' is neither an octal nor a symbolic mode"));
+    let wrong =
+        || site.error(format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"));
     ModeChange::parse(text).ok_or_else(|| wrong().into())
 }
 
@@ -356,6 +414,16 @@ fn owner(builder: &Builder<'_>, stage: &StageState, text: &str, is_link: bool) -
         }
     };
     accounts.owner(text, is_link).map_err(|unknown| BuildError::Request(unknown.to_string()))
+}
+
+/// Everything that a tree of no image holds, to be a layer of its own.
+pub(crate) fn whole(tree: &Arc<dyn Tree>, epoch: Option<i64>, empty: Arc<dyn Tree>) -> std::io::Result<ChangeSet> {
+    let time = |seconds| Time { seconds, nanoseconds: 0 };
+    let mut options = CopyOptions::keeping_all(time(epoch.unwrap_or(0)));
+    options.modified = epoch.map(time);
+    let (mut changes, source) = (ChangeSet::new(empty), Source::new(Arc::clone(tree)));
+    Copier::new(&mut changes, &options, &source).copy(&Selected::root(), b"/").map_err(std::io::Error::other)?;
+    Ok(changes)
 }
 
 /// The accounts of an image.

@@ -3,20 +3,25 @@
 //! Invariant: whatever is prepared here lies in the step's scratch directory or in the store's
 //! cache mounts, never in the step's layer; secrets lie in memory only.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use layerfs::{MountOptions, Tree, Union, UpperLife, mount};
-use rustix::fs::FlockOperation;
+use layerfs::{MountOptions, Tree, TreeInode, Union, UpperLife, mount};
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::agent::Agent;
 use super::content::{self, ContentRules};
 use super::select::Source;
 use crate::build::{Builder, Identity, Input};
+use crate::cache::NamedContent;
+use crate::cache_mounts::Claimed;
 use crate::changeset::clean;
+use crate::context::clean_path;
 use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
 use crate::error::{BuildError, Site};
 use crate::export;
@@ -36,15 +41,18 @@ pub(crate) struct Prepared {
     /// Variables that hold secrets.
     pub(crate) env: Vec<String>,
     served: Vec<layerfs::Mount>,
-    locks: Vec<File>,
+    /// Caches, by what they are called.
+    claimed: BTreeMap<String, Claimed>,
     agents: Vec<Agent>,
-    memory: Option<MemoryDirectory>,
+    memory: Option<Mounted>,
+    /// Parts of caches.
+    parts: Vec<Mounted>,
 }
 
-/// A directory in memory, unmounted when dropped.
-struct MemoryDirectory(PathBuf);
+/// A mount point in this process's namespace, unmounted when dropped.
+struct Mounted(PathBuf);
 
-impl Drop for MemoryDirectory {
+impl Drop for Mounted {
     fn drop(&mut self) {
         if let Err(error) = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH) {
             tracing::warn!("cannot unmount {}: {error}", self.0.display());
@@ -77,23 +85,34 @@ impl StepMounts {
             .map(|mount| {
                 let site = site.at(mount.span);
                 let kind = mount.evaluate(&expander).map_err(site.because())?;
-                Ok((absolute(kind, stage.working_dir()), site))
+                let kind = absolute(kind, stage.working_dir());
+                match kind.target() {
+                    Some("/") => Err(site.error("a mount cannot be at the root: give a target, or set WORKDIR").into()),
+                    _ => Ok((kind, site)),
+                }
             })
             .collect::<Result<_, BuildError>>()?;
         Ok(Self { kinds })
     }
 
-    /// What of the mounts goes into the step's key: what they show, but neither secrets nor caches.
-    pub(crate) fn key_words(&self, builder: &Builder<'_>) -> Result<Vec<String>, BuildError> {
+    /// What of the mounts goes into the step's key: what they show, but neither secrets nor what caches hold by now. All
+    /// stages that they need are built then: a step that runs has a turn, and may wait for no other.
+    pub(crate) fn key_words(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, BuildError> {
         let mut words = Vec::new();
         for (kind, site) in &self.kinds {
+            if let MountKind::Cache(CacheMount { from: Some(from), source, target, .. }) = kind {
+                let content = identity(builder, &builder.input(from, site)?, source.as_deref(), site)?;
+                words.push(NamedContent { name: format!("what the cache mount {target} begins with"), content });
+            }
             words.push(match kind {
                 MountKind::Bind { from, source, target, is_writable } => {
                     let input = input(builder, from.as_deref(), site)?;
                     let shown = identity(builder, &input, source.as_deref(), site)?;
-                    format!("bind {shown} {target} {is_writable}")
+                    // The content alone in its place: its files are listed under it.
+                    let name = format!("the {} mount {target}", if *is_writable { "writable" } else { "bind" });
+                    NamedContent { name, content: shown }
                 }
-                other => format!("{other:?}"),
+                other => NamedContent { name: "a mount".to_owned(), content: format!("{other:?}") },
             });
         }
         Ok(words)
@@ -102,6 +121,7 @@ impl StepMounts {
     /// Makes everything ready, with `scratch` as a directory for mount points and sockets.
     pub(crate) fn prepare(&self, builder: &Builder<'_>, scratch: &Path) -> Result<Prepared, BuildError> {
         let mut prepared = Prepared::default();
+        prepared.claimed = self.claim_caches(builder)?;
         for (number, (kind, site)) in self.kinds.iter().enumerate() {
             let place = scratch.join(format!("mount-{number}"));
             match kind {
@@ -109,7 +129,7 @@ impl StepMounts {
                     let input = input(builder, from.as_deref(), site)?;
                     prepared.bind(&input, source.as_deref(), target, *is_writable, &place, site)?;
                 }
-                MountKind::Cache(cache) => prepared.cache(builder, cache, site)?,
+                MountKind::Cache(cache) => prepared.cache(builder, cache, &place, site)?,
                 MountKind::Tmpfs { target, size_bytes } => prepared.mounts.push(sandbox::Mount {
                     target: target.into(),
                     source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: 0o1777 },
@@ -138,7 +158,38 @@ impl StepMounts {
                 },
             }
         }
+        // As BuildKit has it: what is mounted inside another mount is not covered by it.
+        prepared.mounts.sort_by(|one, other| one.target.cmp(&other.target));
         Ok(prepared)
+    }
+
+    /// Locks the caches that steps may have to wait for: all of them before anything else, each once and in one order,
+    /// so that neither two steps nor two mounts of one step wait for each other.
+    fn claim_caches(&self, builder: &Builder<'_>) -> Result<BTreeMap<String, Claimed>, BuildError> {
+        let mut wanted = BTreeMap::new();
+        for (kind, site) in &self.kinds {
+            let MountKind::Cache(cache) = kind else { continue };
+            let operation = match cache.sharing {
+                Sharing::Shared => FlockOperation::NonBlockingLockShared,
+                Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
+                Sharing::Private => continue,
+            };
+            let (held, _) = wanted.entry(cache_name(builder, cache)).or_insert((operation, site));
+            if matches!(cache.sharing, Sharing::Locked) {
+                *held = operation;
+            }
+        }
+        let mut claimed = BTreeMap::new();
+        for (name, (operation, site)) in wanted {
+            let found = loop {
+                match claim(builder, &name, operation, site)? {
+                    Some(found) => break found,
+                    None => builder.shared.schedule.pause()?,
+                }
+            };
+            claimed.insert(name, found);
+        }
+        Ok(claimed)
     }
 }
 
@@ -166,28 +217,72 @@ impl Prepared {
         Ok(())
     }
 
-    fn cache(&mut self, builder: &Builder<'_>, cache: &CacheMount, site: &Site) -> Result<(), BuildError> {
-        let id = cache.id.as_deref().unwrap_or(&cache.target);
-        let (directory, lock) = claim(builder, id, cache.sharing, site)?;
-        let content = directory.join("content");
-        let is_new = !content.exists();
-        if is_new {
-            let draft = directory.join("draft");
-            _ = fs::remove_dir_all(&draft);
-            make_directory(&draft, cache.ownership, 0o755).map_err(site.because())?;
+    fn cache(
+        &mut self,
+        builder: &Builder<'_>,
+        cache: &CacheMount,
+        place: &Path,
+        site: &Site,
+    ) -> Result<(), BuildError> {
+        let mut name = cache_name(builder, cache);
+        if matches!(cache.sharing, Sharing::Private) {
+            name = self.claim_copy(builder, &name, site)?;
+        }
+        let claimed = &self.claimed[&name];
+        let content = claimed.content();
+        if !content.exists() {
+            let draft = claimed.draft().map_err(site.because())?;
+            own(draft.path(), cache.ownership, 0o755).map_err(site.because())?;
             if let Some(from) = &cache.from {
                 let input = builder.input(from, site)?;
                 let path = resolved(&input, cache.source.as_deref(), site)?;
-                export::to_directory(&input.tree, &path, &draft, export::Ownership::Kept)?;
+                export::to_directory(&input.tree, &path, draft.path(), export::Ownership::Kept)?;
             }
-            fs::rename(&draft, &content).map_err(site.because())?;
+            match rustix::fs::renameat_with(CWD, draft.path(), CWD, &content, RenameFlags::NOREPLACE) {
+                // Another step was faster, and uses it.
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(site.because()(error)),
+            }
         }
-        self.locks.extend(lock);
+        let path = match cache.source.as_deref().filter(|_| cache.from.is_none()) {
+            Some(part) => self.part(&content, part, place).map_err(|error| {
+                site.error(format!("cannot mount the directory {part:?} of the cache {name}: {error}"))
+            })?,
+            None => content,
+        };
         self.mounts.push(sandbox::Mount {
             target: PathBuf::from(&cache.target),
-            source: sandbox::Source::Bind { path: content, read_only: cache.is_read_only },
+            source: sandbox::Source::Bind { path, read_only: cache.is_read_only },
         });
         Ok(())
+    }
+
+    /// Locks a cache that nobody uses now, and gives its name: the cache itself, or a copy of it.
+    fn claim_copy(&mut self, builder: &Builder<'_>, name: &str, site: &Site) -> Result<String, BuildError> {
+        let copies = (1..).map(|copy| format!("{name}#{copy}"));
+        for name in std::iter::once(name.to_owned()).chain(copies) {
+            if let Some(claimed) = claim(builder, &name, FlockOperation::NonBlockingLockExclusive, site)? {
+                self.claimed.insert(name.clone(), claimed);
+                return Ok(name);
+            }
+        }
+        unreachable!("one of the copies is free")
+    }
+
+    /// A directory of a cache, mounted at `place`. Other steps may change the cache at this moment: the kernel finds the
+    /// way, which never leads out of the cache, and what was found is mounted whatever stands at its path then.
+    fn part(&mut self, content: &Path, part: &str, place: &Path) -> std::io::Result<PathBuf> {
+        use rustix::fs::{Mode, OFlags, ResolveFlags};
+        let part = String::from_utf8_lossy(&clean(part.as_bytes())).into_owned();
+        let top = rustix::fs::open(content, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let name = if part.is_empty() { "." } else { &part };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let found = rustix::fs::openat2(&top, name, flags, Mode::empty(), resolve)?;
+        fs::create_dir(place)?;
+        rustix::mount::mount_bind(format!("/proc/self/fd/{}", found.as_raw_fd()), place)?;
+        self.parts.push(Mounted(place.to_owned()));
+        Ok(place.to_owned())
     }
 
     fn secret(
@@ -205,7 +300,7 @@ impl Prepared {
                 fs::create_dir(&directory)?;
                 let flags = rustix::mount::MountFlags::NOSUID | rustix::mount::MountFlags::NODEV;
                 rustix::mount::mount("secrets", &directory, "tmpfs", flags, c"mode=0700,size=16m")?;
-                self.memory = Some(MemoryDirectory(directory.clone()));
+                self.memory = Some(Mounted(directory.clone()));
                 directory
             }
         };
@@ -259,14 +354,15 @@ fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Result<Vec<u8>,
 
 fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &Site) -> Result<String, BuildError> {
     let path = resolved(input, source, site)?;
+    let view = Source::new(Arc::clone(&input.tree));
+    let found = view.select_literal(&path).map_err(site.because())?;
+    let inode = found.map_or(TreeInode::ROOT, |(_, inode)| inode);
     match &input.identity {
-        Identity::Chain(chain) => Ok(format!("{chain} {}", path.escape_ascii())),
-        Identity::Content => {
-            let view = Source::new(Arc::clone(&input.tree));
-            let found = view.select_literal(&path).map_err(site.because())?;
-            let inode = found.map_or(layerfs::TreeInode::ROOT, |(_, inode)| inode);
+        // A whole image is known by its layers: digesting all of it would take longer than most steps.
+        Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
+        _ => {
             let rules = ContentRules { keeps_times: true, threads: builder.request().threads };
-            content::digest(&input.tree, inode, rules).map_err(site.because())
+            content::identify(builder.store, input, inode, rules).map_err(site.because())
         }
     }
 }
@@ -277,7 +373,11 @@ fn serve(tree: &Arc<dyn Tree>, is_writable: bool, place: &Path) -> Result<layerf
     let directory = place.join("merged");
     fs::create_dir(&directory)?;
     if !is_writable {
-        let mounted = mount(Union::read_only(Arc::clone(tree)), &directory, MountOptions { read_only: true })?;
+        let mounted = mount(
+            Union::read_only(Arc::clone(tree)),
+            &directory,
+            MountOptions { read_only: true, ..MountOptions::default() },
+        )?;
         super::run::without_devices(&directory)?;
         return Ok(mounted);
     }
@@ -290,34 +390,23 @@ fn serve(tree: &Arc<dyn Tree>, is_writable: bool, place: &Path) -> Result<layerf
     Ok(mounted)
 }
 
-/// The directory of a cache, locked as its sharing asks.
-fn claim(
-    builder: &Builder<'_>,
-    id: &str,
-    sharing: Sharing,
-    site: &Site,
-) -> Result<(PathBuf, Option<File>), BuildError> {
-    for copy in 0.. {
-        let name = if copy == 0 { id.to_owned() } else { format!("{id}#{copy}") };
-        let directory = builder.store.cache_mount(&name)?;
-        let lock = File::create(directory.join("lock")).map_err(site.because())?;
-        let operation = match sharing {
-            Sharing::Shared => FlockOperation::LockShared,
-            Sharing::Locked => FlockOperation::LockExclusive,
-            Sharing::Private => FlockOperation::NonBlockingLockExclusive,
-        };
-        match rustix::fs::flock(&lock, operation) {
-            Ok(()) => return Ok((directory, Some(lock))),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(site.error(format!("cannot lock the cache {id}: {error}")).into()),
-        }
-    }
-    unreachable!("one of the copies is free")
+/// What a cache is called in the store.
+fn cache_name(builder: &Builder<'_>, cache: &CacheMount) -> String {
+    builder.shared.frontend.cache_id(cache.id.as_deref().unwrap_or(&cache.target))
 }
 
-fn make_directory(path: &Path, ownership: FileOwnership, default_mode: u32) -> std::io::Result<()> {
-    fs::DirBuilder::new().mode(0o700).create(path)?;
-    own(path, ownership, default_mode)
+/// The directory of a cache, locked; `None` while others have it.
+fn claim(
+    builder: &Builder<'_>,
+    name: &str,
+    operation: FlockOperation,
+    site: &Site,
+) -> Result<Option<Claimed>, BuildError> {
+    match Claimed::new(builder.store, name, operation) {
+        Ok(claimed) => Ok(Some(claimed)),
+        Err(error) if error.is_busy() => Ok(None),
+        Err(error) => Err(site.error(format!("cannot lock the cache {name}: {error}")).into()),
+    }
 }
 
 fn own(path: &Path, ownership: FileOwnership, default_mode: u32) -> std::io::Result<()> {
@@ -337,7 +426,7 @@ fn absolute(kind: MountKind, working_dir: &str) -> MountKind {
             MountKind::Bind { from, source, target: absolute(target), is_writable }
         }
         MountKind::Cache(cache) => {
-            let id = cache.id.clone().unwrap_or_else(|| cache.target.clone());
+            let id = cache.id.clone().unwrap_or_else(|| clean_path(&cache.target));
             MountKind::Cache(CacheMount { target: absolute(cache.target), id: Some(id), ..cache })
         }
         MountKind::Tmpfs { target, size_bytes } => MountKind::Tmpfs { target: absolute(target), size_bytes },

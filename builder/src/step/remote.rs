@@ -1,7 +1,8 @@
-//! ADD of a URL: the file is fetched into the store as a blob, so that what a layer takes from it was digested.
+//! ADD of a URL: the file is fetched into the store as a blob, so that what a layer takes from it was digested; a git
+//! repository is fetched as a layer.
 //!
 //! Invariant: a layer depends on the bytes that came and on nothing that a server says of them. ETags are not trusted;
-//! `Last-Modified` counts only where a build keeps real times. Not here: git sources, which are refused with a reason.
+//! `Last-Modified` counts only where a build keeps real times.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,38 +13,72 @@ use oci_spec::image::{Descriptor, DigestAlgorithm, MediaType};
 
 use crate::build::Builder;
 use crate::changeset::{Content, Node, Owner};
+use crate::context::{Fetched, GitReference, GitUrlError, RemotePlace};
 use crate::error::{BuildError, Site};
-
-/// A larger file is refused: registries take no layer beyond this (GitHub's 10 GB, Amazon's 52 GB).
-const MOST_BYTES: u64 = 10 << 30;
 
 /// The name of a file whose URL has none, as in BuildKit.
 const UNNAMED: &str = "__unnamed__";
 
 /// What a source of ADD is, by its text alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SourceKind {
     /// A path of the build context.
     Local,
     /// A file at a web server.
     Web,
     /// A git repository.
-    Git,
+    Git(GitReference),
 }
 
 impl SourceKind {
-    /// As BuildKit tells them apart (its `util/gitutil`).
-    pub(crate) fn of(text: &str) -> Self {
-        let lower = text.to_ascii_lowercase();
-        let begins = |schemes: &[&str]| schemes.iter().any(|scheme| lower.starts_with(scheme));
-        if begins(&["git://", "ssh://", "git@"]) {
-            return Self::Git;
+    /// As BuildKit tells them apart. `github.com/...` is a path here.
+    pub(crate) fn of(text: &str) -> Result<Self, GitUrlError> {
+        Ok(match RemotePlace::parse(text)? {
+            Some(RemotePlace::Git(reference)) if !reference.is_like_a_path => Self::Git(reference),
+            Some(RemotePlace::Web(_)) => Self::Web,
+            _ => Self::Local,
+        })
+    }
+}
+
+/// How the sources of one ADD are fetched.
+pub(crate) struct Sources<'a> {
+    pub(crate) builder: &'a Builder<'a>,
+    /// `--checksum`, expanded.
+    pub(crate) checksum: Option<(String, Site)>,
+    /// `--keep-git-dir`.
+    pub(crate) keep_git_dir: Option<bool>,
+    /// The newest time in the layer.
+    pub(crate) epoch: Option<i64>,
+}
+
+impl Sources<'_> {
+    /// Fetches a file.
+    pub(crate) fn file(&self, url: &str, site: &Site) -> Result<Remote, BuildError> {
+        let expected = self.checksum.as_ref().map(|(text, site)| checksum(text, site)).transpose()?;
+        Remote::fetch(self.builder, url, expected.as_ref(), self.epoch, site)
+    }
+
+    /// Fetches a repository. What the flags say and what the URL says may not contradict each other.
+    pub(crate) fn repository(&self, mut reference: GitReference, site: &Site) -> Result<Fetched, BuildError> {
+        if let (Some(flag), Some(query)) = (self.keep_git_dir, reference.keep_git_dir)
+            && flag != query
+        {
+            return Err(site.error("inconsistent keep-git-dir configuration").into());
         }
-        if !begins(&["http://", "https://"]) {
-            return Self::Local;
+        if let Some((checksum, site)) = &self.checksum {
+            if reference.checksum.as_ref().is_some_and(|query| query != checksum) {
+                let query = reference.checksum.unwrap_or_default();
+                return Err(site.error(format!("checksum mismatch {checksum:?} != {query:?}")).into());
+            }
+            if checksum.is_empty() || !checksum.bytes().all(|c| c.is_ascii_hexdigit()) {
+                let message = format!("invalid checksum {checksum:?} for a git URL, expected a hexadecimal commit id");
+                return Err(site.error(message).into());
+            }
+            reference.checksum = Some(checksum.clone());
         }
-        let path = lower.split(['?', '#']).next().unwrap_or_default();
-        if path.ends_with(".git") { Self::Git } else { Self::Web }
+        let keeps_git_dir = self.keep_git_dir.or(reference.keep_git_dir).unwrap_or(false);
+        self.builder.shared.fetcher.repository(&reference, keeps_git_dir).map_err(site.of())
     }
 }
 
@@ -60,7 +95,7 @@ pub(crate) struct Remote {
 
 impl Remote {
     /// Fetches a URL, unless the build is told the digest of a blob that the store has.
-    pub(crate) fn fetch(
+    fn fetch(
         builder: &Builder<'_>,
         url: &str,
         expected: Option<&Digest>,
@@ -74,20 +109,17 @@ impl Remote {
         {
             return Self::of_blob(builder, url, digest.clone(), at(epoch));
         }
+        let mut download = builder.shared.fetcher.download(url).map_err(site.of())?;
         let temporary = builder.store.root().join("tmp");
-        let mut file = tempfile::tempfile_in(&temporary).map_err(BuildError::file("create a file in", &temporary))?;
-        let fetched = builder
-            .client
-            .fetch(url, MOST_BYTES, &mut file)
-            .map_err(|source| BuildError::Image { at: Some(Box::new(site.error("ADD"))), source })?;
-        let digest = digest_of_file(&mut file).map_err(BuildError::file("read a file in", &temporary))?;
+        let digest = digest_of_file(&mut download.file).map_err(BuildError::file("read a file in", &temporary))?;
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
             let message = format!("digest mismatch: {} has the digest {digest}, not {expected}", shown(url));
             return Err(site.error(message).into());
         }
         let media_type = MediaType::Other("application/octet-stream".to_owned());
-        builder.store.put_blob(file, &Descriptor::new(media_type, fetched.size_bytes, digest.clone()))?;
-        Self::of_blob(builder, url, digest, at(epoch.or(fetched.modified_seconds).unwrap_or(0)))
+        let descriptor = Descriptor::new(media_type, download.size_bytes, digest.clone());
+        builder.store.put_blob(download.file, &descriptor)?;
+        Self::of_blob(builder, url, digest, at(epoch.or(download.modified_seconds).unwrap_or(0)))
     }
 
     fn of_blob(builder: &Builder<'_>, url: &str, digest: Digest, modified: Time) -> Result<Self, BuildError> {
@@ -118,7 +150,7 @@ impl Remote {
 }
 
 /// Reads the value of `--checksum`.
-pub(crate) fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
+fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
     let digest: Digest =
         text.parse().map_err(|_| site.error(format!("invalid checksum {text:?}: it is no digest as sha256:<hex>")))?;
     match digest.algorithm() {
@@ -203,13 +235,19 @@ mod tests {
     #[test]
     fn sources_are_told_apart_as_buildkit_does() {
         for (text, kind) in [
-            ("HTTP://h/x", SourceKind::Web),
-            ("https://h/x.git#main", SourceKind::Git),
-            ("https://h/x.git.tar", SourceKind::Web),
-            ("git@h:x", SourceKind::Git),
-            ("dir/http:", SourceKind::Local),
+            ("HTTP://h/x", "web"),
+            ("https://h/x.git#main", "git"),
+            ("https://h/x.git.tar", "web"),
+            ("git@h:x", "git"),
+            ("dir/http:", "local"),
+            ("github.com/o/x", "local"),
         ] {
-            assert_eq!(SourceKind::of(text), kind, "{text}");
+            let found = match SourceKind::of(text).expect("valid") {
+                SourceKind::Local => "local",
+                SourceKind::Web => "web",
+                SourceKind::Git(_) => "git",
+            };
+            assert_eq!(found, kind, "{text}");
         }
     }
 }

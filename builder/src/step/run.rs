@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use layerfs::{Layer, MountOptions, UpperLife, mount};
+use layerfs::{DiffId, MountOptions, Plane, UpperLife, mount};
 
 use super::config::PROXY_ARGUMENTS;
 use super::files::accounts;
@@ -19,12 +19,14 @@ use crate::commit::commit_upper;
 use crate::dockerfile::{self, Run, Script, Security};
 use crate::error::{BuildError, Site};
 use crate::events::StepNumber;
+use crate::failure::FailedStep;
 use crate::image::DEFAULT_PATH;
 use crate::machine;
 use crate::request::Entitlement;
 use crate::sandbox::{self, Process, Streams};
+use crate::schedule::Schedule;
 use crate::stage::StageState;
-use crate::upper::{make_directory, open_union, read_changes};
+use crate::upper::{has_trusted_marks, make_directory, open_union, read_changes};
 
 /// How much of a failed step's output its error keeps: about one screen.
 const TAIL_LINES: usize = 40;
@@ -56,17 +58,16 @@ pub(crate) fn run(
     let job = Job::new(builder, stage, run, site)?;
     let created_by = job.created_by(stage, text);
     let work = Work::Run {
-        argv: &job.argv,
-        env: &job.env,
-        cwd: stage.working_dir(),
-        user: &stage.config.config.user.clone(),
+        argv: job.argv.clone(),
+        env: job.env.clone(),
+        cwd: stage.working_dir().to_owned(),
+        user: stage.config.config.user.clone(),
         network: format!("{:?}", job.network),
         security: format!("{:?}", job.security),
         mounts: job.mounts.key_words(builder)?,
         sandbox: job.sandbox_words(builder),
     };
-    let work = serde_json::to_value(&work).expect("a step's work is strings and lists");
-    builder.cached(stage, text, &created_by, work, |stage, number| job.carry_out(builder, stage, number, site))
+    builder.cached(stage, text, &created_by, &work, |stage, number| job.carry_out(builder, stage, number, site))
 }
 
 impl Job {
@@ -117,6 +118,7 @@ impl Job {
         let mut words: Vec<String> = sandbox.extra_hosts.iter().map(|(at, name)| format!("host {name} {at}")).collect();
         words.extend(sandbox.ulimits.iter().map(|limit| format!("{limit:?}")));
         words.extend(sandbox.shm_size_bytes.map(|size| format!("shm {size}")));
+        words.extend(builder.shared.frontend.hostname.iter().map(|name| format!("hostname {name}")));
         words.extend(self.script.iter().map(|(_, text)| format!("script {text}")));
         words
     }
@@ -127,7 +129,7 @@ impl Job {
         stage: &StageState,
         number: StepNumber,
         site: &Site,
-    ) -> Result<Layer, BuildError> {
+    ) -> Result<DiffId, BuildError> {
         machine::check(builder.platform(), &builder.request().build_platform).map_err(site.because())?;
         let tree = builder.tree(stage)?;
         let identity = accounts(&ChangeSet::new(Arc::clone(&tree)))
@@ -142,28 +144,60 @@ impl Job {
         self.add_script(&mut prepared.mounts, &scratch).map_err(site.because())?;
         let union = open_union(Arc::clone(&tree), &upper.upper(), &upper.work(), UpperLife::Temporary)
             .map_err(site.because())?;
-        let mounted = mount(union, &merged, MountOptions::default()).map_err(site.because())?;
+        if builder.request().sandbox.plane == Plane::Overlay && !has_trusted_marks() {
+            let message = "the overlay plane is not for builds in a user namespace: the kernel splits hard links there, \
+                and the image would depend on the plane";
+            return Err(site.error(message).into());
+        }
+        let options = MountOptions { plane: builder.request().sandbox.plane, ..MountOptions::default() };
+        let mounted = mount(union, &merged, options).map_err(site.because())?;
         without_devices(&merged).map_err(site.because())?;
         make_directory(&merged, Path::new(stage.working_dir())).map_err(site.because())?;
         let mut process = self.process(builder, stage, &merged, &identity);
         process.mounts = std::mem::take(&mut prepared.mounts);
         process.env.append(&mut prepared.env);
-        let ended = execute(&process, |bytes| builder.events.step_output(number, bytes));
+        let runtime = |program| sandbox::Runtime { program, directory: scratch.join("runtime") };
+        process.runtime = builder.request().sandbox.runtime.clone().map(runtime);
+        let ended = self.execute(builder, stage, number, &process, site);
         let unmounted = mounted.unmount();
         drop(prepared);
-        let (exit, tail) = ended.map_err(|error| step_error(site, &error))?;
+        ended?;
         unmounted.map_err(site.because())?;
-        if exit.code() != 0 {
-            let message = format!(
-                "process \"{}\" did not complete successfully: exit code: {}",
-                self.argv.join(" "),
-                exit.code()
-            );
-            let at = Box::new(site.error(message));
-            return Err(BuildError::Step { at, exit_code: exit.code(), tail });
-        }
         let changes = read_changes(&tree, &upper.upper(), &upper.work()).map_err(site.because())?;
-        Ok(commit_upper(builder.store, &tree, &changes, builder.commit_options(stage))?)
+        Ok(commit_upper(builder.store, &tree, &changes, stage.epoch)?)
+    }
+
+    /// Runs the command; one that fails is an error, and shown to whoever asked for that before its state goes.
+    fn execute(
+        &self,
+        builder: &Builder<'_>,
+        stage: &StageState,
+        number: StepNumber,
+        process: &Process,
+        site: &Site,
+    ) -> Result<(), BuildError> {
+        let ended = execute(process, &builder.shared.schedule, |bytes| builder.events.step_output(number, bytes));
+        let (exit, tail) = ended.map_err(|error| step_error(site, &error))?;
+        if exit.code() == 0 {
+            return Ok(());
+        }
+        // Killed because another step failed: that one is shown, not this.
+        builder.shared.schedule.check()?;
+        let mut at = site.error(format!(
+            "process \"{}\" did not complete successfully: exit code: {}",
+            self.argv.join(" "),
+            exit.code()
+        ));
+        if let sandbox::Exit::OutOfMemory(_) = exit {
+            at.message.push_str(": the kernel killed a process because the step's memory limit was reached");
+        }
+        at.hint = hint(exit).map(str::to_owned);
+        let error = BuildError::Step { at: Box::new(at), exit_code: exit.code(), tail };
+        if let Some(on_failure) = &builder.request().sandbox.on_failure {
+            let shell = stage.shell().into_iter().next().unwrap_or_default();
+            on_failure.step_failed(&FailedStep { error: &error, process, shell });
+        }
+        Err(error)
     }
 
     fn process(&self, builder: &Builder<'_>, stage: &StageState, root: &Path, identity: &Identity) -> Process {
@@ -184,6 +218,10 @@ impl Job {
         process.ulimits.clone_from(&request.ulimits);
         process.extra_hosts.clone_from(&request.extra_hosts);
         process.resolv_conf.clone_from(&request.resolv_conf);
+        process.limits.clone_from(&request.limits);
+        if let Some(hostname) = &builder.shared.frontend.hostname {
+            process.hostname.clone_from(hostname);
+        }
         process
     }
 
@@ -198,6 +236,21 @@ impl Job {
         let source = sandbox::Source::Bind { path: directory, read_only: true };
         mounts.push(sandbox::Mount { target: SCRIPT_DIRECTORY.into(), source });
         Ok(())
+    }
+}
+
+/// What mostly lies behind an exit code that shells and kernels have a meaning for.
+fn hint(exit: sandbox::Exit) -> Option<&'static str> {
+    match exit {
+        sandbox::Exit::OutOfMemory(_) => Some("a larger --memory, or less at the same time in the step"),
+        exit => match exit.code() {
+            126 => {
+                Some("the program is there but cannot be executed: its mode, its architecture, or the line after #!")
+            }
+            127 => Some("the program is not in the image, or not in its PATH: an earlier step has to install it"),
+            137 => Some("SIGKILL: mostly the machine ran out of memory"),
+            _ => None,
+        },
     }
 }
 
@@ -248,11 +301,16 @@ pub(crate) fn without_devices(mount_point: &Path) -> io::Result<()> {
 }
 
 /// Runs the process, passing on what it writes, and keeps the last lines.
-fn execute(process: &Process, mut output: impl FnMut(&[u8])) -> Result<(sandbox::Exit, Vec<String>), sandbox::Error> {
+fn execute(
+    process: &Process,
+    schedule: &Schedule,
+    mut output: impl FnMut(&[u8]),
+) -> Result<(sandbox::Exit, Vec<String>), sandbox::Error> {
     let setup = |cause: io::Error| sandbox::Error::Describe(format!("cannot make a pipe: {cause}"));
     let (mut reader, writer) = io::pipe().map_err(setup)?;
     let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
     let step = sandbox::run(process, streams)?;
+    let _watched = schedule.watch(step.killer());
     drop(writer);
     let mut tail = Tail::default();
     let mut buffer = vec![0; 1 << 16];

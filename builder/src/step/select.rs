@@ -27,6 +27,13 @@ pub(crate) struct Selected {
     pub(crate) pivot_inode: TreeInode,
 }
 
+impl Selected {
+    /// All of a tree.
+    pub(crate) fn root() -> Self {
+        Self { path: Vec::new(), inode: TreeInode::ROOT, pivot: 0, pivot_inode: TreeInode::ROOT }
+    }
+}
+
 impl Source {
     /// Copies come from `tree`.
     pub(crate) fn new(tree: Arc<dyn Tree>) -> Self {
@@ -62,6 +69,12 @@ impl Source {
             }
         }
         Ok(Some(found))
+    }
+
+    /// Whether the directory before the pivot is named as it is, and is there.
+    pub(crate) fn has_pivot(&self, pattern: &[u8]) -> io::Result<bool> {
+        let before_pivot = clean(split_pivot(pattern).0);
+        Ok(!has_wildcard(&before_pivot) && self.find(&self.view.resolve(&before_pivot)?)?.is_some())
     }
 
     /// The path that one source without wildcards leads to, links followed, and what is there.

@@ -1,10 +1,12 @@
-//! ADD of a local archive: found out by its bytes, whatever its name, and unpacked into the change set.
+//! Archives, of ADD or as a context: found out by their bytes, whatever their name, and unpacked into a change set.
 //!
 //! As in Docker, a member's name can lead nowhere but below the destination: `..` and symbolic
 //! links are resolved as if the destination's root were the root.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::Arc;
 
 use layerfs::{Attributes, FileKind, Time};
@@ -14,21 +16,32 @@ use super::copy::{Copier, CopyError, CopyOptions};
 use super::select::Source;
 use crate::changeset::{ChangeSet, Content, Node, clean, join, parent};
 
+/// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
+const MOST_MEMBERS: usize = 4 << 20;
+
+/// The first block of a tar, and the reader of all others.
+type Begun<'a> = (Vec<u8>, Box<dyn Read + 'a>);
+
 /// An archive whose tar lies in a file, ready to be read in place.
-struct Unpacked {
+struct Unpacked<'a> {
     tar: Arc<File>,
+    spool: &'a Path,
+    /// What its sparse members may still expand to.
+    left_bytes: Cell<u64>,
 }
 
-/// Unpacks a file below `destination` if it is an archive, and says whether it was one. `shown` is the file's path.
+/// Unpacks a file below `destination` if it is an archive, and says whether it was one. `shown` is the file's path; what
+/// its members refer to lies in `spool`, without names.
 pub(crate) fn unpack(
     changes: &mut ChangeSet,
     source: &Source,
     (content, shown): (&Content, &[u8]),
     destination: &[u8],
     options: &CopyOptions,
+    spool: &Path,
 ) -> Result<bool, CopyError> {
     let read = |cause| CopyError::Read { path: String::from_utf8_lossy(shown).into_owned(), cause };
-    let Some(archive) = Unpacked::open(content).map_err(read)? else { return Ok(false) };
+    let Some(archive) = Unpacked::open(content, spool).map_err(read)? else { return Ok(false) };
     let mut top = destination.to_vec();
     top.push(b'/');
     Copier::new(changes, options, source).make_destination(&top)?;
@@ -37,9 +50,47 @@ pub(crate) fn unpack(
     Ok(true)
 }
 
-impl Unpacked {
-    /// The tar in `content`, decompressed; `None` if there is none, or one without members.
-    fn open(content: &Content) -> io::Result<Option<Self>> {
+/// Unpacks an archive that is a whole context; a copy without compression lies in `spool` meanwhile. Gives the newest
+/// time of its files, or nothing if it is no archive.
+pub(crate) fn unpack_whole(
+    changes: &mut ChangeSet,
+    content: &Content,
+    spool: &Path,
+) -> io::Result<Option<Option<i64>>> {
+    let Some(archive) = Unpacked::open(content, spool)? else { return Ok(None) };
+    let made = Time { seconds: 0, nanoseconds: 0 };
+    archive.put_all(changes, b"", &CopyOptions::keeping_all(made))?;
+    let files = changes.entries().filter(|(_, _, node)| node.attributes.kind == FileKind::File);
+    Ok(Some(files.map(|(_, _, node)| node.attributes.modified.seconds).max()))
+}
+
+/// Whether bytes begin an archive with members.
+pub(crate) fn is_archive(content: &Content) -> bool {
+    Unpacked::head(content).is_ok_and(|head| head.is_some())
+}
+
+/// What an archive may expand to. gzip makes at most a thousandfold of it, and no honest archive much more with any
+/// other method; small ones may be mostly empty.
+fn most_unpacked_bytes(packed_bytes: u64) -> u64 {
+    packed_bytes.saturating_mul(1100).saturating_add(256 << 20)
+}
+
+impl<'a> Unpacked<'a> {
+    /// The tar in `content`, decompressed into `spool`; `None` if there is none, or one without members.
+    fn open(content: &Content, spool: &'a Path) -> io::Result<Option<Self>> {
+        let Some((head, decoder)) = Self::head(content)? else { return Ok(None) };
+        let mut file = tempfile::tempfile_in(spool)?;
+        let most = most_unpacked_bytes(content.size_bytes()?);
+        let written = io::copy(&mut head.as_slice().chain(decoder).take(most), &mut file)?;
+        if written == most {
+            return Err(io::Error::other(format!("the archive expands to more than {most} bytes")));
+        }
+        file.seek(SeekFrom::Start(0))?;
+        Ok(Some(Self { tar: Arc::new(file), spool, left_bytes: Cell::new(most) }))
+    }
+
+    /// The first block of the tar, and what decompresses the rest.
+    fn head(content: &Content) -> io::Result<Option<Begun<'_>>> {
         let mut magic = Vec::new();
         content.reader().take(6).read_to_end(&mut magic)?;
         let reader = BufReader::with_capacity(1 << 18, content.reader());
@@ -62,15 +113,15 @@ impl Unpacked {
         if !is_tar {
             return Ok(None);
         }
-        let mut file = tempfile::tempfile()?;
-        io::copy(&mut head.as_slice().chain(decoder), &mut file)?;
-        file.seek(SeekFrom::Start(0))?;
-        Ok(Some(Self { tar: Arc::new(file) }))
+        Ok(Some((head, decoder)))
     }
 
     fn put_all(&self, changes: &mut ChangeSet, top: &[u8], options: &CopyOptions) -> io::Result<()> {
         let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 18, self.tar.as_ref()));
-        for entry in archive.entries()? {
+        for (number, entry) in archive.entries()?.enumerate() {
+            if number == MOST_MEMBERS {
+                return Err(io::Error::other(format!("the archive has more than {MOST_MEMBERS} members")));
+            }
             let mut entry = entry?;
             let name = entry.path_bytes().into_owned();
             let wanted = clean(&name);
@@ -132,7 +183,7 @@ impl Unpacked {
         xattrs.sort();
         let size = if kind == FileKind::File { entry.size() } else { 0 };
         let content = match kind {
-            FileKind::File if is_sparse => Some(spooled(entry)?),
+            FileKind::File if is_sparse => Some(self.spooled(entry)?),
             FileKind::File => Some(Content::Range(Arc::clone(&self.tar), entry.raw_file_position(), size)),
             _ => None,
         };
@@ -148,6 +199,18 @@ impl Unpacked {
             device,
         };
         Ok(Some(Node { attributes, content, target: target.unwrap_or_default(), xattrs, is_opaque: false }))
+    }
+
+    /// The content of a member whose bytes do not lie in the tar as they are: holes cost an archive nothing.
+    fn spooled<R: Read>(&self, entry: &mut tar::Entry<'_, R>) -> io::Result<Content> {
+        let size_bytes = entry.size();
+        let left = self.left_bytes.get().checked_sub(size_bytes);
+        let too_large =
+            || io::Error::other(format!("a sparse member of {size_bytes} bytes is too large for its archive"));
+        self.left_bytes.set(left.ok_or_else(too_large)?);
+        let mut file = tempfile::tempfile_in(self.spool)?;
+        let size_bytes = io::copy(entry, &mut file)?;
+        Ok(Content::Range(Arc::new(file), 0, size_bytes))
     }
 }
 
@@ -177,9 +240,32 @@ fn link<R: Read>(changes: &mut ChangeSet, top: &[u8], path: &[u8], entry: &tar::
     Ok(())
 }
 
-/// The content of a file whose bytes do not lie in the tar as they are.
-fn spooled<R: Read>(entry: &mut tar::Entry<'_, R>) -> io::Result<Content> {
-    let mut file = tempfile::tempfile()?;
-    let size = io::copy(entry, &mut file)?;
-    Ok(Content::Range(Arc::new(file), 0, size))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unpacks what GNU tar makes of two files that are all hole, of this length each.
+    fn unpacked(length_bytes: u64) -> io::Result<bool> {
+        let directory = tempfile::tempdir()?;
+        for name in ["a", "b"] {
+            File::create(directory.path().join(name))?.set_len(length_bytes)?;
+        }
+        let path = directory.path().join("archive");
+        let mut tar = std::process::Command::new("tar");
+        tar.args(["--sparse", "--format=gnu", "-cf"]).arg(&path).arg("-C").arg(directory.path()).args(["a", "b"]);
+        assert!(tar.status()?.success(), "GNU tar is installed");
+        let file = File::open(&path)?;
+        let size_bytes = file.metadata()?.len();
+        let store = layerfs::Store::open(&directory.path().join("store")).expect("a store");
+        let mut changes = ChangeSet::new(store.tree(&[]).expect("nothing"));
+        let content = Content::Range(Arc::new(file), 0, size_bytes);
+        Ok(unpack_whole(&mut changes, &content, directory.path())?.is_some())
+    }
+
+    #[test]
+    fn holes_in_an_archive_fill_no_disk() {
+        assert!(unpacked(1 << 20).expect("a sparse file is a file"));
+        let said = unpacked(1 << 40).expect_err("a thousand gigabytes in a few blocks").to_string();
+        assert!(said.contains("too large"), "{said}");
+    }
 }

@@ -316,3 +316,36 @@ fn a_step_cannot_reach_the_store_or_the_machine() {
     bench.build(&[]).succeeds();
     bench.assert_clean();
 }
+
+#[test]
+fn thousands_of_stages_one_on_another_are_built() {
+    let bench = Bench::new();
+    let mut text = "FROM scratch AS s0\nCOPY Dockerfile /\n".to_owned();
+    for stage in 1..5000 {
+        text.push_str(&format!("FROM s{} AS s{stage}\n", stage - 1));
+    }
+    bench.dockerfile(&text);
+    assert_eq!(bench.build(&[]).succeeds().digest(), bench.build(&["--jobs=1"]).succeeds().digest());
+}
+
+#[test]
+fn paths_that_no_system_call_takes_are_refused_at_once() {
+    let bench = Bench::new();
+    let long = "/a".repeat(20_000);
+    for step in [format!("WORKDIR {long}"), format!("COPY Dockerfile {long}/")] {
+        bench.dockerfile(&format!("FROM scratch\n{step}\n"));
+        assert!(bench.build(&[]).fails(1).contains("too long"), "{step}");
+    }
+}
+
+#[test]
+fn a_dockerfile_without_end_is_refused() {
+    let bench = Bench::new();
+    assert!(bench.build(&["-f", "/dev/zero"]).fails(1).contains("too large"));
+    for arguments in [&["build", "-f", "-", "context"][..], &["build", "-"]] {
+        let mut command = bench.command(arguments);
+        let endless = std::fs::File::open("/dev/zero").expect("a device");
+        let done = bench.done(command.stdin(endless).output().expect("runs"));
+        assert!(done.fails(1).contains("too large"), "{arguments:?}");
+    }
+}

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::support::{Bench, OrdinaryUser, SHELL, names};
 
@@ -14,7 +14,7 @@ use crate::support::{Bench, OrdinaryUser, SHELL, names};
 const LONGEST_END: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
 
 /// All processes with `word` in their command line, as handles that cannot name another process later.
-fn processes(word: &str) -> Vec<(Pid, OwnedFd)> {
+pub(crate) fn processes(word: &str) -> Vec<(Pid, OwnedFd)> {
     let numbers = names("/proc".as_ref()).into_iter().filter_map(|name| name.parse().ok()).filter_map(Pid::from_raw);
     let has_word = |pid: &Pid| {
         let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
@@ -23,7 +23,7 @@ fn processes(word: &str) -> Vec<(Pid, OwnedFd)> {
     numbers.filter(has_word).filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?))).collect()
 }
 
-fn assert_ends(processes: Vec<(Pid, OwnedFd)>) {
+pub(crate) fn assert_ends(processes: Vec<(Pid, OwnedFd)>) {
     for (pid, handle) in processes {
         let mut waiting = [PollFd::new(&handle, PollFlags::IN)];
         assert_eq!(poll(&mut waiting, Some(&LONGEST_END)), Ok(1), "process {pid:?} is still there");
@@ -49,6 +49,62 @@ fn a_killed_run_step_leaves_nothing(bench: &Bench) {
     // The next build has swept the directory of the killed step, which belonged to nobody any more.
     assert_eq!(std::fs::read_dir(bench.store().join("uppers")).expect("listed").count(), 0);
     bench.assert_clean();
+}
+
+/// What a build does when it gets a signal, and what of its output tells that.
+const MOMENTS: [(&str, &str); 4] = [
+    ("RUN echo begun; echo WORD > /x; while true; do sleep 1000; done", " begun"),
+    // Nobody in the step listens to signals, and not all are in its session.
+    ("RUN trap '' INT TERM HUP; (setsid sleep 100000 & sleep 100000) & echo begun WORD; wait", " begun WORD"),
+    // In the middle of the steps before it.
+    ("RUN head -c 30000000 /dev/zero > /WORD", "COPY busybox /bin/busybox"),
+    ("RUN head -c 30000000 /dev/zero > /WORD", "#3 [shell"),
+];
+
+/// Sends `signal` at each moment, and asserts that at the end of the program nothing of the build is left.
+fn an_interrupted_build_leaves_nothing(bench: &Bench, arguments: &[&str], signal: Signal) {
+    for (number, (step, sign)) in MOMENTS.iter().enumerate() {
+        let word = format!("marker-{number}-{}", bench.store().display()).replace('/', "-");
+        bench.dockerfile(&format!("{SHELL}{}", step.replace("WORD", &word)));
+        let arguments = [&["build", "--progress", "plain", "--no-cache"], arguments, &["context"]].concat();
+        let mut command = bench.command(&arguments);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
+        let sign = sign.replace("WORD", &word);
+        assert!(lines.by_ref().any(|line| line.contains(&sign)), "{sign:?} was told");
+        let of_step = processes(&word);
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("small")).expect("positive");
+        kill_process(pid, signal).expect("it is there");
+        let rest: Vec<String> = lines.collect();
+        let status = child.wait().expect("ended");
+        assert_eq!(status.code(), Some(128 + signal.as_raw()), "{rest:?}");
+        assert_ends(of_step);
+        assert!(processes(&word).is_empty());
+        bench.assert_clean();
+    }
+    bench.dockerfile(&format!("{SHELL}RUN echo done > /x"));
+    bench.build(&[]).succeeds();
+    bench.assert_clean();
+}
+
+#[test]
+fn an_interrupted_build_leaves_nothing_at_any_moment() {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        an_interrupted_build_leaves_nothing(&Bench::with_busybox(), &[], signal);
+    }
+}
+
+#[test]
+fn an_interrupted_build_of_an_ordinary_user_leaves_nothing_either() {
+    let user = OrdinaryUser::new("interrupted");
+    an_interrupted_build_leaves_nothing(&Bench::with_busybox().owned_by(&user), &[], Signal::TERM);
+}
+
+#[test]
+fn an_interrupted_build_with_a_runtime_leaves_nothing_either() {
+    if Bench::new().has_runtime("runc") {
+        an_interrupted_build_leaves_nothing(&Bench::with_busybox(), &["--oci-runtime", "runc"], Signal::INT);
+    }
 }
 
 #[test]

@@ -1,8 +1,17 @@
 //! The binary `nacre build`, run for real. Needs root, /dev/fuse, /bin/busybox (statically linked), useradd and skopeo.
 
 mod build;
+mod cache_mounts;
 mod conformance;
+mod contexts;
 mod determinism;
+mod failures;
+mod frontend;
 mod hostile;
 mod interrupted;
+mod outputs;
+mod public;
+mod remote_cache;
+mod side_by_side;
 mod support;
+mod trust;

@@ -51,6 +51,28 @@ impl Bench {
         self
     }
 
+    /// Whether an OCI runtime works on this machine: not all do on each layout of cgroups.
+    pub(crate) fn has_runtime(&self, program: &str) -> bool {
+        let (bundle, state) = (self.path("probe"), self.path("probe-state"));
+        fs::create_dir_all(bundle.join("rootfs")).expect("directories");
+        fs::copy(BUSYBOX, bundle.join("rootfs/true")).expect("busybox-static is installed");
+        let config = serde_json::json!({
+            "ociVersion": "1.0.2", "root": {"path": "rootfs"},
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["/true"], "cwd": "/"},
+            "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid"}]},
+        });
+        fs::write(bundle.join("config.json"), config.to_string()).expect("written");
+        let mut command = Command::new(program);
+        command.arg("--root").arg(state).args(["run", "--bundle"]).arg(&bundle).arg("nacre-probe");
+        let works = command.stdin(Stdio::null()).output().is_ok_and(|output| output.status.success());
+        if !works {
+            std::io::Write::write_all(&mut std::io::stderr(), format!("left out: no working {program}\n").as_bytes())
+                .expect("standard error is open");
+        }
+        works
+    }
+
     /// A path in the bench's directory.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)

@@ -50,6 +50,22 @@ pub(crate) enum Verb {
     Pull(commands::pull::Args),
     /// Copy an image between registries, layouts, archives and the store
     Copy(commands::copy::Args),
+    /// Copy many images, as a list file says
+    Sync(commands::sync::Args),
+    /// List the tags of a repository
+    Tags(commands::tags::Args),
+    /// List the repositories of a registry
+    Catalog(commands::catalog::Args),
+    /// Delete an image or a tag at a registry
+    Delete(commands::delete::Args),
+    /// List what refers to an image: signatures, bills of material
+    Referrers(commands::referrers::Args),
+    /// Attach files to an image at its registry
+    Attach(commands::attach::Args),
+    /// Make, change, show and push indexes of several platforms
+    Manifest(commands::manifest::Args),
+    /// Show how much a registry still lets you pull
+    Limits(commands::limits::Args),
     /// Log in to a registry
     Login(commands::login::Args),
     /// Forget the credentials for a registry
@@ -74,6 +90,10 @@ pub(crate) enum Verb {
     Remove(commands::remove::Args),
     /// Remove what no name leads to
     Prune(commands::prune::Args),
+    /// Try out what this host permits
+    Doctor(commands::doctor::Args),
+    /// Carry the directories of RUN --mount=type=cache from machine to machine
+    CacheMount(commands::cache_mount::Args),
     /// Run a command where builds run: in the user namespace, as its root
     Unshare(commands::unshare::Args),
     /// Print a script that completes command lines

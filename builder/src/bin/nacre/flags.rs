@@ -2,11 +2,13 @@
 //!
 //! Invariant: what is not understood is an error that names the flag and the value.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use builder::sandbox::{Mount, Network, Source, Ulimit};
 
 use crate::report::Usage;
+use crate::units::parse_size;
 
 /// `default`, `none` or `host`.
 pub(crate) fn network(text: &str) -> Result<Network, Usage> {
@@ -54,11 +56,93 @@ pub(crate) fn volume(text: &str) -> anyhow::Result<Mount> {
     if !source.starts_with(['/', '.']) {
         return Err(wrong("named volumes are not supported; give a path that begins with / or .").into());
     }
-    if !target.starts_with('/') {
-        return Err(wrong("the target is not an absolute path").into());
+    bind(source, target, read_only).map_err(|what| wrong(&what).into())
+}
+
+fn bind(source: &str, target: &str, read_only: bool) -> Result<Mount, String> {
+    let target = absolute(target)?;
+    let path = Path::new(source).canonicalize().map_err(|error| format!("cannot find {source}: {error}"))?;
+    Ok(Mount { target, source: Source::Bind { path, read_only } })
+}
+
+fn absolute(target: &str) -> Result<PathBuf, String> {
+    let is_absolute = target.starts_with('/') && !target.trim_matches('/').is_empty();
+    is_absolute.then(|| target.into()).ok_or_else(|| "the target is not an absolute path below /".to_owned())
+}
+
+/// `TARGET[:size=SIZE,mode=MODE]`.
+pub(crate) fn tmpfs(text: &str) -> anyhow::Result<Mount> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let mut memory = Memory::default();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option.split_once('=') {
+            Some(("size", size)) => memory.size("--tmpfs", size)?,
+            Some(("mode", mode)) => memory.mode("--tmpfs", mode)?,
+            // What it is anyway, but for noexec.
+            None if matches!(option, "rw" | "nosuid" | "nodev" | "exec") => {}
+            _ => return Err(Usage(format!("--tmpfs {text:?}: {option} is not supported, only size= and mode=")).into()),
+        }
     }
-    let path = Path::new(source).canonicalize().map_err(|error| wrong(&format!("cannot find {source}: {error}")))?;
-    Ok(Mount { target: PathBuf::from(target), source: Source::Bind { path, read_only } })
+    Ok(memory.at(target).map_err(|what| Usage(format!("--tmpfs {text:?}: {what}")))?)
+}
+
+/// `type=bind,source=PATH,target=PATH[,readonly]` or `type=tmpfs,target=PATH[,tmpfs-size=SIZE][,tmpfs-mode=MODE]`.
+pub(crate) fn mount(text: &str) -> anyhow::Result<Mount> {
+    let wrong = |what: &str| Usage(format!("--mount {text:?}: {what}"));
+    let (mut kind, mut source, mut target, mut read_only, mut memory) = (None, None, None, false, None);
+    for option in text.split(',') {
+        let (key, value) = option.split_once('=').unwrap_or((option, ""));
+        match key {
+            "type" => kind = Some(value),
+            "source" | "src" => source = Some(value),
+            "target" | "dst" | "destination" => target = Some(value),
+            "readonly" | "ro" if matches!(value, "" | "true" | "1") => read_only = true,
+            "readonly" | "ro" if matches!(value, "false" | "0") => read_only = false,
+            "tmpfs-size" => memory.get_or_insert_with(Memory::default).size("--mount tmpfs-size", value)?,
+            "tmpfs-mode" => memory.get_or_insert_with(Memory::default).mode("--mount tmpfs-mode", value)?,
+            _ => return Err(wrong(&format!("{option} is not supported")).into()),
+        }
+    }
+    let target = target.ok_or_else(|| wrong("target= is missing"))?;
+    let mount = match (kind, source, memory) {
+        (Some("bind"), Some(source), None) => bind(source, target, read_only),
+        (Some("bind"), None, _) => Err("source= is missing".to_owned()),
+        (Some("tmpfs"), None, memory) if !read_only => memory.unwrap_or_default().at(target),
+        (Some("bind" | "tmpfs"), ..) => Err("an option is not of this type of mount".to_owned()),
+        (None | Some("volume"), ..) => Err("named volumes are not supported: type=bind or type=tmpfs".to_owned()),
+        (Some(other), ..) => Err(format!("type={other} is not supported: bind or tmpfs")),
+    };
+    Ok(mount.map_err(|what| wrong(&what))?)
+}
+
+/// A tmpfs without its place.
+struct Memory {
+    size_bytes: Option<u64>,
+    mode: u32,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self { size_bytes: None, mode: 0o1777 }
+    }
+}
+
+impl Memory {
+    fn size(&mut self, flag: &str, text: &str) -> Result<(), Usage> {
+        self.size_bytes = Some(parse_size(flag, text)?);
+        Ok(())
+    }
+
+    fn mode(&mut self, flag: &str, text: &str) -> Result<(), Usage> {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o7777);
+        self.mode = mode.ok_or_else(|| Usage(format!("{flag}: {text:?} is no mode such as 1777")))?;
+        Ok(())
+    }
+
+    fn at(self, target: &str) -> Result<Mount, String> {
+        let source = Source::Tmpfs { size_bytes: self.size_bytes, mode: self.mode };
+        Ok(Mount { target: absolute(target)?, source })
+    }
 }
 
 /// `NAME=VALUE`; a bare name takes the value that it has here, and is nothing if it has none.
@@ -77,6 +161,15 @@ pub(crate) fn variable(text: &str) -> Result<Option<(String, String)>, Usage> {
 pub(crate) fn variables(text: &str) -> Result<Vec<(String, String)>, Usage> {
     let lines = text.lines().map(str::trim_start).filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.filter_map(|line| variable(line).transpose()).collect()
+}
+
+/// Annotations, each `KEY=VALUE`; of one that is given twice the last counts.
+pub(crate) fn annotations(typed: &[String]) -> Result<BTreeMap<String, String>, Usage> {
+    let pair = |text: &String| match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Usage(format!("--annotation {text:?} is not KEY=VALUE"))),
+    };
+    typed.iter().map(pair).collect()
 }
 
 /// Processors such as `1.5`, in thousandths.

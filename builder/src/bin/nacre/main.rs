@@ -1,17 +1,26 @@
 //! The command `nacre`.
 
 mod args;
+mod attestations;
 mod commands;
+mod contexts;
 mod flags;
 mod format;
+mod interrupt;
+mod limits;
+mod outputs;
+mod plane;
 mod progress;
 mod record;
+mod repacking;
 mod report;
 mod server;
 mod session;
+mod shell;
 mod terminal;
 mod transfer;
 mod units;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -27,7 +36,16 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == sandbox::HELPER_VERB) {
         return ExitCode::from(sandbox::init_main());
     }
-    let cli = Cli::parse();
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == interrupt::SWEEPER_VERB) {
+        return interrupt::sweep();
+    }
+    let mut cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::answer(error),
+    };
+    if matches!(&cli.verb, Verb::Build(args) if args.quiet) {
+        cli.global.progress = progress::Mode::Quiet;
+    }
     let is_run = matches!(cli.verb, Verb::Run(_));
     match run(cli) {
         Ok(code) => code,
@@ -57,17 +75,36 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Commit(args) => commands::commit::run(&cli.global, &args),
         Verb::Completions(args) => commands::completions::run(&args),
         Verb::Unshare(args) => commands::unshare::run(&args),
-        other => with_session(&Session::new(&cli.global)?, other),
+        Verb::Doctor(args) => commands::doctor::run(&cli.global, &args),
+        other => with_session(Session::new(&cli.global)?, other),
     }
 }
 
-fn with_session(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
+fn with_session(mut session: Session, verb: Verb) -> anyhow::Result<ExitCode> {
+    if let Verb::Build(_) | Verb::Push(_) | Verb::Pull(_) | Verb::Copy(_) = verb {
+        session.catch_signals(matches!(verb, Verb::Build(_)))?;
+    }
+    let result = carry_out(&session, verb);
+    session.interrupts.hold();
+    session.display.finish();
+    result
+}
+
+fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Build(args) => commands::build::run(session, *args),
         Verb::Run(args) => commands::run::run(session, &args),
         Verb::Push(args) => commands::push::run(session, &args),
         Verb::Pull(args) => commands::pull::run(session, &args),
         Verb::Copy(args) => commands::copy::run(session, &args),
+        Verb::Sync(args) => commands::sync::run(session, &args),
+        Verb::Tags(args) => commands::tags::run(session, &args),
+        Verb::Catalog(args) => commands::catalog::run(session, &args),
+        Verb::Delete(args) => commands::delete::run(session, &args),
+        Verb::Referrers(args) => commands::referrers::run(session, &args),
+        Verb::Attach(args) => commands::attach::run(session, &args),
+        Verb::Manifest(args) => commands::manifest::run(session, &args),
+        Verb::Limits(args) => commands::limits::run(session, &args),
         Verb::Login(args) => commands::login::run(session, &args),
         Verb::Logout(args) => commands::logout::run(session, &args),
         Verb::Images(args) => commands::images::run(session, &args),
@@ -76,11 +113,13 @@ fn with_session(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Tag(args) => commands::tag::run(session, &args),
         Verb::Remove(args) => commands::remove::run(session, &args),
         Verb::Prune(args) => commands::prune::run(session, &args),
+        Verb::CacheMount(args) => commands::cache_mount::run(session, &args),
         Verb::Mount(_)
         | Verb::MountServer(_)
         | Verb::Unmount(_)
         | Verb::Commit(_)
         | Verb::Completions(_)
+        | Verb::Doctor(_)
         | Verb::Unshare(_) => unreachable!("they were carried out without a session"),
     }
 }
@@ -91,7 +130,7 @@ fn needed_root(verb: &Verb) -> Option<rootless::Options> {
         Verb::Build(_) | Verb::Run(_) => (true, Mapping::Ranges),
         Verb::Unshare(args) if args.single_id => (true, Mapping::SingleId),
         Verb::Unshare(_) => (true, Mapping::Ranges),
-        Verb::Commit(_) | Verb::Prune(_) => (false, Mapping::Ranges),
+        Verb::Commit(_) | Verb::Prune(_) | Verb::CacheMount(_) => (false, Mapping::Ranges),
         _ => return None,
     };
     Some(rootless::Options { private_mounts, mapping })

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,8 @@ use builder::{Events, StepEnd, StepNumber};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::Progress;
+
+use crate::units::human_size;
 
 /// How many of the last lines of a running step a terminal shows.
 const TAIL_LINES: usize = 6;
@@ -33,6 +36,8 @@ pub(crate) enum Mode {
 pub(crate) struct Display {
     view: View,
     state: Mutex<State>,
+    /// Someone else has the terminal.
+    is_silent: AtomicBool,
 }
 
 enum View {
@@ -46,6 +51,17 @@ enum View {
 struct State {
     steps: HashMap<StepNumber, Step>,
     blobs: HashMap<String, Blob>,
+    /// What was said once, in order; shown in the end, where it is not scrolled away.
+    warnings: Vec<String>,
+    tally: Tally,
+}
+
+/// What the summary tells.
+#[derive(Default)]
+struct Tally {
+    carried_out: usize,
+    cached: usize,
+    longest: Option<(Duration, String)>,
 }
 
 struct Step {
@@ -76,7 +92,55 @@ impl Display {
             Mode::Rawjson => View::Json,
             Mode::Quiet => View::Quiet,
         };
-        Self { view, state: Mutex::default() }
+        Self { view, state: Mutex::default(), is_silent: AtomicBool::new(false) }
+    }
+
+    /// Shows nothing any more, and takes the bars off the terminal.
+    pub(crate) fn close(&self) {
+        self.is_silent.store(true, Ordering::SeqCst);
+        if let View::Tty(bars) = &self.view {
+            _ = bars.clear();
+            bars.set_draw_target(ProgressDrawTarget::hidden());
+        }
+    }
+
+    /// The terminal is ours again.
+    pub(crate) fn resume(&self) {
+        if let View::Tty(bars) = &self.view {
+            bars.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+        }
+        self.is_silent.store(false, Ordering::SeqCst);
+    }
+
+    /// Shows the warnings, each once. Call it when the work is over.
+    pub(crate) fn finish(&self) {
+        let warnings = std::mem::take(&mut self.lock().warnings);
+        warnings.iter().for_each(|text| self.line(&format!("warning: {text}")));
+    }
+
+    /// The warnings, and one line about a build that succeeded: how long it took, and what it made.
+    pub(crate) fn summary(&self, took: Duration, layers: usize, size_bytes: u64) {
+        self.finish();
+        let Tally { carried_out, cached, longest } = std::mem::take(&mut self.lock().tally);
+        let mut text = format!("built in {:.1}s: {} steps, {cached} cached", took.as_secs_f64(), carried_out + cached);
+        // A single step that was carried out is the longest anyway, and a short one nobody wonders about.
+        if let Some((duration, name)) = longest.filter(|(duration, _)| carried_out > 1 && duration.as_secs() >= 1) {
+            text.push_str(&format!(", longest {:.1}s {}", duration.as_secs_f64(), clipped(&name, 60)));
+        }
+        let plural = if layers == 1 { "" } else { "s" };
+        text.push_str(&format!("; {layers} layer{plural}, {}", human_size(size_bytes)));
+        self.line(&text);
+        let fields = serde_json::json!({
+            "seconds": took.as_secs_f64(), "steps": carried_out + cached, "cached": cached, "layers": layers, "size": size_bytes,
+        });
+        self.json("summary", fields);
+    }
+
+    fn write(&self, text: &str) {
+        if !self.is_silent.load(Ordering::SeqCst) {
+            // Standard error that is closed is no reason to stop a build.
+            _ = writeln!(std::io::stderr().lock(), "{text}");
+        }
     }
 
     fn line(&self, text: &str) {
@@ -84,12 +148,12 @@ impl Display {
             View::Tty(bars) => {
                 // Where standard error is no terminal after all, `println` would say nothing.
                 if bars.is_hidden() {
-                    write_line(text);
+                    self.write(text);
                 } else {
                     _ = bars.println(text);
                 }
             }
-            View::Plain => write_line(text),
+            View::Plain => self.write(text),
             View::Json | View::Quiet => {}
         }
     }
@@ -97,7 +161,7 @@ impl Display {
     fn json(&self, event: &str, mut fields: serde_json::Value) {
         if matches!(self.view, View::Json) {
             fields["event"] = event.into();
-            write_line(&fields.to_string());
+            self.write(&fields.to_string());
         }
     }
 
@@ -110,9 +174,9 @@ impl Display {
         let text = text.trim_end_matches('\r');
         match &self.view {
             View::Plain => {
-                write_line(&format!("#{} {:.3} {text}", number.0, step.started.elapsed().as_secs_f64()));
+                self.write(&format!("#{} {:.3} {text}", number.0, step.started.elapsed().as_secs_f64()));
             }
-            View::Tty(bars) if bars.is_hidden() => write_line(text),
+            View::Tty(bars) if bars.is_hidden() => self.write(text),
             View::Tty(bars) => step.show_tail(bars, text),
             View::Json => self.json("output", serde_json::json!({ "step": number.0, "line": text })),
             View::Quiet => {}
@@ -152,16 +216,28 @@ impl Events for Display {
         match &self.view {
             View::Tty(bars) => {
                 let head =
-                    bars.add(ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {wide_msg} {elapsed}")));
+                    bars.add(ProgressBar::new_spinner().with_style(style("{spinner:.cyan} {elapsed:>6}  {wide_msg}")));
                 head.set_message(name.to_owned());
                 head.enable_steady_tick(Duration::from_millis(120));
                 step.bars.push(head);
             }
-            View::Plain => write_line(&format!("#{} {name}", number.0)),
+            View::Plain => self.write(&format!("#{} {name}", number.0)),
             View::Json => self.json("step", serde_json::json!({ "step": number.0, "name": name })),
             View::Quiet => {}
         }
         self.lock().steps.insert(number, step);
+    }
+
+    fn step_missed(&self, number: StepNumber, reason: &str) {
+        let state = self.lock();
+        let name = state.steps.get(&number).map_or("", |step| step.name.as_str());
+        match &self.view {
+            View::Tty(_) => self.line(&format!("{name}: {reason}")),
+            View::Plain => self.write(&format!("#{} {reason}", number.0)),
+            View::Json => self.json("step-missed", serde_json::json!({ "step": number.0, "reason": reason })),
+            // It was asked for.
+            View::Quiet => self.write(&format!("{name}: {reason}")),
+        }
     }
 
     fn step_output(&self, number: StepNumber, bytes: &[u8]) {
@@ -183,18 +259,23 @@ impl Events for Display {
         if !partial.is_empty() {
             self.show_output_line(number, &mut step, &partial);
         }
-        let seconds = step.started.elapsed().as_secs_f64();
+        let took = step.started.elapsed();
+        let seconds = took.as_secs_f64();
+        self.lock().tally.count(end, took, &step.name);
         for bar in &step.bars {
             bar.finish_and_clear();
         }
         let (plain, mark) = match end {
             StepEnd::Done => (format!("DONE {seconds:.1}s"), format!("{seconds:.1}s")),
             StepEnd::Cached => ("CACHED".to_owned(), "cached".to_owned()),
-            StepEnd::Failed => ("FAILED".to_owned(), "failed".to_owned()),
+            StepEnd::Failed => ("FAILED".to_owned(), "FAILED".to_owned()),
         };
         match &self.view {
-            View::Tty(_) => self.line(&format!("=> {} {mark}", step.name)),
-            View::Plain => write_line(&format!("#{} {plain}", number.0)),
+            View::Tty(_) => {
+                let width = terminal_width().saturating_sub(MARK_WIDTH + 2);
+                self.line(&format!("{mark:>MARK_WIDTH$}  {}", clipped(&step.name, width)));
+            }
+            View::Plain => self.write(&format!("#{} {plain}", number.0)),
             View::Json => self.json(
                 "step-end",
                 serde_json::json!({ "step": number.0, "result": format!("{end:?}").to_lowercase(), "seconds": seconds }),
@@ -204,7 +285,13 @@ impl Events for Display {
     }
 
     fn warning(&self, text: &str) {
-        self.line(&format!("warning: {text}"));
+        let mut state = self.lock();
+        // Several platforms say the same.
+        if state.warnings.iter().any(|said| said == text) {
+            return;
+        }
+        state.warnings.push(text.to_owned());
+        drop(state);
         self.json("warning", serde_json::json!({ "text": text }));
     }
 
@@ -255,12 +342,46 @@ impl Progress for Display {
     }
 
     fn retrying(&self, what: &str, cause: &str, wait: Duration) {
-        Events::warning(self, &format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
+        let text = format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64());
+        self.line(&format!("warning: {text}"));
+        self.json("warning", serde_json::json!({ "text": text }));
     }
 
     fn warning(&self, registry: &str, text: &str) {
         Events::warning(self, &format!("{registry} says: {text}"));
     }
+}
+
+impl Tally {
+    fn count(&mut self, end: StepEnd, took: Duration, name: &str) {
+        match end {
+            StepEnd::Cached => self.cached += 1,
+            StepEnd::Done | StepEnd::Failed => {
+                self.carried_out += 1;
+                if self.longest.as_ref().is_none_or(|(longest, _)| *longest < took) {
+                    self.longest = Some((took, name.to_owned()));
+                }
+            }
+        }
+    }
+}
+
+/// Columns for the time of a step, or how it ended: `1234.5s`.
+const MARK_WIDTH: usize = 8;
+
+/// The beginning of a text that is longer than a line has room for.
+fn clipped(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(width.saturating_sub(1)).collect();
+    format!("{kept}…")
+}
+
+fn terminal_width() -> usize {
+    let size = rustix::termios::tcgetwinsize(std::io::stderr());
+    // A terminal that does not know its width is as wide as the first ones were.
+    size.map(|size| usize::from(size.ws_col)).ok().filter(|width| *width > 0).unwrap_or(80)
 }
 
 fn short(digest: &str) -> String {
@@ -271,7 +392,25 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("templates are constants, seen to work")
 }
 
-fn write_line(text: &str) {
-    // Standard error that is closed is no reason to stop a build.
-    _ = writeln!(std::io::stderr().lock(), "{text}");
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_names_are_clipped_and_short_ones_are_not() {
+        assert_eq!(clipped("RUN true", 8), "RUN true");
+        assert_eq!(clipped("RUN träum", 8), "RUN trä…");
+        assert_eq!(clipped("x", 0), "…");
+    }
+
+    #[test]
+    fn warnings_are_kept_once_until_the_end() {
+        let display = Display::new(Mode::Quiet);
+        for text in ["a", "b", "a"] {
+            Events::warning(&display, text);
+        }
+        assert_eq!(display.lock().warnings, ["a", "b"]);
+        display.finish();
+        assert!(display.lock().warnings.is_empty());
+    }
 }

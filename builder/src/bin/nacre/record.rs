@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use builder::{ImageConfig, StoredImage};
-use layerfs::{DiffId, Layer};
+use layerfs::{DiffId, Layer, Plane};
 use oci_spec::image::Descriptor;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,9 @@ pub(crate) struct Record {
     pub(crate) directory: PathBuf,
     /// Whether nothing can be changed.
     pub(crate) read_only: bool,
+    /// Who serves it.
+    #[serde(default)]
+    pub(crate) plane: Plane,
     /// Who serves it; none once that has ended by itself.
     pub(crate) server: Option<Server>,
 }
@@ -83,6 +86,7 @@ impl Record {
             layers: image.layers.iter().map(layer).collect(),
             directory: directory.to_owned(),
             read_only,
+            plane: Plane::Fuse,
             server,
         }
     }
@@ -166,17 +170,20 @@ impl Mounted {
     /// Whether a mount of ours, served or dead, lies on its directory, as this process sees it.
     pub(crate) fn is_visible(&self) -> anyhow::Result<bool> {
         let table = std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        Ok(topmost(&table, &self.record.directory).is_some_and(|kind| kind == b"fuse.nacre"))
+        let ours = [(&b"fuse.nacre"[..], &b"nacre"[..]), (b"overlay", b"nacre")];
+        Ok(topmost(&table, &self.record.directory).is_some_and(|mount| ours.contains(&mount)))
     }
 }
 
-/// The type of the topmost mount on a directory: <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>.
-fn topmost<'a>(table: &'a [u8], directory: &Path) -> Option<&'a [u8]> {
+/// The type and the source of the topmost mount on a directory: <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>.
+fn topmost<'a>(table: &'a [u8], directory: &Path) -> Option<(&'a [u8], &'a [u8])> {
     let lines = table.split(|byte| *byte == b'\n').rev();
     lines.into_iter().find_map(|line| {
         let mut fields = line.split(|byte| *byte == b' ');
         let point = unescaped(fields.nth(4)?);
-        (point == directory.as_os_str().as_bytes()).then(|| fields.skip_while(|field| *field != b"-").nth(1))?
+        let mut after_options = fields.skip_while(|field| *field != b"-").skip(1);
+        let is_there = point == directory.as_os_str().as_bytes();
+        is_there.then(|| after_options.next().zip(after_options.next()))?
     })
 }
 
@@ -275,8 +282,8 @@ mod tests {
     #[test]
     fn the_topmost_mount_of_a_directory_counts() {
         let table = b"1 0 0:1 / /a\\040b rw - ext4 x rw\n2 1 0:2 / /a\\040b rw shared:1 - fuse.nacre nacre rw\n3 1 0:3 / /c rw - tmpfs x rw\n";
-        assert_eq!(topmost(table, Path::new("/a b")), Some(&b"fuse.nacre"[..]));
-        assert_eq!(topmost(table, Path::new("/c")), Some(&b"tmpfs"[..]));
+        assert_eq!(topmost(table, Path::new("/a b")), Some((&b"fuse.nacre"[..], &b"nacre"[..])));
+        assert_eq!(topmost(table, Path::new("/c")), Some((&b"tmpfs"[..], &b"x"[..])));
         assert_eq!(topmost(table, Path::new("/d")), None);
     }
 

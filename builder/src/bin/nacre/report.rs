@@ -60,9 +60,16 @@ pub(crate) fn render(error: &anyhow::Error) -> (String, u8) {
         return (text.clone(), *code);
     }
     let code = match error.downcast_ref::<BuildError>() {
-        Some(error) => describe_build(error, &mut text),
+        Some(error) => return describe_failure(error),
         None => describe(error, &mut text),
     };
+    (text, code)
+}
+
+/// A failed build in words, and its exit code.
+pub(crate) fn describe_failure(error: &BuildError) -> (String, u8) {
+    let mut text = String::new();
+    let code = describe_build(error, &mut text);
     (text, code)
 }
 
@@ -87,8 +94,20 @@ fn describe_build(error: &BuildError, text: &mut String) -> u8 {
             hint(source.hint().as_deref(), text);
             registry_code(source)
         }
+        BuildError::Git { at, source } => {
+            match at {
+                Some(at) => located(&DockerfileError { message: source.to_string(), ..(**at).clone() }, text),
+                None => headline(source, text),
+            }
+            hint(source.hint(), text);
+            if source.is_remote() { 3 } else { 1 }
+        }
         other => {
             headline(other, text);
+            if is_full(other) {
+                let words = "the disk is full; `nacre prune` frees what no image and no later build needs";
+                hint(Some(words), text);
+            }
             1
         }
     }
@@ -133,16 +152,33 @@ fn headline(error: &dyn std::error::Error, text: &mut String) {
     text.push_str(&format!("error: {line}\n"));
 }
 
-/// The line of the Dockerfile with a mark under what is wrong.
+/// The line of the Dockerfile with a mark under what is wrong. Of a line that is too long for a screen, what is around that.
 fn located(error: &DockerfileError, text: &mut String) {
+    /// Wider than most terminals' 80, because CI logs have no end; a mark under a wrapped line says nothing.
+    const WIDEST: usize = 120;
     let Place { file, line, column, width, line_text, .. } = &*error.place;
     text.push_str(&format!("error: {file}:{line}:{column}: {}\n", error.message));
     let number = line.to_string();
     let margin = " ".repeat(number.len());
-    let before: String = line_text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
-    let marks = "^".repeat((*width).max(1));
-    text.push_str(&format!(" {margin} |\n {number} | {line_text}\n {margin} | {before}{marks}\n"));
+    let letters: Vec<char> = line_text.chars().collect();
+    let at = (column - 1).min(letters.len());
+    // A mark that begins far to the right is shown with a third of the room before it.
+    let first = if at < WIDEST * 2 / 3 { 0 } else { at - WIDEST / 3 };
+    let last = letters.len().min(first + WIDEST);
+    let part: String = letters[first..last].iter().collect();
+    let (cut_before, cut_after) = (if first > 0 { "…" } else { "" }, if last < letters.len() { "…" } else { "" });
+    let before = letters[first..at].iter().map(|c| if *c == '\t' { '\t' } else { ' ' });
+    let before: String = cut_before.chars().map(|_| ' ').chain(before).collect();
+    let marks = "^".repeat((*width).min(last.saturating_sub(at)).max(1));
+    text.push_str(&format!(" {margin} |\n {number} | {cut_before}{part}{cut_after}\n {margin} | {before}{marks}\n"));
     hint(error.hint.as_deref(), text);
+}
+
+/// Whether a full disk is among the causes.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    let is_full = |kind| matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
+    causes.any(|error| error.downcast_ref::<std::io::Error>().is_some_and(|error| is_full(error.kind())))
 }
 
 fn hint(words: Option<&str>, text: &mut String) {
@@ -164,6 +200,22 @@ mod tests {
         assert!(text.contains("Dockerfile:2:"), "{text}");
         assert!(text.contains(" 2 | RUN --foo x"), "{text}");
         assert!(text.contains('^'), "{text}");
+    }
+
+    #[test]
+    fn a_long_line_is_shown_around_its_mark() {
+        let long = format!("FROM a\nRUN {} --x\nCOPY --{}=1 a b", "x".repeat(500), "y".repeat(300));
+        let error = Dockerfile::parse("D", long.as_bytes()).expect_err("no such flag");
+        let mut text = String::new();
+        located(&error, &mut text);
+        assert!(text.lines().skip(1).all(|line| line.chars().count() < 140), "{text}");
+        let place = Box::new(Place { column: 300, width: 3, line_text: "z".repeat(500), ..*error.place });
+        let mut text = String::new();
+        located(&DockerfileError { place, ..error }, &mut text);
+        let lines: Vec<&str> = text.lines().collect();
+        let column = |line: &str, letter| line.chars().position(|c| c == letter);
+        assert_eq!(column(lines[3], '^'), column(lines[2], '…').map(|start| start + 1 + 40));
+        assert!(lines[2].ends_with("z…"));
     }
 
     #[test]

@@ -22,14 +22,14 @@ use anyhow::{Context, bail};
 use builder::rootless::{self, Entered, Mapping};
 use builder::signals::Signals;
 use builder::{StoredImage, open_union};
-use layerfs::{IdMapping, Mount, MountOptions, Store, Tree, Union, Upper, UpperLife};
+use layerfs::{IdMapping, Mount, MountOptions, Plane, Store, Tree, Union, Upper, UpperLife};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use crate::record::{self, Record, Server};
-use crate::report;
+use crate::report::{self, Hinted};
 use crate::session::{open_image, open_store, print};
 
 /// What to mount where.
@@ -43,6 +43,8 @@ pub(crate) struct Job {
     pub(crate) directory: PathBuf,
     /// Nothing can be changed.
     pub(crate) read_only: bool,
+    /// Who serves it.
+    pub(crate) plane: Plane,
     /// An upper that was kept.
     pub(crate) upper: Option<String>,
     /// Log what happens inside, beside the upper.
@@ -102,7 +104,7 @@ fn serve_directly(job: &Job, ready: &dyn Fn(&str) -> anyhow::Result<()>) -> anyh
     let prepared = Prepared::new(&store, job)?;
     let own = i32::try_from(std::process::id()).context("the number of this process is too large")?;
     let started = prepared.start(job, Server::of(own)?, |union| {
-        Ok(layerfs::mount(union, &job.directory, MountOptions { read_only: job.read_only })?)
+        Ok(layerfs::mount(union, &job.directory, MountOptions { read_only: job.read_only, plane: job.plane })?)
     });
     let (mount, record) = match started {
         Ok(started) => started,
@@ -129,6 +131,11 @@ fn ends(signal: Signal) -> bool {
 
 /// The keeper: starts a server in a user namespace, has the mount made for it, and unmounts when it is told to.
 fn keep(job: &Job, ready: &dyn Fn(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    if job.plane == Plane::Overlay {
+        let what = format!("cannot mount an overlay on {} as an ordinary user", job.directory.display());
+        let hint = "fusermount3 mounts, and makes no overlay: take --plane fuse, or mount inside of `nacre unshare`";
+        return Err(Hinted::error(what, hint));
+    }
     let signals = Signals::block().context("cannot block signals")?;
     let (mut socket, other_end) = UnixStream::pair().context("cannot make a pair of sockets")?;
     let mut command = server_command(job, Some(std::process::id()));
@@ -207,6 +214,9 @@ pub(crate) fn server_command(job: &Job, keeper: Option<u32>) -> Command {
         if is_set {
             command.arg(flag);
         }
+    }
+    if job.plane != Plane::Fuse && keeper.is_none() {
+        command.arg("--plane").arg(job.plane.to_string());
     }
     if let Some(keeper) = keeper {
         command.arg("--keeper").arg(keeper.to_string());
@@ -298,9 +308,12 @@ impl Prepared {
         mount: impl FnOnce(Union<Arc<dyn Tree>>) -> anyhow::Result<Mount>,
     ) -> anyhow::Result<(Mount, Record)> {
         let union = self.union(job)?;
-        let record = Record::new(&self.image, &self.name, &job.directory, job.read_only, Some(server));
+        let mut record = Record::new(&self.image, &self.name, &job.directory, job.read_only, Some(server));
         record.write(&self.upper.scratch()?)?;
-        Ok((mount(union)?, record))
+        let mount = mount(union)?;
+        record.plane = mount.plane();
+        record.write(&self.upper.scratch()?)?;
+        Ok((mount, record))
     }
 
     /// After a start that failed: an upper that was made for it goes, an older one stays. Gives back the error.

@@ -7,11 +7,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use builder::StoredImage;
+use builder::context::FetchAccess;
 use layerfs::Store;
 use oci_spec::image::Descriptor;
-use registry_client::{Cause, Client, ClientOptions, Credentials, Error, Hosts, Progress, Secret, TransportOptions};
+use registry_client::{
+    Cause, Client, ClientOptions, Credentials, Error, Hosts, ImageName, Progress, Secret, TransportOptions,
+};
 
 use crate::args::Global;
+use crate::interrupt::Interrupts;
 use crate::progress::Display;
 use crate::report::{Hinted, OutputClosed};
 
@@ -25,6 +29,8 @@ pub(crate) struct Session {
     pub(crate) credentials: Credentials,
     /// Registries, with the caller's credentials.
     pub(crate) client: Client,
+    /// Who takes the signals, once they are taken.
+    pub(crate) interrupts: Interrupts,
 }
 
 impl Session {
@@ -48,12 +54,20 @@ impl Session {
         let client = Client::new(ClientOptions {
             hosts,
             spool,
+            known_blobs: Some(root.join("known")),
             credentials: credentials.clone(),
             transport,
             progress,
             ..ClientOptions::default()
         });
-        Ok(Self { root, display, credentials, client })
+        Ok(Self { root, display, credentials, client, interrupts: Interrupts::default() })
+    }
+
+    /// From here on a signal that ends the program leaves nothing behind.
+    /// `has_mounts`: the process makes mounts, in a mount namespace of its own.
+    pub(crate) fn catch_signals(&mut self, has_mounts: bool) -> anyhow::Result<()> {
+        self.interrupts = Interrupts::catch(&self.root, &self.display, has_mounts)?;
+        Ok(())
     }
 
     /// Prints a line of the result.
@@ -110,7 +124,11 @@ pub(crate) fn open_image(store: &Store, name: &str) -> anyhow::Result<StoredImag
 fn not_here(error: Error, name: &str) -> anyhow::Error {
     match error.cause() {
         Cause::Missing(_) => {
-            Hinted::error(error.to_string(), format!("`nacre pull {name}` brings it from its registry"))
+            let way = match name.parse() {
+                Ok(ImageName::Store(_)) => format!("`nacre pull {name}` brings it from its registry"),
+                _ => format!("`nacre copy {name} NAME` brings it into the store"),
+            };
+            Hinted::error(error.to_string(), way)
         }
         _ => error.into(),
     }
@@ -168,8 +186,23 @@ fn certs_directories() -> Vec<PathBuf> {
     own.into_iter().flatten().chain(system).collect()
 }
 
-/// Where programs lie, for credential helpers.
-fn path() -> Vec<PathBuf> {
+/// The variable of that name, which is the default of --source-date-epoch.
+pub(crate) fn epoch() -> Option<String> {
+    env::var("SOURCE_DATE_EPOCH").ok()
+}
+
+/// What fetching contexts may use.
+pub(crate) fn fetch_access() -> FetchAccess {
+    let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];
+    FetchAccess {
+        search_path: env::var_os("PATH").unwrap_or_default(),
+        proxies: names.iter().filter_map(|name| Some(((*name).to_owned(), env::var_os(name)?))).collect(),
+        keep_git_dir: false,
+    }
+}
+
+/// Where programs lie.
+pub(crate) fn path() -> Vec<PathBuf> {
     env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
 }
 

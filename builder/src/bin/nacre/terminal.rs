@@ -8,7 +8,9 @@ use std::os::fd::OwnedFd;
 use std::thread::JoinHandle;
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
+use rustix::pipe::PipeFlags;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios};
 
@@ -61,6 +63,13 @@ impl RawMode {
     }
 }
 
+impl RawMode {
+    /// The settings that come back in the end.
+    pub(crate) fn before(&self) -> &Termios {
+        &self.0
+    }
+}
+
 impl Drop for RawMode {
     fn drop(&mut self) {
         // A terminal that is gone needs nothing.
@@ -75,15 +84,53 @@ pub(crate) fn forward_input(master: &File) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Shows what the command writes; ends when all its processes have closed their side.
-pub(crate) fn show_output(master: &File) -> anyhow::Result<JoinHandle<()>> {
+/// What is typed goes to a command until this is closed; what is typed later is not swallowed.
+pub(crate) struct Input {
+    closer: OwnedFd,
+    thread: JoinHandle<()>,
+}
+
+impl Input {
+    /// Stops handing on.
+    pub(crate) fn close(self) {
+        drop(self.closer);
+        _ = self.thread.join();
+    }
+}
+
+/// As [`forward_input`], but it can be ended before the input does.
+pub(crate) fn forward_input_until_closed(master: &File) -> anyhow::Result<Input> {
+    let mut master = master.try_clone().context("cannot duplicate the pseudo terminal")?;
+    let (closed, closer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context("cannot make a pipe")?;
+    let thread = std::thread::spawn(move || {
+        let stdin = io::stdin();
+        let mut buffer = [0; 4096];
+        loop {
+            let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&closed, PollFlags::IN)];
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) if !fds[1].revents().is_empty() => return,
+                // Read without the buffer of `Stdin`: what it takes too much would be lost.
+                Ok(_) => match rustix::io::read(&stdin, &mut buffer) {
+                    Ok(read @ 1..) if master.write_all(&buffer[..read]).is_ok() => {}
+                    Err(rustix::io::Errno::INTR) => {}
+                    _ => return,
+                },
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    });
+    Ok(Input { closer, thread })
+}
+
+/// Shows on `out` what the command writes; ends when all its processes have closed their side.
+pub(crate) fn show_output(master: &File, mut out: impl Write + Send + 'static) -> anyhow::Result<JoinHandle<()>> {
     let mut master = master.try_clone().context("cannot duplicate the pseudo terminal")?;
     Ok(std::thread::spawn(move || {
         let mut buffer = [0; 4096];
-        let mut stdout = io::stdout().lock();
         // The last close of the other side is an error here, EIO.
         while let Ok(read @ 1..) = master.read(&mut buffer) {
-            if stdout.write_all(&buffer[..read]).and_then(|()| stdout.flush()).is_err() {
+            if out.write_all(&buffer[..read]).and_then(|()| out.flush()).is_err() {
                 return;
             }
         }

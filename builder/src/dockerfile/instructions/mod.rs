@@ -225,7 +225,7 @@ pub struct Add {
     /// `--unpack`; `None` where the flag is absent: local archives are unpacked, remote ones are not.
     pub unpack: Option<bool>,
     /// `--keep-git-dir`.
-    pub keep_git_dir: bool,
+    pub keep_git_dir: Option<bool>,
 }
 
 /// What ONBUILD says.

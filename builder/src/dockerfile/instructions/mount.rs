@@ -7,6 +7,7 @@
 use crate::dockerfile::error::{DockerfileError, closest};
 use crate::dockerfile::expansion::{Expander, ExpansionError};
 use crate::dockerfile::source::{Source, Span, Word};
+use crate::fields::{csv_fields, truth};
 
 /// One `--mount`, not evaluated yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub enum MountKind {
         from: Option<String>,
         /// The path there; absent for its root.
         source: Option<String>,
-        /// The path in the sandbox.
+        /// The path in the sandbox, from the working directory; empty for that directory itself.
         target: String,
         /// Whether the step may write; what it writes is dropped.
         is_writable: bool,
@@ -44,7 +45,7 @@ pub enum MountKind {
     Cache(CacheMount),
     /// Memory.
     Tmpfs {
-        /// The path in the sandbox.
+        /// The path in the sandbox, as that of a bind mount.
         target: String,
         /// The limit, if any.
         size_bytes: Option<u64>,
@@ -80,7 +81,7 @@ pub enum MountKind {
 pub struct CacheMount {
     /// Which cache; `None`: the one named like the target.
     pub id: Option<String>,
-    /// The path in the sandbox.
+    /// The path in the sandbox, as that of a bind mount.
     pub target: String,
     /// What a new cache begins with: a stage, an image or a named context.
     pub from: Option<String>,
@@ -155,6 +156,18 @@ const KEYS: [(&str, &str); 19] = [
     ("gid", "gid"),
     ("env", "env"),
 ];
+
+impl MountKind {
+    /// The path in the sandbox, if the mount has one.
+    #[must_use]
+    pub fn target(&self) -> Option<&str> {
+        match self {
+            Self::Bind { target, .. } | Self::Tmpfs { target, .. } => Some(target),
+            Self::Cache(cache) => Some(&cache.target),
+            Self::Secret { target, .. } | Self::Ssh { target, .. } => target.as_deref(),
+        }
+    }
+}
 
 impl Mount {
     /// Reads the value of a `--mount` flag. Values without a variable are checked at once.
@@ -239,10 +252,9 @@ impl Values {
         match self.take(key) {
             None => Ok(None),
             Some(None) => Ok(Some(true)),
-            Some(Some(text)) => match text.as_str() {
-                "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Some(true)),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Some(false)),
-                _ => invalid(format!("invalid value for {key}: {text}")),
+            Some(Some(text)) => match truth(&text) {
+                None => invalid(format!("invalid value for {key}: {text}")),
+                known => Ok(known),
             },
         }
     }
@@ -269,10 +281,17 @@ impl Values {
         })
     }
 
-    fn target(&mut self, kind: &str) -> Result<String, MountError> {
-        match self.text("target") {
-            Some(target) => Ok(target),
-            None => invalid(format!("a {kind} mount needs a target")),
+    /// Without one the mount is at the working directory, as moby's own Dockerfile has it.
+    fn target(&mut self) -> String {
+        self.text("target").unwrap_or_default()
+    }
+
+    /// Takes out what BuildKit accepts for every type, and what says nothing about this one.
+    fn drop_what_says_nothing(&mut self, kind: &MountKind) {
+        for key in ["id", "env", "readonly", "readwrite", "source", "from"] {
+            if key != "from" || !matches!(kind, MountKind::Secret { .. }) {
+                self.take(key);
+            }
         }
     }
 
@@ -280,7 +299,7 @@ impl Values {
         let name = self.text("type").unwrap_or_else(|| "bind".to_owned()).to_ascii_lowercase();
         let kind = match name.as_str() {
             "bind" => MountKind::Bind {
-                target: self.target("bind")?,
+                target: self.target(),
                 is_writable: self.is_writable(false)?,
                 from: self.text("from"),
                 source: self.text("source"),
@@ -291,7 +310,7 @@ impl Values {
                 if !self.is_writable(true)? {
                     return invalid("a tmpfs mount cannot be read-only".to_owned());
                 }
-                MountKind::Tmpfs { target: self.target("tmpfs")?, size_bytes: self.size()? }
+                MountKind::Tmpfs { target: self.target(), size_bytes: self.size()? }
             }
             "secret" => self.secret()?,
             "ssh" => MountKind::Ssh {
@@ -302,6 +321,7 @@ impl Values {
             },
             _ => return invalid(format!("unsupported mount type {name:?}: one of bind, cache, tmpfs, secret, ssh")),
         };
+        self.drop_what_says_nothing(&kind);
         match self.0.first() {
             Some((key, _)) => invalid(format!("unexpected key '{key}' for mount type '{name}'")),
             None => Ok(kind),
@@ -318,7 +338,7 @@ impl Values {
             }
         };
         Ok(MountKind::Cache(CacheMount {
-            target: self.target("cache")?,
+            target: self.target(),
             id: self.text("id"),
             from: self.text("from"),
             source: self.text("source"),
@@ -379,44 +399,6 @@ fn parse_size(text: &str) -> Option<u64> {
     (bytes < (1_u64 << 53) as f64).then_some(bytes as u64)
 }
 
-/// The fields of one CSV record (RFC 4180): a quoted field may hold commas, and doubled quotes for one.
-fn csv_fields(text: &str) -> Option<Vec<String>> {
-    let mut fields = Vec::new();
-    let mut rest = text;
-    loop {
-        let (field, behind) = match rest.strip_prefix('"') {
-            Some(quoted) => quoted_field(quoted)?,
-            None => {
-                let (field, behind) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
-                if field.contains('"') {
-                    return None;
-                }
-                (field.to_owned(), behind)
-            }
-        };
-        fields.push(field);
-        match behind.strip_prefix(',') {
-            Some(next) => rest = next,
-            None if behind.is_empty() => return Some(fields),
-            None => return None,
-        }
-    }
-}
-
-fn quoted_field(text: &str) -> Option<(String, &str)> {
-    let mut field = String::new();
-    let mut rest = text;
-    loop {
-        let (part, behind) = rest.split_once('"')?;
-        field.push_str(part);
-        match behind.strip_prefix('"') {
-            Some(next) => rest = next,
-            None => return Some((field, behind)),
-        }
-        field.push('"');
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -458,6 +440,22 @@ mod tests {
     }
 
     #[test]
+    fn a_mount_without_a_target_is_at_the_working_directory() {
+        assert!(matches!(evaluate("from=x"), Ok(MountKind::Bind { target, .. }) if target.is_empty()));
+        assert!(matches!(evaluate("type=tmpfs"), Ok(MountKind::Tmpfs { target, .. }) if target.is_empty()));
+        assert!(matches!(evaluate("type=cache,id=a"), Ok(MountKind::Cache(cache)) if cache.target.is_empty()));
+    }
+
+    #[test]
+    fn an_option_that_says_nothing_about_a_type_is_taken_as_buildkit_takes_it() {
+        for text in
+            ["target=/x,id=a", "type=tmpfs,target=/x,id=a,from=b", "type=secret,id=a,ro", "type=ssh,source=b,ro"]
+        {
+            assert_eq!(evaluate(text).err(), None, "{text}");
+        }
+    }
+
+    #[test]
     fn an_option_of_another_type_is_refused() {
         for (text, word) in [
             ("type=bind,target=/x,size=1m", "size"),
@@ -465,7 +463,6 @@ mod tests {
             ("type=secret,id=a,from=b", "from"),
             ("type=tmpfs,target=/x,required", "required"),
             ("type=bind,target=/x,sharing=locked", "sharing"),
-            ("type=bind", "target"),
             ("type=disk,target=/x", "disk"),
             ("target=/x,colour=red", "colour"),
             ("type=cache,target=/x,sharing=never", "never"),

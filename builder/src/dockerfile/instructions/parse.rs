@@ -14,6 +14,10 @@ use crate::dockerfile::heredoc::{self, Heredoc};
 use crate::dockerfile::parser::{self, Arguments, Pair, Statement};
 use crate::dockerfile::source::{Source, Word};
 
+/// BuildKit's words for a variable where a stage is named.
+const FROM_IS_CONSTANT: &str = "variable expansion is not supported for --from, \
+    define a new stage with FROM using ARG from global scope as a workaround";
+
 const KEYWORDS: [&str; 18] = [
     "ADD",
     "ARG",
@@ -274,7 +278,7 @@ impl<'a> Typing<'a> {
         let files = self.files(&mut flags)?;
         flags.finish()?;
         if let Some(from) = from.as_ref().filter(|from| has_variable(&from.text)) {
-            return Err(self.error(from, "'--from' doesn't support variable expansion, define alias stage instead"));
+            return Err(self.error(from, FROM_IS_CONSTANT));
         }
         Ok(Instruction::Copy(Copy { files, from, parents }))
     }
@@ -283,7 +287,7 @@ impl<'a> Typing<'a> {
         let mut flags = Flags::new(self.source, self.statement);
         let checksum = flags.string("checksum")?;
         let unpack = flags.boolean("unpack")?;
-        let keep_git_dir = flags.boolean("keep-git-dir")?.unwrap_or(false);
+        let keep_git_dir = flags.boolean("keep-git-dir")?;
         let files = self.files(&mut flags)?;
         flags.finish()?;
         Ok(Instruction::Add(Add { files, checksum, unpack, keep_git_dir }))
@@ -297,7 +301,10 @@ impl<'a> Typing<'a> {
         let excludes = flags.strings("exclude")?;
         let is_wrong = |mode: &&Word| !mode.text.contains('$') && ModeChange::parse(&mode.text).is_none();
         if let Some(mode) = chmod.as_ref().filter(is_wrong) {
-            return Err(self.error(mode, format!("invalid chmod parameter: '{}'", mode.text)));
+            return Err(self.error(
+                mode,
+                format!("invalid chmod parameter: '{}'. it should be octal string and between 0 and 07777", mode.text),
+            ));
         }
         let (words, is_json) = match &self.statement.arguments {
             Arguments::Words(words) => (words.as_slice(), false),

@@ -1,23 +1,27 @@
 //! `nacre build`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
-use builder::dockerfile::Source;
-use builder::{
-    BuildError, BuildRequest, Built, Entitlement, Events, NamedContext, Output, SandboxRequest, Secret, Times,
-};
+use builder::{BuildRequest, Built, Entitlement, SandboxRequest, Secret, Times};
+use layerfs::Packing;
 use registry_client::Platform;
 
-use super::check;
+use super::call::CallFlags;
+use super::engine::EngineFlags;
+use crate::attestations::AttestationFlags;
+use crate::contexts::{ContextArgs, Opened};
 use crate::flags;
-use crate::format::Format;
+use crate::outputs::OutputArgs;
+use crate::plane::PlaneArgs;
+use crate::progress::Display;
 use crate::report::Usage;
-use crate::session::Session;
+use crate::session::{self, Session};
+use crate::shell::StepFlags;
 use crate::units::parse_size;
 
 /// Arguments of `nacre build`.
@@ -25,24 +29,17 @@ use crate::units::parse_size;
 #[command(after_help = "Examples:\n  nacre build -t app .\n  nacre build -t ghcr.io/me/app:1.0 --push .\n  \
     nacre build --target test -o type=local,dest=out .")]
 pub(crate) struct Args {
-    /// The build context: a directory
-    #[arg(value_name = "CONTEXT")]
-    context: PathBuf,
+    #[command(flatten)]
+    contexts: ContextArgs,
     /// A name for the image; may be given again
     #[arg(short, long = "tag", value_name = "NAME")]
     tags: Vec<String>,
-    /// The Dockerfile; `-` reads standard input [default: CONTEXT/Dockerfile]
-    #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
     /// Set a build argument; without a value it is taken from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     build_arg: Vec<String>,
     /// The stage to build [default: the last]
     #[arg(long, value_name = "STAGE")]
     target: Option<String>,
-    /// One more build context: a directory, oci-layout://DIR[:TAG] or docker-image://NAME
-    #[arg(long, value_name = "NAME=PLACE")]
-    build_context: Vec<String>,
     /// Set a label of the image
     #[arg(long, value_name = "NAME=VALUE")]
     label: Vec<String>,
@@ -55,18 +52,8 @@ pub(crate) struct Args {
     /// Ask the registry for the base images even if the store has them
     #[arg(long)]
     pull: bool,
-    /// Push the image to the registries that its names tell
-    #[arg(long)]
-    push: bool,
-    /// Where the result goes: type=oci|docker|local|tar|image|registry,dest=PATH [default: the store]
-    #[arg(short, long, value_name = "SPEC")]
-    output: Vec<Output>,
-    /// Write the image's digest to a file
-    #[arg(long, value_name = "FILE")]
-    iidfile: Option<PathBuf>,
-    /// Write the result as JSON to a file
-    #[arg(long, value_name = "FILE")]
-    metadata_file: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: OutputArgs,
     /// The newest time in the layers, in seconds since 1970; `none` keeps real times
     /// [default: that of the base image]
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS|none", allow_hyphen_values = true)]
@@ -83,6 +70,8 @@ pub(crate) struct Args {
     /// A resource limit of RUN steps, as nofile=1024:2048
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     ulimit: Vec<String>,
+    #[command(flatten)]
+    steps: StepFlags,
     /// A secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long, value_name = "SPEC")]
     secret: Vec<String>,
@@ -92,87 +81,57 @@ pub(crate) struct Args {
     /// Permit what a Dockerfile may not do by itself
     #[arg(long, value_name = "network.host|security.insecure")]
     allow: Vec<String>,
-    /// Only check the Dockerfile, and build nothing
-    #[arg(long, conflicts_with_all = ["push", "output"])]
-    check: bool,
-    /// How to show what --check finds
-    #[arg(long, value_enum, default_value = "table", requires = "check")]
-    format: Format,
+    #[command(flatten)]
+    attestations: AttestationFlags,
+    #[command(flatten)]
+    call: CallFlags,
+    /// Show nothing but errors, and the digest: --progress=quiet
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    #[command(flatten)]
+    plane: PlaneArgs,
     /// Threads that compress [default: all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    #[command(flatten)]
+    engine: EngineFlags,
 }
 
 /// Builds, and writes all outputs.
 pub(crate) fn run(session: &Session, args: Args) -> anyhow::Result<ExitCode> {
-    let request = request(&args)?;
-    if args.check {
-        return check::run(session, &request, args.format);
+    args.attestations.check()?;
+    let mut request = request(session, &args)?;
+    request.sandbox.on_failure = args.steps.on_failure(session)?;
+    if let Some(code) = args.call.answer(session, &request)? {
+        return Ok(code);
     }
+    let outputs = args.outputs.plan(&args.tags, &mut request)?;
     let store = session.store()?;
-    let display = session.display.as_ref();
-    let built = builder::build(&request, &store, &session.client, display)?;
-    let mut outputs = args.output;
-    if outputs.is_empty() || args.push {
-        outputs.push(Output::Image { names: Vec::new(), push: args.push });
-    }
-    if args.push && args.tags.is_empty() {
-        return Err(Usage("--push needs a name: -t REGISTRY/NAME".to_owned()).into());
-    }
-    for output in outputs {
-        write(output, &built, &args.tags, session, &store)?;
-    }
-    let digest = built.manifest.digest().to_string();
-    if let Some(path) = &args.iidfile {
-        std::fs::write(path, &digest).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    if let Some(path) = &args.metadata_file {
-        write_metadata(path, &built, &args.tags)?;
-    }
-    session.print(&digest)?;
-    Ok(ExitCode::SUCCESS)
+    let started = Instant::now();
+    let built = builder::build(&request, &store, &session.client, session.display.as_ref())?;
+    summarize(session.display.as_ref(), started, &built);
+    outputs.write(&built, session, &store, request.threads)
 }
 
-/// A tar for `-` is made whole before the first byte of it goes to standard output.
-fn write(
-    mut output: Output,
-    built: &Built,
-    tags: &[String],
-    session: &Session,
-    store: &layerfs::Store,
-) -> anyhow::Result<()> {
-    let spool = match output.file_mut() {
-        Some(path) if path == Path::new("-") => {
-            let spool = tempfile::Builder::new().prefix("nacre-").tempdir()?;
-            *path = spool.path().join("out.tar");
-            Some((spool, path.clone()))
-        }
-        _ => None,
-    };
-    output.write(built, tags, store, &session.client, session.display.transfers())?;
-    if let Some((_spool, path)) = spool {
-        std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::stdout().lock())?;
-    }
-    Ok(())
+/// Layers that several images share are counted once.
+fn summarize(display: &Display, started: Instant, built: &Built) {
+    let layers = built.images.iter().flat_map(|built| &built.image.layers);
+    let layers: BTreeMap<_, _> = layers.map(|layer| (layer.diff_id.to_string(), layer.descriptor.size())).collect();
+    display.summary(started.elapsed(), layers.len(), layers.values().sum());
 }
 
-fn write_metadata(path: &Path, built: &Built, tags: &[String]) -> anyhow::Result<()> {
-    let mut metadata = serde_json::json!({
-        "containerimage.descriptor": built.manifest,
-        "containerimage.digest": built.manifest.digest().to_string(),
-        "image.name": tags.join(","),
-    });
-    // An index has no configuration of its own.
-    if let [only] = built.images.as_slice() {
-        metadata["containerimage.config.digest"] = only.config.digest().to_string().into();
-    }
-    let mut text = serde_json::to_string_pretty(&metadata)?;
-    text.push('\n');
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn request(args: &Args) -> anyhow::Result<BuildRequest> {
-    let (dockerfile, dockerfile_path) = read_dockerfile(args)?;
+fn request(session: &Session, args: &Args) -> anyhow::Result<BuildRequest> {
+    let build_args = args.build_arg.iter().filter_map(|text| flags::variable(text).transpose());
+    let build_args = build_args.collect::<Result<BTreeMap<_, _>, _>>()?;
+    let secrets = args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
+    let ssh = args.ssh.iter().map(|text| agent(text)).collect::<Result<_, _>>()?;
+    let keep_git_dir = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR").map(String::as_str);
+    let fetch = session::fetch_access().keeping_git_dir(keep_git_dir);
+    // An argument that is given counts before the environment's variable.
+    let is_given = build_args.contains_key("SOURCE_DATE_EPOCH") && args.source_date_epoch == session::epoch();
+    let epoch = args.source_date_epoch.as_deref().filter(|_| !is_given);
+    let named_contexts = args.contexts.named()?;
+    let Opened { dockerfile, dockerfile_path, context } = args.contexts.open(session, &fetch, &secrets, &ssh)?;
     let threads = match args.threads {
         Some(0) => return Err(Usage("--threads must be at least 1".to_owned()).into()),
         Some(threads) => threads,
@@ -181,25 +140,26 @@ fn request(args: &Args) -> anyhow::Result<BuildRequest> {
     Ok(BuildRequest {
         dockerfile,
         dockerfile_path,
-        context: args.context.clone(),
-        named_contexts: args.build_context.iter().map(|text| named_context(text)).collect::<Result<_, _>>()?,
+        context,
+        named_contexts,
+        fetch,
         target: args.target.clone(),
-        build_args: args
-            .build_arg
-            .iter()
-            .filter_map(|text| flags::variable(text).transpose())
-            .collect::<Result<_, _>>()?,
+        build_args,
         labels: args.label.iter().map(|text| pair("--label", text)).collect::<Result<_, _>>()?,
         platforms: platforms(&args.platform)?,
         build_platform: Platform::host(),
         no_cache: args.no_cache,
         pull: args.pull,
-        times: times(args.source_date_epoch.as_deref())?,
+        times: times(epoch)?,
         sandbox: sandbox(args)?,
-        secrets: args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?,
-        ssh: args.ssh.iter().map(|text| agent(text)).collect::<Result<BTreeMap<_, _>, _>>()?,
+        secrets,
+        ssh,
         allow: allowed(args)?,
+        cache: args.outputs.cache_request(&args.build_arg),
+        // The outputs say it.
+        packing: Packing::default(),
         threads,
+        engine: args.engine.request()?,
     })
 }
 
@@ -212,43 +172,9 @@ fn platforms(given: &[Platform]) -> Result<Vec<Platform>, Usage> {
     Ok(if given.is_empty() { vec![Platform::host()] } else { given.to_vec() })
 }
 
-fn read_dockerfile(args: &Args) -> anyhow::Result<(Source, Option<PathBuf>)> {
-    if args.file.as_deref() == Some(Path::new("-")) {
-        let mut bytes = Vec::new();
-        std::io::stdin().read_to_end(&mut bytes).context("cannot read the Dockerfile from standard input")?;
-        return Ok((Source::new("-", &bytes), None));
-    }
-    let path = args.file.clone().unwrap_or_else(|| args.context.join("Dockerfile"));
-    let bytes = std::fs::read(&path).map_err(BuildError::file("read the Dockerfile", &path))?;
-    Ok((Source::new(&path.to_string_lossy(), &bytes), Some(path)))
-}
-
 fn pair(flag: &str, text: &str) -> Result<(String, String), Usage> {
     let (name, value) = text.split_once('=').ok_or_else(|| Usage(format!("{flag} {text:?} is not NAME=VALUE")))?;
     Ok((name.to_owned(), value.to_owned()))
-}
-
-fn named_context(text: &str) -> Result<(String, NamedContext), Usage> {
-    let (name, place) = pair("--build-context", text)?;
-    if let Some(layout) = place.strip_prefix("oci-layout://") {
-        let (directory, digest) = layout.split_once('@').map_or((layout, None), |(d, digest)| (d, Some(digest)));
-        let after_slash = directory.rfind('/').map_or(0, |slash| slash + 1);
-        let (directory, tag) = match directory[after_slash..].find(':') {
-            Some(colon) => (&directory[..after_slash + colon], Some(&directory[after_slash + colon + 1..])),
-            None => (directory, None),
-        };
-        let wanted = digest.or(tag).map(str::to_owned);
-        return Ok((name, NamedContext::OciLayout(directory.into(), wanted)));
-    }
-    if let Some(image) = place.strip_prefix("docker-image://") {
-        return Ok((name, NamedContext::Image(image.to_owned())));
-    }
-    if place.contains("://") {
-        return Err(Usage(format!(
-            "--build-context {text:?}: only directories, oci-layout:// and docker-image:// are supported"
-        )));
-    }
-    Ok((name, NamedContext::Directory(place.into())))
 }
 
 fn times(text: Option<&str>) -> Result<Times, Usage> {
@@ -262,13 +188,17 @@ fn times(text: Option<&str>) -> Result<Times, Usage> {
     }
 }
 
-fn sandbox(args: &Args) -> Result<SandboxRequest, Usage> {
+fn sandbox(args: &Args) -> anyhow::Result<SandboxRequest> {
     Ok(SandboxRequest {
+        plane: args.plane.plane(),
         network: args.network.as_deref().map(flags::network).transpose()?.unwrap_or_default(),
         extra_hosts: args.add_host.iter().map(|text| flags::extra_host(text)).collect::<Result<_, _>>()?,
         shm_size_bytes: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
         ulimits: args.ulimit.iter().map(|text| flags::ulimit(text)).collect::<Result<_, _>>()?,
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
+        limits: args.steps.limits.limits()?,
+        runtime: args.steps.runtime.path()?,
+        on_failure: None,
     })
 }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use builder::CommitRequest;
+use layerfs::Plane;
 use registry_client::Reference;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -52,7 +53,8 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     // Who holds the upper reads it alone; a live mount is read beside its server.
     let held = if mounted.is_live { None } else { Some(store.open_upper(&mounted.id)?) };
     let (upper, work) = (mounted.place.join("upper"), mounted.place.join("work"));
-    if held.is_none() {
+    // The files of an overlay are those of the upper, with what the kernel caches of them.
+    if held.is_none() && mounted.record.plane == Plane::Fuse {
         flush(&mounted, &upper).with_context(|| format!("cannot sync {}", mounted.record.directory.display()))?;
     }
     let request = CommitRequest {

@@ -2,17 +2,18 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
-use builder::StorePlace;
-use registry_client::{ImageName, copy, open_destination, open_source};
+use registry_client::{CopyOptions, ImageName};
 
-use crate::session::{self, Session};
-use crate::transfer::Transfer;
+use crate::repacking::Repacking;
+use crate::report::Usage;
+use crate::session::Session;
+use crate::transfer::{Places, Transfer};
 
 /// Arguments of `nacre copy`.
 #[derive(clap::Args)]
 #[command(after_help = "Places are written as skopeo writes them: docker://NAME, oci:DIR[:TAG], \
-    oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; a bare name is the store.\n\n\
+    oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; a bare name is the store. Archives that are read may be \
+    compressed with gzip or zstd.\n\n\
     Examples:\n  nacre copy docker://debian:bookworm oci:layout:debian\n  nacre copy app docker-archive:app.tar:app:latest")]
 pub(crate) struct Args {
     /// Where the image is
@@ -23,21 +24,24 @@ pub(crate) struct Args {
     destination: ImageName,
     #[command(flatten)]
     transfer: Transfer,
+    /// Also what refers to the image: signatures, bills of material
+    #[arg(long, conflicts_with = "compression")]
+    referrers: bool,
+    #[command(flatten)]
+    repacking: Repacking,
 }
 
 /// Copies an image and prints its digest.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let store = session.store()?;
-    let source = match (open_source(&session.client, &args.source)?, &args.source) {
-        (None, ImageName::Store(name)) => Box::new(StorePlace::existing(&store, name, session::lookup(&store, name)?)),
-        (opened, _) => opened.context("this place cannot be copied from")?,
-    };
-    let destination = match (open_destination(&session.client, &args.destination)?, &args.destination) {
-        (None, ImageName::Store(name)) => Box::new(StorePlace::new(&store, Some(name))),
-        (opened, _) => opened.context("this place cannot be copied to")?,
-    };
-    let options = args.transfer.options();
-    let copied = copy(source.as_ref(), destination.as_ref(), &options, session.display.as_ref())?;
+    if args.referrers && matches!(args.destination, ImageName::Store(_)) {
+        let what = "--referrers: the store keeps no list of what refers to an image; copy to a registry or a layout";
+        return Err(Usage(what.to_owned()).into());
+    }
+    let places = Places::new(session);
+    let source = places.source(&args.source)?;
+    let destination = places.destination(&args.destination)?;
+    let options = CopyOptions { referrers: args.referrers, ..args.transfer.options() };
+    let copied = args.repacking.copy(session, source.as_ref(), destination.as_ref(), &options)?;
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,21 +1,32 @@
 //! The verbs, one a file: each has its arguments and a `run`.
 
+pub(crate) mod attach;
 pub(crate) mod build;
-pub(crate) mod check;
+pub(crate) mod cache_mount;
+pub(crate) mod call;
+pub(crate) mod catalog;
 pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod copy;
+pub(crate) mod delete;
+pub(crate) mod doctor;
+mod engine;
 pub(crate) mod history;
 pub(crate) mod images;
 pub(crate) mod inspect;
+pub(crate) mod limits;
 pub(crate) mod login;
 pub(crate) mod logout;
+pub(crate) mod manifest;
 pub(crate) mod mount;
 pub(crate) mod prune;
 pub(crate) mod pull;
 pub(crate) mod push;
+pub(crate) mod referrers;
 pub(crate) mod remove;
 pub(crate) mod run;
+pub(crate) mod sync;
 pub(crate) mod tag;
+pub(crate) mod tags;
 pub(crate) mod unmount;
 pub(crate) mod unshare;

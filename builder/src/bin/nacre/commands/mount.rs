@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 
 use anyhow::Context;
+use layerfs::Plane;
 use serde::Serialize;
 
 use crate::args::Global;
 use crate::format::{Format, Table};
+use crate::plane::PlaneArgs;
 use crate::record::{self, Mounted};
 use crate::report::{self, Hinted, Usage};
 use crate::server::{self, Answer, Job};
@@ -31,6 +33,8 @@ pub(crate) struct Args {
     /// Nothing can be changed
     #[arg(long, requires = "places")]
     read_only: bool,
+    #[command(flatten)]
+    plane: PlaneArgs,
     /// Serve in this process, until it is interrupted or the directory is unmounted
     #[arg(long, requires = "places")]
     foreground: bool,
@@ -55,6 +59,8 @@ pub(crate) struct ServerArgs {
     upper: Option<String>,
     #[arg(long)]
     read_only: bool,
+    #[command(flatten)]
+    plane: PlaneArgs,
     /// Who keeps this server, which then works inside a user namespace.
     #[arg(long)]
     keeper: Option<i32>,
@@ -74,7 +80,8 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         (_, None) => return Err(Usage("one image is mounted on one directory".to_owned()).into()),
     };
     let directory = free_directory(&root, Path::new(directory))?;
-    let job = Job { root, image, directory, read_only: args.read_only, upper: args.upper, debug: global.debug };
+    let (read_only, plane) = (args.read_only, args.plane.plane());
+    let job = Job { root, image, directory, read_only, plane, upper: args.upper, debug: global.debug };
     let show = |id: &str| if job.read_only { Ok(()) } else { print(id) };
     if args.foreground {
         server::serve(&job, &show)?;
@@ -107,8 +114,8 @@ fn free_directory(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
 /// The server in the background.
 pub(crate) fn run_server(global: &Global, args: ServerArgs) -> anyhow::Result<ExitCode> {
     let root = session::root(global)?;
-    let ServerArgs { directory, image, upper, read_only, keeper } = args;
-    let job = Job { root, image, directory, read_only, upper, debug: global.debug };
+    let ServerArgs { directory, image, upper, read_only, plane, keeper } = args;
+    let job = Job { root, image, directory, read_only, plane: plane.plane(), upper, debug: global.debug };
     let served = match keeper {
         Some(keeper) => server::serve_inside(&job, keeper),
         None => {
@@ -137,6 +144,7 @@ struct Row {
     digest: String,
     upper: Option<String>,
     read_only: bool,
+    plane: Plane,
     state: &'static str,
     pid: Option<i32>,
 }
@@ -153,11 +161,11 @@ fn list(root: &Path, args: &Args) -> anyhow::Result<ExitCode> {
         print(&serde_json::to_string_pretty(&rows)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["DIRECTORY", "IMAGE", "UPPER", "STATE", "PID"]);
+    let mut table = Table::new(["DIRECTORY", "IMAGE", "UPPER", "PLANE", "STATE", "PID"]);
     for row in rows {
         let upper = row.upper.unwrap_or_else(|| "read-only".to_owned());
         let pid = row.pid.map_or("-".to_owned(), |pid| pid.to_string());
-        table.push([row.directory, row.image, upper, row.state.to_owned(), pid]);
+        table.push([row.directory, row.image, upper, row.plane.to_string(), row.state.to_owned(), pid]);
     }
     print(&table.to_string())?;
     Ok(ExitCode::SUCCESS)
@@ -177,6 +185,7 @@ fn row(mounted: &Mounted) -> anyhow::Result<Row> {
         digest: record.manifest.digest().to_string(),
         upper: (!record.read_only).then(|| id.clone()),
         read_only: record.read_only,
+        plane: record.plane,
         state,
         pid: record.server.filter(|_| *is_live).map(|server| server.pid),
     })

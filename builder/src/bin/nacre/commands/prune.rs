@@ -16,6 +16,9 @@ pub(crate) struct Args {
     /// Also the build cache and the cache mounts
     #[arg(short, long)]
     all: bool,
+    /// Also the cache mounts that no step uses
+    #[arg(long)]
+    cache_mounts: bool,
     /// How to print what was removed
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
@@ -23,7 +26,7 @@ pub(crate) struct Args {
 
 /// Removes what nothing needs, and tells how much that was.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let options = PruneOptions { keep_steps: !args.all, keep_cache_mounts: !args.all };
+    let options = PruneOptions { keep_steps: !args.all, keep_cache_mounts: !args.all && !args.cache_mounts };
     let pruned = session.store()?.prune(options)?;
     if args.format == Format::Json {
         let document = serde_json::json!({

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use builder::StorePlace;
-use registry_client::{CopyOptions, PlatformChoice, Reference, RegistryDestination, copy};
+use registry_client::{CopyOptions, PlatformChoice, Reference, RegistryDestination};
 
+use crate::repacking::Repacking;
 use crate::session::{self, Session};
 
 /// Arguments of `nacre push`.
 #[derive(clap::Args)]
+#[command(after_help = "An index is pushed with the images of all its platforms.")]
 pub(crate) struct Args {
     /// The image of the store
     #[arg(value_name = "NAME")]
@@ -19,6 +21,8 @@ pub(crate) struct Args {
     /// Blobs in flight at once
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
+    #[command(flatten)]
+    repacking: Repacking,
 }
 
 /// Pushes an image and prints its digest.
@@ -31,8 +35,9 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     };
     let source = StorePlace::existing(&store, &args.name, manifest);
     let destination = RegistryDestination::new(&session.client, &reference)?;
-    let options = CopyOptions { platforms: PlatformChoice::All, jobs: usize::from(args.jobs) };
-    let copied = copy(&source, &destination, &options, session.display.as_ref())?;
+    let platforms = PlatformChoice::All;
+    let options = CopyOptions { platforms, jobs: usize::from(args.jobs), ..CopyOptions::default() };
+    let copied = args.repacking.copy(session, &source, &destination, &options)?;
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

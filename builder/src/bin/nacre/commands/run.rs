@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
-use builder::sandbox::{Exit, Killer, Limits, Streams};
+use builder::sandbox::{Exit, Killer, Mount, Streams};
 use builder::signals::Signals;
 use builder::{Container, RunRequest, StoredImage};
 use layerfs::Store;
@@ -16,7 +16,9 @@ use registry_client::{Cause, Platform, Reference, RegistrySource};
 use rustix::process::Signal;
 
 use crate::flags;
-use crate::report::{Hinted, Usage};
+use crate::limits::{LimitFlags, RuntimeFlags};
+use crate::plane::PlaneArgs;
+use crate::report::{self, Hinted};
 use crate::session::Session;
 use crate::terminal::{self, Pair, RawMode};
 use crate::units::parse_size;
@@ -51,6 +53,12 @@ pub(crate) struct Args {
     /// Mount a directory or file of this machine
     #[arg(short, long, value_name = "SOURCE:TARGET[:ro]")]
     volume: Vec<String>,
+    /// Mount memory, with options as size=64m,mode=1777
+    #[arg(long, value_name = "TARGET[:OPTIONS]")]
+    tmpfs: Vec<String>,
+    /// Mount as type=bind,source=PATH,target=PATH[,readonly] or type=tmpfs,target=PATH[,tmpfs-size=SIZE] say
+    #[arg(long, value_name = "SPEC")]
+    mount: Vec<String>,
     /// The network
     #[arg(long, default_value = "default", value_name = "default|none|host")]
     network: String,
@@ -60,21 +68,18 @@ pub(crate) struct Args {
     /// Nothing of the image can be changed
     #[arg(long)]
     read_only: bool,
+    #[command(flatten)]
+    plane: PlaneArgs,
     /// Hand on standard input
     #[arg(short, long)]
     interactive: bool,
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
-    /// The most memory, such as 512m
-    #[arg(short, long, value_name = "SIZE")]
-    memory: Option<String>,
-    /// The most processors, such as 1.5
-    #[arg(long, value_name = "NUMBER")]
-    cpus: Option<String>,
-    /// The most processes and threads
-    #[arg(long, value_name = "NUMBER")]
-    pids_limit: Option<u64>,
+    #[command(flatten)]
+    runtime: RuntimeFlags,
+    #[command(flatten)]
+    limits: LimitFlags,
     /// A limit of each process, such as nofile=1024:4096
     #[arg(long, value_name = "NAME=SOFT[:HARD]")]
     ulimit: Vec<String>,
@@ -87,9 +92,6 @@ pub(crate) struct Args {
     /// Always so: what the command changes is forgotten when it ends
     #[arg(long)]
     rm: bool,
-    /// Only there to say that it is not.
-    #[arg(long, hide = true)]
-    name: Option<String>,
     /// The image: of the store, or else of its registry
     #[arg(value_name = "IMAGE")]
     image: String,
@@ -101,6 +103,9 @@ pub(crate) struct Args {
 /// Runs a command in an image; the exit code is the command's.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let exit = run_command(session, args)?;
+    if let Exit::OutOfMemory(_) = exit {
+        report::show("the kernel killed a process of the command because its memory limit was reached (--memory)\n");
+    }
     Ok(ExitCode::from(u8::try_from(exit.code()).unwrap_or(OWN_FAILURE)))
 }
 
@@ -144,7 +149,7 @@ fn with_terminal(container: &Container, args: &Args, running: &OnceLock<Running>
     // Ours would keep the terminal open after the command's end.
     drop(slave);
     let raw = args.interactive.then(RawMode::enter).transpose()?;
-    let shown = terminal::show_output(&master)?;
+    let shown = terminal::show_output(&master, std::io::stdout())?;
     if args.interactive {
         terminal::forward_input(&master)?;
     }
@@ -155,11 +160,14 @@ fn with_terminal(container: &Container, args: &Args, running: &OnceLock<Running>
     Ok(exit?)
 }
 
-/// Signals are for the command; before there is one, those that end a program end this one.
+/// Signals are for the command, but the second Ctrl-C kills it; before there is one, those that end a program end this one.
 fn forward_signals(signals: Signals, running: Arc<OnceLock<Running>>) {
     std::thread::spawn(move || {
+        let mut interrupts = 0;
         while let Ok(signal) = signals.wait() {
+            interrupts += usize::from(signal == Signal::INT);
             match (running.get(), signal) {
+                (Some(command), Signal::INT) if interrupts > 1 => command.killer.kill(),
                 (_, Signal::CHILD | Signal::PIPE | Signal::URG) => {}
                 (Some(Running { terminal: Some(master), .. }), Signal::WINCH) => terminal::resize(master),
                 (_, Signal::WINCH) => {}
@@ -188,9 +196,6 @@ fn image(session: &Session, store: &Store, name: &str) -> anyhow::Result<StoredI
 }
 
 fn request(args: &Args) -> anyhow::Result<RunRequest> {
-    if args.name.is_some() {
-        return Err(Usage("--name is not supported: a command has no name, and nothing of it stays".to_owned()).into());
-    }
     let size = |flag: &str, text: &Option<String>| text.as_deref().map(|text| parse_size(flag, text)).transpose();
     Ok(RunRequest {
         command: args.command.clone(),
@@ -201,21 +206,29 @@ fn request(args: &Args) -> anyhow::Result<RunRequest> {
         env: variables(args)?,
         working_dir: args.workdir.clone(),
         user: args.user.clone(),
-        mounts: args.volume.iter().map(|text| flags::volume(text)).collect::<Result<_, _>>()?,
+        mounts: mounts(args)?,
         network: flags::network(&args.network)?,
         hostname: args.hostname.clone(),
         read_only: args.read_only,
-        limits: Limits {
-            memory_bytes: size("--memory", &args.memory)?,
-            cpu_millis: args.cpus.as_deref().map(flags::processors).transpose()?,
-            pids: args.pids_limit,
-        },
+        plane: args.plane.plane(),
+        limits: args.limits.limits()?,
+        runtime: args.runtime.path()?,
         ulimits: args.ulimit.iter().map(|text| flags::ulimit(text)).collect::<Result<_, _>>()?,
         shm_size_bytes: size("--shm-size", &args.shm_size)?,
         extra_hosts: args.add_host.iter().map(|text| flags::extra_host(text)).collect::<Result<_, _>>()?,
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
         terminal: args.tty,
     })
+}
+
+fn mounts(args: &Args) -> anyhow::Result<Vec<Mount>> {
+    let volumes = args.volume.iter().map(|text| flags::volume(text));
+    let others =
+        args.tmpfs.iter().map(|text| flags::tmpfs(text)).chain(args.mount.iter().map(|text| flags::mount(text)));
+    let mut mounts = volumes.chain(others).collect::<Result<Vec<_>, _>>()?;
+    // What is mounted inside another mount is not covered by it, whatever the order of the flags.
+    mounts.sort_by(|one, other| one.target.cmp(&other.target));
+    Ok(mounts)
 }
 
 /// Those of files first, so that flags win.

@@ -1,0 +1,190 @@
+//! Command lines that are not understood: what docker and podman have under that name is called by ours.
+//!
+//! Invariant: nothing is carried out. In `nacre run` the exit code is 125, so that it is none of the command's.
+
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory};
+
+use crate::args::Cli;
+use crate::commands::run::OWN_FAILURE;
+use crate::report;
+
+/// Verbs of docker and podman that are none here, and what does their work.
+const VERBS: [(&str, &str); 24] = [
+    ("exec", "no container goes on in the background; `nacre run IMAGE COMMAND` runs one in a fresh state"),
+    ("ps", "no container goes on in the background; `nacre mount` lists what is mounted"),
+    ("start", "no container stays: `nacre run IMAGE` runs one in a fresh state"),
+    ("stop", "no container goes on in the background: Ctrl-C or a signal ends `nacre run`"),
+    ("kill", "no container goes on in the background: Ctrl-C or a signal ends `nacre run`"),
+    ("rm", "no container stays; `nacre remove` (rmi) removes names of images"),
+    ("create", "`nacre mount IMAGE DIRECTORY` makes a copy-on-write copy, `nacre commit` an image of it"),
+    ("logs", "no container goes on in the background: its output is that of `nacre run`"),
+    ("diff", "`nacre commit DIRECTORY NAME` makes a layer of what was changed in a mount"),
+    ("save", "`nacre copy IMAGE docker-archive:FILE` (or oci-archive:FILE) writes it to a file"),
+    ("load", "`nacre copy docker-archive:FILE NAME` (or oci-archive:FILE) reads it from a file"),
+    ("export", "`nacre copy IMAGE oci-archive:FILE` writes the image; `nacre mount IMAGE DIRECTORY` shows its files"),
+    ("import", "a Dockerfile of `FROM scratch` and `ADD FILE.tar /` makes an image of a tar file"),
+    ("cp", "`nacre mount IMAGE DIRECTORY` shows the files of an image"),
+    ("search", "registries have no common search; `nacre tags` and `nacre catalog` list what one has"),
+    ("buildx", "`nacre build` has the flags of `docker buildx build`"),
+    ("builder", "there is no builder to manage: `nacre build` is all of it, `nacre prune` empties its cache"),
+    ("image", "the verbs stand alone: `nacre images`, `inspect`, `history`, `tag`, `remove`, `prune`"),
+    ("container", "no container stays: `nacre run IMAGE` runs one in a fresh state"),
+    ("system", "`nacre prune` frees disk space, `nacre doctor` tells what this host permits"),
+    ("info", "`nacre doctor` tells what this host permits"),
+    ("version", "`nacre --version`"),
+    ("volume", "there are no named volumes: `-v DIRECTORY:TARGET` mounts a directory"),
+    ("network", "there are no networks of our own: `--network default|none|host`"),
+];
+
+/// Flags of docker that are none here, by verb, and what does their work.
+const FLAGS: [(&str, &[&str], &str); 21] = [
+    ("run", &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
+    ("run", &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
+    (
+        "run",
+        &["--name", "--volumes-from", "--link", "--pod", "--replace"],
+        "a command has no name, and nothing of it stays",
+    ),
+    ("run", &["--privileged", "--cap-add", "--cap-drop", "--security-opt", "--device", "--gpus"], NO_PRIVILEGES),
+    ("run", &["--init"], "the sandbox has an init of its own, which reaps what the command leaves behind"),
+    (
+        "run",
+        &["--dns", "--dns-search", "--dns-option"],
+        "the command has this machine's resolv.conf; -v can mount another on it",
+    ),
+    ("run", &["--platform"], "`nacre pull --platform P IMAGE` brings the image of a platform into the store"),
+    ("run", &["--pull"], "`nacre pull IMAGE` asks the registry; a missing image is pulled by itself"),
+    ("run", &["-l", "--label", "--annotation"], "labels are an image's: `nacre build --label`"),
+    (
+        "run",
+        &["--health-cmd", "--no-healthcheck", "--log-driver", "--log-opt", "--stop-signal", "--stop-timeout"],
+        NO_DAEMON,
+    ),
+    (
+        "run",
+        &["--ipc", "--pid", "--uts", "--userns", "--cgroupns"],
+        "each command has namespaces of its own, and no others",
+    ),
+    (
+        "build",
+        &["-v", "--volume"],
+        "RUN --mount=type=bind mounts files, and --build-context brings further directories",
+    ),
+    ("build", &["--squash", "--squash-all", "--layers", "--rm", "--force-rm"], NO_CONTAINERS),
+    ("build", &["--builder", "--isolation", "--userns", "--tls-verify", "--creds", "--authfile"], NO_SETTING),
+    ("build", &["--attest"], "attestations are not made; `nacre attach` attaches files to a pushed image"),
+    ("build", &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
+    ("build", &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),
+    (
+        "build",
+        &["--cap-add", "--cap-drop", "--privileged", "--device"],
+        "RUN --security=insecure has all privileges, with --allow security.insecure",
+    ),
+    ("build", &["--ignorefile"], "FILE.dockerignore beside the Dockerfile FILE counts before .dockerignore"),
+    (
+        "images",
+        &["-a", "--all", "--filter", "-f", "--no-trunc"],
+        "every name of the store is listed; --format json has whole digests",
+    ),
+    ("remove", &["-f", "--force"], "nothing holds an image but its names, so that there is nothing to force"),
+];
+
+const NO_PORTS: &str = "the command has this machine's network (--network default): its ports are open as they are";
+const NO_DAEMON: &str =
+    "there is no daemon: a command ends with `nacre run`; systemd-run, nohup or `&` keep that going";
+const NO_PRIVILEGES: &str = "a command has docker's default capabilities and devices, and no others";
+const NO_CONTAINERS: &str = "one instruction is one layer, and no container is left behind that had to be removed";
+const NO_SETTING: &str =
+    "there is one builder, in this process; registries are set up in containers/registries.conf, and by `nacre login`";
+
+/// Shows what is wrong with a command line, or the help that was asked for, and gives the exit code.
+pub(crate) fn answer(mut error: clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        // A closed pipe wants no more help.
+        _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let mut command = Cli::command();
+    command.build();
+    let verbs = spoken(&command, std::env::args().skip(1));
+    let verb = verbs.first().map_or("", String::as_str);
+    match elsewhere(&error, verb) {
+        Some((what, hint)) => report::show(&format!("error: {what} is not supported\nhint: {hint}\n")),
+        None => {
+            // Clap's own takes variables of the environment for arguments that were given.
+            let asked = verbs.iter().fold(&mut command, |at, verb| at.find_subcommand_mut(verb).expect("it was found"));
+            error.insert(ContextKind::Usage, ContextValue::StyledStr(asked.render_usage()));
+            _ = error.print();
+        }
+    }
+    ExitCode::from(if verb == "run" { OWN_FAILURE } else { 2 })
+}
+
+/// The verb, and the verb below it, that a command line names; by their first names.
+fn spoken(command: &Command, arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let (mut at, mut verbs) = (command, Vec::new());
+    for argument in arguments {
+        if let Some(next) = at.find_subcommand(&argument) {
+            verbs.push(next.get_name().to_owned());
+            at = next;
+        }
+        if !at.has_subcommands() {
+            break;
+        }
+    }
+    verbs
+}
+
+/// What was typed, and what there is in its place.
+fn elsewhere(error: &clap::Error, verb: &str) -> Option<(String, &'static str)> {
+    let typed = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            let typed = typed(ContextKind::InvalidSubcommand)?;
+            VERBS.iter().find(|(name, _)| *name == typed).map(|(_, hint)| (format!("`nacre {typed}`"), *hint))
+        }
+        ErrorKind::UnknownArgument => {
+            let typed = typed(ContextKind::InvalidArg)?;
+            let (_, _, hint) = FLAGS.iter().find(|(of, flags, _)| *of == verb && flags.contains(&typed))?;
+            Some((format!("{typed} of `nacre {verb}`"), *hint))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn what_docker_has_is_named_only_where_it_is_missing_here() {
+        for (verb, _) in VERBS {
+            let error = Cli::try_parse_from(["nacre", verb]).err().expect(verb);
+            assert!(elsewhere(&error, "").is_some(), "{verb}");
+        }
+        for (verb, flags, _) in FLAGS {
+            for flag in flags {
+                let error = Cli::try_parse_from(["nacre", verb, flag, "x"]).err().expect(flag);
+                assert!(elsewhere(&error, verb).is_some(), "{verb} {flag}: {error}");
+            }
+        }
+        let error = Cli::try_parse_from(["nacre", "run", "--nonsense"]).err().expect("no such flag");
+        assert_eq!(elsewhere(&error, "run"), None);
+    }
+
+    #[test]
+    fn the_verb_is_found_behind_global_flags() {
+        let spoken = |line: &str| spoken(&Cli::command(), line.split(' ').map(str::to_owned));
+        assert_eq!(spoken("--root /s rmi -f x"), ["remove"]);
+        assert_eq!(spoken("manifest create run"), ["manifest", "create"]);
+        assert_eq!(spoken("run image push"), ["run"]);
+    }
+}

@@ -1,0 +1,172 @@
+//! What was learned about the files of a context when they were last read: their digests, and that they have no extended
+//! attributes. A build that finds a file's status unchanged needs not open it.
+//!
+//! Invariant: facts are kept only for a status that a later change of the file cannot leave as it is. The kernel sets
+//! ctime at every change of content, attributes or mode, and nobody can set it back; so all that could deceive is a change
+//! within the same tick of the clock, and a file whose times were not clearly older than its reading is not remembered
+//! (git calls it racily clean: <https://git-scm.com/docs/racy-git>). Nothing here is ever trusted without its checksum.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use layerfs::Digester;
+
+use super::directory::{Entry, EntryKind, Identity};
+
+/// Changes with the form of the records.
+const MAGIC: &[u8; 8] = b"nacrefs1";
+/// Numbers of a status, the digest, and whether there are extended attributes.
+const RECORD_BYTES: usize = 8 * 8 + 32 + 8;
+const CHECKSUM_BYTES: usize = 71;
+/// Kernels stamp files by a clock that ticks every 1 to 10 ms.
+const TICK: Duration = Duration::from_millis(50);
+/// File systems that keep no nanoseconds keep whole seconds, or pairs of them.
+const COARSE_TICK: Duration = Duration::from_millis(2100);
+
+/// The status of a file: what changes with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Status {
+    identity: Identity,
+    size_bytes: u64,
+    modified: (i64, u32),
+    changed: (i64, u32),
+    mode: u32,
+}
+
+/// What does not change while the status does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// The SHA-256 of the content.
+    pub(crate) content: [u8; 32],
+    /// Whether there is any extended attribute.
+    pub(crate) has_xattrs: bool,
+}
+
+/// Facts by status, sorted by the identity of the files.
+#[derive(Debug, Default)]
+pub(crate) struct KnownFacts(Vec<(Status, Facts)>);
+
+impl Status {
+    /// The status of a regular file; others have no facts.
+    pub(crate) fn of(entry: &Entry) -> Option<Self> {
+        let EntryKind::File { size_bytes } = entry.kind else { return None };
+        Some(Self {
+            identity: entry.identity,
+            size_bytes,
+            modified: (entry.mtime_seconds, entry.mtime_nanoseconds),
+            changed: (entry.ctime_seconds, entry.ctime_nanoseconds),
+            mode: entry.mode,
+        })
+    }
+
+    /// The length of the content.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Whether a change after `reading` began would show in the status.
+    pub(crate) fn is_settled(&self, reading: SystemTime) -> bool {
+        let tick = if (self.modified.1, self.changed.1) == (0, 0) { COARSE_TICK } else { TICK };
+        let is_older = |(seconds, nanoseconds): (i64, u32)| {
+            // A time before 1970 is old enough; one that the clock cannot hold is not.
+            let Ok(seconds) = u64::try_from(seconds) else { return true };
+            let time = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds));
+            time.and_then(|time| time.checked_add(tick)).is_some_and(|time| time < reading)
+        };
+        is_older(self.modified) && is_older(self.changed)
+    }
+
+    fn numbers(&self) -> [u64; 8] {
+        let Self { identity, size_bytes, modified, changed, mode } = *self;
+        let nanoseconds = u64::from(modified.1) << 32 | u64::from(changed.1);
+        let (modified, changed) = (modified.0 as u64, changed.0 as u64);
+        [identity.device, identity.inode, size_bytes, modified, changed, nanoseconds, u64::from(mode), 0]
+    }
+
+    fn from_numbers([device, inode, size_bytes, modified, changed, nanoseconds, mode, _]: [u64; 8]) -> Self {
+        Self {
+            identity: Identity { device, inode },
+            size_bytes,
+            modified: (modified as i64, (nanoseconds >> 32) as u32),
+            changed: (changed as i64, nanoseconds as u32),
+            mode: mode as u32,
+        }
+    }
+}
+
+impl KnownFacts {
+    /// Reads what [`encode`] wrote; anything else is nothing known.
+    pub(crate) fn decode(bytes: &[u8]) -> Self {
+        let known = || {
+            let (body, checksum) = bytes.split_at_checked(bytes.len().checked_sub(CHECKSUM_BYTES)?)?;
+            let records = body.strip_prefix(MAGIC)?;
+            (layerfs::digest_of(body).to_string().as_bytes() == checksum).then_some(records)
+        };
+        let record = |bytes: &[u8]| {
+            let number = |at: usize| u64::from_le_bytes(bytes[at * 8..][..8].try_into().expect("eight bytes"));
+            let content = bytes[64..96].try_into().expect("32 bytes");
+            (Status::from_numbers(std::array::from_fn(number)), Facts { content, has_xattrs: number(12) != 0 })
+        };
+        let mut facts: Vec<_> = known().unwrap_or_default().chunks_exact(RECORD_BYTES).map(record).collect();
+        facts.sort_by_key(|(status, _)| status.identity);
+        Self(facts)
+    }
+
+    /// What is known about a file of this status.
+    pub(crate) fn find(&self, status: &Status) -> Option<Facts> {
+        let at = self.0.binary_search_by_key(&status.identity, |(known, _)| known.identity).ok()?;
+        let (known, facts) = self.0[at];
+        (known == *status).then_some(facts)
+    }
+}
+
+/// The bytes of some facts, for [`KnownFacts::decode`].
+pub(crate) fn encode(facts: impl Iterator<Item = (Status, Facts)>) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    for (status, facts) in facts {
+        status.numbers().iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+        bytes.extend(facts.content);
+        bytes.extend(u64::from(facts.has_xattrs).to_le_bytes());
+    }
+    let mut digester = Digester::new();
+    digester.update(&bytes);
+    bytes.extend(digester.digest().to_string().as_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(seconds: i64, nanoseconds: u32) -> Status {
+        let identity = Identity { device: 1, inode: u64::MAX };
+        let time = (seconds, nanoseconds);
+        Status { identity, size_bytes: 7, modified: (-5, 3), changed: time, mode: 0o644 }
+    }
+
+    #[test]
+    fn facts_come_back_as_they_were_and_damaged_ones_not_at_all() {
+        let facts = Facts { content: [9; 32], has_xattrs: true };
+        let bytes = encode([(status(-1, 999_999_999), facts)].into_iter());
+        assert_eq!(KnownFacts::decode(&bytes).find(&status(-1, 999_999_999)), Some(facts));
+        assert_eq!(KnownFacts::decode(&bytes).find(&status(-1, 999_999_998)), None);
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert!(KnownFacts::decode(&damaged).0.is_empty(), "byte {at}");
+            assert!(KnownFacts::decode(&bytes[..at]).0.is_empty(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_changed_just_before_it_was_read_is_not_settled() {
+        let at = |millis: u64| UNIX_EPOCH + Duration::from_millis(millis);
+        assert!(!status(100, 5_000_000).is_settled(at(100_005)));
+        assert!(!status(100, 5_000_000).is_settled(at(100_055)));
+        assert!(status(100, 5_000_000).is_settled(at(100_056)));
+        assert!(!status(101, 0).is_settled(at(100_000)), "a time in the future");
+        let whole_seconds = Status { modified: (100, 0), ..status(100, 0) };
+        assert!(!whole_seconds.is_settled(at(101_999)));
+        assert!(whole_seconds.is_settled(at(102_101)));
+        assert!(!status(i64::MAX, 0).is_settled(at(0)));
+    }
+}

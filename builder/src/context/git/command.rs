@@ -1,0 +1,215 @@
+//! git as a process: with nothing of the caller's environment or configuration, and with nothing that a repository says.
+//!
+//! Invariant: no hook, filter, credential helper or pager ever runs, no question is asked, and a secret is neither on a
+//! command line nor in a message.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::request::Secret;
+
+/// What git may use of the caller's.
+#[derive(Clone, Default)]
+pub(crate) struct GitAccess {
+    /// Where git and ssh lie, as in `PATH`.
+    pub(crate) search_path: OsString,
+    /// Proxy variables.
+    pub(crate) proxies: Vec<(String, OsString)>,
+    /// The agent that ssh asks for keys.
+    pub(crate) agent: Option<PathBuf>,
+    /// A URL, and the `Authorization` header for everything below it.
+    pub(crate) authorization: Option<(String, Secret)>,
+}
+
+/// Why git did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// There is no git.
+    #[error("git was not found, and is needed for git sources")]
+    Missing,
+    /// The process could not be run.
+    #[error("cannot run git {verb}: {source}")]
+    Run {
+        /// The subcommand.
+        verb: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// git said no.
+    #[error("git {verb} failed for {repository}: {said}")]
+    Failed {
+        /// The subcommand.
+        verb: String,
+        /// The repository, without secrets.
+        repository: String,
+        /// The end of what it wrote.
+        said: String,
+    },
+    /// The repository is not as it was said to be.
+    #[error("{repository}: {what}")]
+    Repository {
+        /// The repository, without secrets.
+        repository: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl GitError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some("install the package git, or give an archive of the repository instead"),
+            Self::Failed { said, .. }
+                if said.contains("Authentication failed") || said.contains("could not read Username") =>
+            {
+                Some("give a token: --secret id=GIT_AUTH_TOKEN,env=VARIABLE")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the other side, or the way to it, is at fault.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Failed { .. })
+    }
+}
+
+/// Where programs are looked for if the caller does not say.
+const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// The longest answer that is taken: those that are needed have a few lines.
+const MOST_ANSWER_BYTES: u64 = 4 << 20;
+
+/// How much of git's messages is shown.
+const MOST_SAID_BYTES: usize = 4000;
+
+/// Settings for every call. Repositories of the file system may not be submodules; a server that says nothing for two
+/// minutes has gone away.
+const SETTINGS: [&str; 12] = [
+    "protocol.file.allow=user",
+    "protocol.ext.allow=never",
+    "core.hooksPath=/dev/null",
+    "core.symlinks=true",
+    "core.fsmonitor=false",
+    "core.logAllRefUpdates=false",
+    "safe.directory=*",
+    "gc.auto=0",
+    "advice.detachedHead=false",
+    // HEAD never stays there: what is checked out is a commit.
+    "init.defaultBranch=nacre-unborn",
+    "http.lowSpeedLimit=1",
+    "http.lowSpeedTime=120",
+];
+
+/// git for one repository.
+pub(crate) struct Git<'a> {
+    access: &'a GitAccess,
+    /// The repository as messages call it.
+    pub(crate) repository: String,
+    directory: &'a Path,
+}
+
+impl<'a> Git<'a> {
+    /// Runs in `directory`, which belongs to the caller.
+    pub(crate) fn new(access: &'a GitAccess, repository: String, directory: &'a Path) -> Self {
+        Self { access, repository, directory }
+    }
+
+    /// The repository is not as it was said to be.
+    pub(crate) fn wrong(&self, what: impl Into<String>) -> GitError {
+        GitError::Repository { repository: self.repository.clone(), what: what.into() }
+    }
+
+    /// Runs a subcommand, and gives what it wrote.
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<String, GitError> {
+        self.run_in(self.directory, &[], arguments)
+    }
+
+    /// Runs a subcommand in another directory, with more settings.
+    pub(crate) fn run_in<S: AsRef<OsStr>>(
+        &self,
+        directory: &Path,
+        settings: &[&str],
+        arguments: &[S],
+    ) -> Result<String, GitError> {
+        let words = arguments.iter().map(|word| word.as_ref().to_string_lossy());
+        let verb = words.into_iter().find(|word| !word.starts_with('-')).unwrap_or_default().into_owned();
+        let failed = |source| GitError::Run { verb: verb.clone(), source };
+        let mut command = self.command(directory);
+        for setting in SETTINGS.iter().chain(settings) {
+            command.arg("-c").arg(setting);
+        }
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => GitError::Missing,
+            _ => failed(error),
+        })?;
+        let (stdout, stderr) = (child.stdout.take().expect("it is piped"), child.stderr.take().expect("it is piped"));
+        let said = std::thread::spawn(move || last_bytes(stderr));
+        let mut answer = Vec::new();
+        let read = stdout.take(MOST_ANSWER_BYTES).read_to_end(&mut answer);
+        // A longer answer is cut: the pipe is closed now, and git ends by its signal.
+        let status = child.wait().map_err(failed)?;
+        read.map_err(failed)?;
+        let said = said.join().unwrap_or_default();
+        if !status.success() {
+            let said = self.without_secrets(&said);
+            return Err(GitError::Failed { verb, repository: self.repository.clone(), said });
+        }
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    fn command(&self, directory: &Path) -> Command {
+        let search_path = match self.access.search_path.is_empty() {
+            true => OsStr::new(SEARCH_PATH),
+            false => &self.access.search_path,
+        };
+        let mut command = Command::new("git");
+        command.env_clear().current_dir(directory).env("PATH", search_path).env("LC_ALL", "C").env("HOME", "/dev/null");
+        command.envs([("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null"), ("GIT_ATTR_NOSYSTEM", "1")]);
+        command.envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_TEMPLATE_DIR", ""), ("GIT_ASKPASS", "true")]);
+        // Never a repository around the directory.
+        command.env("GIT_CEILING_DIRECTORIES", directory.parent().unwrap_or(directory));
+        // Keys come from the agent only. A host that is not known is taken as it is, as in BuildKit; one whose key has
+        // changed is refused.
+        command.env(
+            "GIT_SSH_COMMAND",
+            "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o IdentityFile=none",
+        );
+        if let Some(agent) = &self.access.agent {
+            command.env("SSH_AUTH_SOCK", agent);
+        }
+        command.envs(self.access.proxies.iter().map(|(name, value)| (name, value)));
+        if let Some((url, header)) = &self.access.authorization {
+            // Not with -c: everybody on this machine may read command lines.
+            command.env("GIT_CONFIG_COUNT", "1").env("GIT_CONFIG_KEY_0", format!("http.{url}.extraheader"));
+            let mut value = b"Authorization: ".to_vec();
+            value.extend_from_slice(&header.0);
+            command.env("GIT_CONFIG_VALUE_0", <OsString as std::os::unix::ffi::OsStringExt>::from_vec(value));
+        }
+        command
+    }
+
+    /// git repeats URLs in its messages, with the password that is in them.
+    fn without_secrets(&self, said: &[u8]) -> String {
+        let text = String::from_utf8_lossy(said);
+        let word = |word: &str| super::url::redacted_within(word);
+        text.trim().split_inclusive(char::is_whitespace).map(word).collect()
+    }
+}
+
+/// The last bytes of what comes, all of which is read.
+fn last_bytes(mut from: impl Read) -> Vec<u8> {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..count]);
+        let too_much = kept.len().saturating_sub(MOST_SAID_BYTES);
+        kept.drain(..too_much);
+    }
+    kept
+}

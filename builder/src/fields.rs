@@ -1,0 +1,118 @@
+//! `key=value` fields of a comma-separated text, as docker's flags and `RUN --mount` have them.
+//!
+//! Invariant: a key that nobody takes is an error that names it.
+
+/// The fields of one text; what is taken is removed.
+#[derive(Debug)]
+pub(crate) struct Fields(Vec<(String, String)>);
+
+impl Fields {
+    /// Splits a text; a field with a comma in it is quoted: `"name=a,b"`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let fields = csv_fields(text).ok_or("its quotes do not match")?;
+        let mut parsed: Vec<(String, String)> = Vec::new();
+        for field in fields {
+            let (key, value) = field.split_once('=').ok_or(format!("{field:?} is not key=value"))?;
+            let key = key.trim();
+            if parsed.iter().any(|(known, _)| known == key) {
+                return Err(format!("{key}= is there twice"));
+            }
+            parsed.push((key.to_owned(), value.to_owned()));
+        }
+        Ok(Self(parsed))
+    }
+
+    /// The value of a key; an empty one counts as none.
+    pub(crate) fn take(&mut self, key: &str) -> Option<String> {
+        let position = self.0.iter().position(|(name, _)| name == key)?;
+        Some(self.0.remove(position).1).filter(|value| !value.is_empty())
+    }
+
+    /// A value that is true or false.
+    pub(crate) fn boolean(&mut self, key: &str) -> Result<Option<bool>, String> {
+        let Some(text) = self.take(key) else { return Ok(None) };
+        truth(&text).map(Some).ok_or_else(|| format!("{key}={text} is neither true nor false"))
+    }
+
+    /// All fields whose key begins so, in order, with what follows.
+    pub(crate) fn take_prefixed(&mut self, prefix: &str) -> Vec<(String, String)> {
+        let (taken, left) = std::mem::take(&mut self.0).into_iter().partition(|(key, _)| key.starts_with(prefix));
+        self.0 = left;
+        let taken: Vec<(String, String)> = taken;
+        taken.into_iter().map(|(key, value)| (key[prefix.len()..].to_owned(), value)).collect()
+    }
+
+    /// Nothing may be left; `kind` is what it is for, as `type=oci`.
+    pub(crate) fn finish(self, kind: &str) -> Result<(), String> {
+        match self.0.first() {
+            None => Ok(()),
+            Some((key, _)) => Err(format!("{key}= is not supported with {kind}")),
+        }
+    }
+}
+
+/// A truth value as Go's `strconv.ParseBool` reads it, which docker and BuildKit use wherever they take one.
+pub(crate) fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// The fields of one CSV record: a quoted field may hold commas, and doubled quotes for one.
+/// <https://www.rfc-editor.org/rfc/rfc4180>
+pub(crate) fn csv_fields(text: &str) -> Option<Vec<String>> {
+    let mut fields = Vec::new();
+    let mut rest = text;
+    loop {
+        let (field, behind) = match rest.strip_prefix('"') {
+            Some(quoted) => quoted_field(quoted)?,
+            None => {
+                let (field, behind) = rest.split_at(rest.find(',').unwrap_or(rest.len()));
+                if field.contains('"') {
+                    return None;
+                }
+                (field.to_owned(), behind)
+            }
+        };
+        fields.push(field);
+        match behind.strip_prefix(',') {
+            Some(next) => rest = next,
+            None if behind.is_empty() => return Some(fields),
+            None => return None,
+        }
+    }
+}
+
+fn quoted_field(text: &str) -> Option<(String, &str)> {
+    let mut field = String::new();
+    let mut rest = text;
+    loop {
+        let (part, behind) = rest.split_once('"')?;
+        field.push_str(part);
+        match behind.strip_prefix('"') {
+            Some(next) => rest = next,
+            None => return Some((field, behind)),
+        }
+        field.push('"');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_split_as_csv_and_taken_once() {
+        let mut fields = Fields::parse(r#"type=image,"name=a,b",push=True,x.1=2"#).expect("well formed");
+        assert_eq!(fields.take("name").as_deref(), Some("a,b"));
+        assert_eq!(fields.take("name"), None);
+        assert_eq!(fields.boolean("push"), Ok(Some(true)));
+        assert_eq!(fields.take_prefixed("x."), [("1".to_owned(), "2".to_owned())]);
+        assert_eq!(fields.finish("that"), Err("type= is not supported with that".to_owned()));
+        for wrong in ["a", "a=1,a=2", r#""a=1"#] {
+            assert!(Fields::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! Where the result of a build goes: `-o type=...`.
+//!
+//! Invariant: an output changes neither the store's layers nor what another output of the same build writes.
+
+mod annotations;
+mod form;
+mod parse;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use layerfs::{Store, Tree};
+use registry_client::{
+    Client, CopyOptions, Destination, DockerArchiveDestination, Error, OciArchiveDestination, OciLayout, Platform,
+    PlatformChoice, Progress, Reference, RegistryDestination, copy,
+};
+
+pub use self::annotations::{Annotation, AnnotationPlace};
+pub use self::form::ImageForm;
+pub(crate) use self::form::compression;
+pub(crate) use self::parse::packing;
+use crate::build::{Built, BuiltImage};
+use crate::error::BuildError;
+use crate::export::{self, Ownership};
+use crate::names;
+use crate::place::StorePlace;
+
+/// The annotation that holds an image's whole name in containerd and in what BuildKit writes.
+const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// One output of a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// Where it goes.
+    pub target: OutputTarget,
+    /// How an image is written; of no meaning for files.
+    pub form: ImageForm,
+    /// Whether it was asked for that no file is newer than the build's time, which is so unless real times are kept.
+    pub rewrites_times: bool,
+}
+
+/// Where an output goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputTarget {
+    /// A name in the store, and if asked for at its registry.
+    Image(Naming),
+    /// An OCI layout, in a tar file or a directory.
+    Oci(Archive),
+    /// What `docker load` reads.
+    Docker(Archive),
+    /// The root file system in a directory.
+    Local {
+        /// The directory.
+        directory: PathBuf,
+        /// Whether what is there and not in the result is removed.
+        removes_others: bool,
+        /// Whether each platform has a directory of its own; `None` is one for several platforms only.
+        is_split: Option<bool>,
+    },
+    /// The root file system in a tar file.
+    Tar(PathBuf),
+    /// Nowhere: what the build made stays in the cache.
+    CacheOnly,
+}
+
+/// Under which names an image is kept and pushed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Naming {
+    /// The names; none takes those of the build.
+    pub names: Vec<String>,
+    /// Whether it is pushed.
+    pub is_pushed: bool,
+    /// Whether it is pushed and kept under its digest alone, without a tag.
+    pub by_digest: bool,
+    /// Whether it is kept as `name@digest`, too.
+    pub is_canonical: bool,
+    /// What an image without a name is kept as, with `@digest` behind it.
+    pub dangling_prefix: Option<String>,
+    /// Whether the store forgets it when it was pushed.
+    pub is_not_kept: bool,
+}
+
+/// An image in files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// The names in it; none takes those of the build.
+    pub names: Vec<String>,
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Whether it is a directory.
+    pub is_directory: bool,
+}
+
+/// What all outputs of a build are written with.
+#[derive(Clone, Copy)]
+pub struct Delivery<'a> {
+    /// Where the result lies.
+    pub store: &'a Store,
+    /// For registries.
+    pub client: &'a Client,
+    /// Told of transfers.
+    pub progress: &'a dyn Progress,
+    /// The names of the build.
+    pub tags: &'a [String],
+    /// Threads that compress; no effect on the bytes.
+    pub threads: usize,
+}
+
+impl From<OutputTarget> for Output {
+    fn from(target: OutputTarget) -> Self {
+        Self { target, form: ImageForm::default(), rewrites_times: false }
+    }
+}
+
+impl Output {
+    /// The file that it is written to, if it is one.
+    pub fn file_mut(&mut self) -> Option<&mut PathBuf> {
+        match &mut self.target {
+            OutputTarget::Oci(archive) | OutputTarget::Docker(archive) if !archive.is_directory => {
+                Some(&mut archive.path)
+            }
+            OutputTarget::Tar(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Whether it writes documents that annotations can be on.
+    pub fn takes_annotations(&self) -> bool {
+        matches!(self.target, OutputTarget::Image(_) | OutputTarget::Oci(_))
+    }
+
+    /// Whether it can hold what is built for some platforms under these names, found out before anything is built.
+    ///
+    /// # Errors
+    /// What it has no place for, or lacks.
+    pub fn check(&self, tags: &[String], platforms: &[Platform]) -> Result<(), BuildError> {
+        let one_image = |kind: &str| match platforms {
+            [_] => Ok(()),
+            several => Err(BuildError::Request(several_images(kind, several.len()))),
+        };
+        match &self.target {
+            OutputTarget::Image(naming) => {
+                naming.check(tags)?;
+                self.form.check(platforms, false)
+            }
+            OutputTarget::Oci(_) => self.form.check(platforms, true),
+            OutputTarget::Docker(_) => one_image("type=docker"),
+            OutputTarget::Tar(_) => one_image("type=tar"),
+            OutputTarget::Local { is_split: Some(false), .. } => one_image("type=local,platform-split=false"),
+            OutputTarget::Local { .. } | OutputTarget::CacheOnly => Ok(()),
+        }
+    }
+
+    /// Writes what was built. If it is an image, it is returned as it was written.
+    ///
+    /// # Errors
+    /// If it cannot be written or pushed.
+    pub fn write(&self, built: &Built, delivery: Delivery<'_>) -> Result<Option<Built>, BuildError> {
+        let Delivery { store, threads, .. } = delivery;
+        match &self.target {
+            OutputTarget::Image(naming) => {
+                let built = self.form.apply(store, built, threads)?;
+                naming.write(&built, delivery)?;
+                Ok(Some(built))
+            }
+            OutputTarget::Oci(archive) => {
+                let shaped = self.form.apply(store, built, threads)?;
+                archive.write_layout(&shaped, self.form.entry_annotations(&shaped), delivery)?;
+                Ok(Some(shaped))
+            }
+            OutputTarget::Docker(archive) => {
+                only_image(built, "type=docker")?;
+                archive.write_docker(built, delivery)?;
+                Ok(Some(built.clone()))
+            }
+            OutputTarget::Local { directory, removes_others, is_split } => {
+                write_directories(store, built, directory, *removes_others, *is_split)?;
+                Ok(None)
+            }
+            OutputTarget::Tar(path) => {
+                let image = only_image(built, "type=tar")?;
+                let file = std::fs::File::create(path).map_err(BuildError::file("create", path))?;
+                let writer = std::io::BufWriter::with_capacity(1 << 20, file);
+                export::to_tar(&tree(store, image)?, writer).map_err(BuildError::file("write", path))?;
+                Ok(None)
+            }
+            OutputTarget::CacheOnly => Ok(None),
+        }
+    }
+}
+
+impl Naming {
+    fn check(&self, tags: &[String]) -> Result<(), BuildError> {
+        let names = if self.names.is_empty() { tags } else { &self.names };
+        if self.is_pushed && names.is_empty() {
+            let why = "an image that is pushed needs a name: -t REGISTRY/NAME, or name= in the output";
+            return Err(BuildError::Request(why.to_owned()));
+        }
+        for name in names {
+            let has_tag = name.rsplit('/').next().is_some_and(|last| last.contains([':', '@']));
+            if self.by_digest && has_tag {
+                let why = format!("{name:?} has a tag, but push-by-digest=true pushes without one");
+                return Err(BuildError::Request(why));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, built: &Built, delivery: Delivery<'_>) -> Result<(), BuildError> {
+        let names = if self.names.is_empty() { delivery.tags } else { &self.names };
+        let digest = built.manifest.digest();
+        if let (true, Some(prefix)) = (names.is_empty(), &self.dangling_prefix) {
+            names::set(delivery.store, &format!("{prefix}@{digest}"), &built.manifest)?;
+        }
+        for name in names {
+            let canonical = canonical(name, built)?;
+            if !self.is_not_kept && !self.by_digest {
+                names::set(delivery.store, name, &built.manifest)?;
+            }
+            if !self.is_not_kept && (self.is_canonical || self.by_digest) {
+                names::set(delivery.store, &canonical.familiar(), &built.manifest)?;
+            }
+            if self.is_pushed {
+                let reference = if self.by_digest { canonical } else { name.parse()? };
+                copy_to(built, &RegistryDestination::new(delivery.client, &reference)?, delivery)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `repository@digest` of a name.
+fn canonical(name: &str, built: &Built) -> Result<Reference, Error> {
+    let reference: Reference = name.parse()?;
+    format!("{}/{}@{}", reference.registry(), reference.repository(), built.manifest.digest()).parse()
+}
+
+impl Archive {
+    fn references(&self, delivery: Delivery<'_>) -> Result<Vec<Reference>, BuildError> {
+        let names = if self.names.is_empty() { delivery.tags } else { &self.names };
+        Ok(names.iter().map(|name| name.parse()).collect::<Result<_, Error>>()?)
+    }
+
+    fn write_layout(
+        &self,
+        built: &Built,
+        annotations: std::collections::BTreeMap<String, String>,
+        delivery: Delivery<'_>,
+    ) -> Result<(), BuildError> {
+        let mut entries = Vec::new();
+        for reference in self.references(delivery)? {
+            let mut annotations = annotations.clone();
+            annotations.insert(CONTAINERD_NAME.to_owned(), reference.to_string());
+            entries.push((reference.tag().map(str::to_owned), annotations));
+        }
+        if entries.is_empty() {
+            entries.push((None, annotations));
+        }
+        if self.is_directory {
+            for (tag, annotations) in entries {
+                copy_to(built, &OciLayout::new(&self.path, tag).annotated(annotations), delivery)?;
+            }
+            return Ok(());
+        }
+        let (tag, annotations) = entries.remove(0);
+        let mut archive = OciArchiveDestination::create(&self.path, tag)?.annotated(annotations);
+        for (tag, annotations) in entries {
+            archive = archive.also_named(tag.unwrap_or_default(), annotations);
+        }
+        copy_to(built, &archive, delivery)
+    }
+
+    fn write_docker(&self, built: &Built, delivery: Delivery<'_>) -> Result<(), BuildError> {
+        let mut archive = DockerArchiveDestination::create(&self.path, None)?;
+        for reference in self.references(delivery)? {
+            archive = archive.also_named(reference);
+        }
+        copy_to(built, &if self.is_directory { archive.as_directory() } else { archive }, delivery)
+    }
+}
+
+fn tree(store: &Store, built: &BuiltImage) -> Result<Arc<dyn Tree>, BuildError> {
+    Ok(store.tree(&built.image.diff_ids())?)
+}
+
+/// The image of an output that holds one.
+fn only_image<'b>(built: &'b Built, kind: &str) -> Result<&'b BuiltImage, BuildError> {
+    match built.images.as_slice() {
+        [one] => Ok(one),
+        several => Err(BuildError::Request(several_images(kind, several.len()))),
+    }
+}
+
+fn several_images(kind: &str, count: usize) -> String {
+    format!(
+        "an output of {kind} holds one image, not one for each of {count} platforms: use type=oci, or build one platform"
+    )
+}
+
+/// One directory, or below it one for each platform, called `linux_amd64` as BuildKit does.
+fn write_directories(
+    store: &Store,
+    built: &Built,
+    path: &Path,
+    removes_others: bool,
+    is_split: Option<bool>,
+) -> Result<(), BuildError> {
+    let is_split = is_split.unwrap_or(built.images.len() > 1);
+    if !is_split {
+        only_image(built, "type=local,platform-split=false")?;
+    }
+    for image in &built.images {
+        let path = match is_split {
+            false => path.to_owned(),
+            true => path.join(image.platform.to_string().replace('/', "_")),
+        };
+        std::fs::create_dir_all(&path).map_err(BuildError::file("create", &path))?;
+        let tree = tree(store, image)?;
+        if removes_others {
+            export::remove_others(&tree, &path)?;
+        }
+        export::to_directory(&tree, b"", &path, Ownership::Own)?;
+    }
+    Ok(())
+}
+
+fn copy_to(built: &Built, destination: &dyn Destination, delivery: Delivery<'_>) -> Result<(), BuildError> {
+    // A registry takes a manifest only when it has what that points to: one question instead of one a blob.
+    if destination.named()?.as_ref() == Some(built.manifest.digest()) {
+        return Ok(());
+    }
+    let source = StorePlace::existing(delivery.store, built.manifest.digest().as_ref(), built.manifest.clone());
+    let options = CopyOptions { platforms: PlatformChoice::All, ..CopyOptions::default() };
+    copy(&source, destination, &options, delivery.progress)?;
+    Ok(())
+}
+
+impl From<Error> for BuildError {
+    fn from(source: Error) -> Self {
+        Self::Image { at: None, source }
+    }
+}

@@ -1,0 +1,141 @@
+//! A remote cache as a build reads it: the documents first, a layer when its step comes up.
+//!
+//! Invariant: nothing here fails a build but the store: a cache that is not there, cannot be read or offers what it does not
+//! have is told once and then left alone.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use layerfs::{DiffId, Layer, Store, StoreError};
+use registry_client::{Cause, Client, Error, Manifest, ManifestContent, OciLayout, RegistrySource, Source};
+
+use super::document::{self, Offered, Offers};
+use super::location::{CacheImport, CachePlace};
+use crate::cache;
+use crate::error::BuildError;
+use crate::events::Events;
+use crate::output::compression;
+use crate::place::MOST_CONFIG_BYTES;
+
+/// Images of an index that are looked into for inline caches; no build has more platforms.
+const MOST_IMAGES: usize = 64;
+
+/// One cache, or the inline cache of one image.
+pub(super) struct Imported {
+    source: Box<dyn Source>,
+    offers: Offers,
+    /// Set when something of it could not be had: the next step does not wait for it again.
+    is_broken: AtomicBool,
+}
+
+/// Reads all caches of a place; what cannot be read is a warning.
+pub(super) fn read(import: &CacheImport, client: &Client, events: &dyn Events) -> Vec<Imported> {
+    let CacheImport(place) = import;
+    let manifests =
+        open(place, client).and_then(|source| source.manifest(None)).and_then(|top| images(place, client, top));
+    let manifests = match manifests {
+        Ok(manifests) => manifests,
+        Err(error) => {
+            events.warning(&format!("the cache {place} is not used: {error}"));
+            return Vec::new();
+        }
+    };
+    let mut imported = Vec::new();
+    for manifest in manifests {
+        match read_one(place, client, &manifest) {
+            Ok((cache, 0)) => imported.push(cache),
+            Ok((cache, left_out)) => {
+                events.warning(&format!("the cache {place} has {left_out} steps that make no sense"));
+                imported.push(cache);
+            }
+            Err(error) => events.warning(&format!("the cache {place} is not used: {error}")),
+        }
+    }
+    imported
+}
+
+fn open(place: &CachePlace, client: &Client) -> Result<Box<dyn Source>, Error> {
+    Ok(match place {
+        CachePlace::Registry(reference) => Box::new(RegistrySource::new(client, reference)?),
+        CachePlace::Local { directory, name } => Box::new(OciLayout::new(directory, Some(name.clone()))),
+    })
+}
+
+/// The manifest itself, or those of all images of an index.
+fn images(place: &CachePlace, client: &Client, top: Manifest) -> Result<Vec<Manifest>, Error> {
+    let ManifestContent::Index(entries) = top.content() else { return Ok(vec![top]) };
+    let source = open(place, client)?;
+    let manifests = entries.iter().take(MOST_IMAGES).map(|entry| source.manifest(Some(entry.digest())));
+    manifests.collect()
+}
+
+fn read_one(place: &CachePlace, client: &Client, manifest: &Manifest) -> Result<(Imported, usize), Error> {
+    let malformed = |what: String| Error::new(format!("read the cache {place}"), Cause::Malformed(what));
+    let ManifestContent::Image { config, layers } = manifest.content() else {
+        return Err(malformed("it is an index of indexes".to_owned()));
+    };
+    if config.size() > MOST_CONFIG_BYTES {
+        return Err(malformed(format!("its configuration is larger than {MOST_CONFIG_BYTES} bytes")));
+    }
+    let source = open(place, client)?;
+    let mut bytes = Vec::new();
+    let read = source.open_blob(&config)?.take(MOST_CONFIG_BYTES).read_to_end(&mut bytes);
+    read.map_err(|error| Error::from_io(format!("read the cache {place}"), config.digest().digest(), error))?;
+    let (offers, left_out) = document::read(&bytes, &layers).map_err(malformed)?;
+    Ok((Imported { source, offers, is_broken: AtomicBool::new(false) }, left_out))
+}
+
+impl Imported {
+    /// The layer of a step, fetched if the store does not have it, and recorded as the step's.
+    pub(super) fn fetch(&self, key: &str, store: &Store, events: &dyn Events) -> Result<Option<DiffId>, BuildError> {
+        let Some(offered) = self.offers.layers.get(key) else { return Ok(None) };
+        if self.is_broken.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let layer = match self.take(offered, store, events) {
+            Ok(layer) => layer,
+            Err(why) => {
+                self.is_broken.store(true, Ordering::Relaxed);
+                let digest = offered.descriptor.digest();
+                events.warning(&format!("the cache {} is not used: its layer {digest}: {why}", self.source.name()));
+                return Ok(None);
+            }
+        };
+        // Blobs of other packings are no part of an image: its digest may not depend on where a layer came from.
+        if compression(&layer.descriptor) == Some(self.offers.packing.compression()) {
+            store.adopt_blob(&layer, self.offers.packing)?;
+        }
+        cache::record(store, key, layer.diff_id)?;
+        Ok(Some(layer.diff_id))
+    }
+
+    fn take(&self, offered: &Offered, store: &Store, events: &dyn Events) -> Result<Layer, String> {
+        let Offered { descriptor, diff_id } = offered;
+        let known = store.layer_of_blob(descriptor.digest()).map_err(|error| error.to_string())?;
+        let layer = match known {
+            Some(layer) => layer,
+            None => {
+                let progress = events.transfers();
+                progress.blob_started(descriptor);
+                let content = self.source.open_blob(descriptor).map_err(|error| error.to_string())?;
+                store.ingest_layer(content, descriptor, Some(diff_id)).map_err(in_words)?;
+                progress.blob_done(descriptor.digest());
+                // What the blob is tells its media type, whatever the cache says.
+                let stored = store.layer_of_blob(descriptor.digest()).map_err(|error| error.to_string())?;
+                stored.ok_or("it is gone again")?
+            }
+        };
+        if layer.diff_id != *diff_id || layer.descriptor.size() != descriptor.size() {
+            return Err(format!("it is not the layer {diff_id} of {} bytes", descriptor.size()));
+        }
+        Ok(layer)
+    }
+}
+
+/// With the cause, which is mostly that of the transfer.
+fn in_words(error: StoreError) -> String {
+    match std::error::Error::source(&error) {
+        Some(source) if !error.to_string().contains(&source.to_string()) => format!("{error}: {source}"),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,180 @@
+//! Where credentials are looked for, each place and each precedence a fact: a server asks for a password, and tells
+//! whose came.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use fixtures::fault::{FaultServer, Reply};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// A home with files of credentials, and a registry that wants one of them.
+struct Home {
+    directory: TempDir,
+    server: FaultServer,
+    variables: Vec<(&'static str, PathBuf)>,
+}
+
+impl Home {
+    fn new() -> Self {
+        let server = FaultServer::start(|request| match request.header("authorization") {
+            None => Reply::new(401).header("WWW-Authenticate", "Basic realm=x"),
+            Some(_) => Reply::new(200).body(r#"{"tags": ["there"]}"#),
+        });
+        Self { directory: tempfile::tempdir().expect("a directory"), server, variables: Vec::new() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// With an environment variable that leads to a path of this home.
+    fn with_variable(mut self, name: &'static str, path: &str) -> Self {
+        let path = self.path(path);
+        self.variables.push((name, path));
+        self
+    }
+
+    fn write(self, file: &str, document: Value) -> Self {
+        let path = self.path(file);
+        fs::create_dir_all(path.parent().expect("in the home")).expect("a directory");
+        // R stands for the registry, whose port nobody knows before it runs.
+        fs::write(path, document.to_string().replace("\"R", &format!("\"{}", self.server.address()))).expect("written");
+        self
+    }
+
+    /// With a credential of `user` for the registry.
+    fn with_user(self, file: &str, user: &str) -> Self {
+        self.write(file, json!({"auths": {"R": {"auth": auth(user)}}}))
+    }
+
+    /// With a helper that knows `user` for every registry, or none.
+    fn with_helper(self, name: &str, user: Option<&str>) -> Self {
+        let path = self.path("bin").join(format!("docker-credential-{name}"));
+        fs::create_dir_all(self.path("bin")).expect("a directory");
+        let answer = match user {
+            Some(user) => format!("cat > /dev/null; echo '{{\"Username\": \"{user}\", \"Secret\": \"pw\"}}'"),
+            None => "echo 'credentials not found in native keychain'; exit 1".to_owned(),
+        };
+        fs::write(&path, format!("#!/bin/sh\n{answer}\n")).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("made executable");
+        self
+    }
+
+    fn run(&self, repository: &str) -> Output {
+        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
+        command.args(["tags", &format!("{}/{repository}", self.server.address())]);
+        command.env_clear().env("PATH", path).env("HOME", self.directory.path()).stdin(Stdio::null());
+        command.envs(self.variables.iter().map(|(name, path)| (name, path)));
+        command.output().expect("the program starts")
+    }
+
+    /// The user whose password came for a repository.
+    #[track_caller]
+    fn user_for(&self, repository: &str) -> String {
+        let output = self.run(repository);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let requests = self.server.requests();
+        let header =
+            requests.iter().rev().find_map(|request| request.header("authorization")).expect("it was asked for");
+        let known = ["a", "b", "c", "d"].into_iter().find(|user| header == format!("Basic {}", auth(user)));
+        known.expect("one of the test's users").to_owned()
+    }
+
+    #[track_caller]
+    fn user(&self) -> String {
+        self.user_for("app")
+    }
+}
+
+/// Base64 of `<user>:pw` for users of one letter.
+fn auth(user: &str) -> &'static str {
+    match user {
+        "a" => "YTpwdw==",
+        "b" => "Yjpwdw==",
+        "c" => "Yzpwdw==",
+        "d" => "ZDpwdw==",
+        other => panic!("no user {other}"),
+    }
+}
+
+#[test]
+fn the_file_of_registry_auth_file_comes_before_all_others() {
+    let home = Home::new().with_user("own.json", "a").with_user(".docker/config.json", "b");
+    assert_eq!(home.with_variable("REGISTRY_AUTH_FILE", "own.json").user(), "a");
+}
+
+#[test]
+fn the_directory_of_docker_config_takes_the_place_of_the_one_in_the_home() {
+    let home = Home::new().with_user("docker/config.json", "a").with_user(".docker/config.json", "b");
+    assert_eq!(home.user(), "b");
+    assert_eq!(home.with_variable("DOCKER_CONFIG", "docker").user(), "a");
+}
+
+#[test]
+fn dockers_file_comes_before_the_ones_of_containers_and_the_runtime_directory_before_the_home() {
+    let home = Home::new().with_user(".config/containers/auth.json", "c");
+    assert_eq!(home.user(), "c");
+    let home = home.with_user("run/containers/auth.json", "b").with_variable("XDG_RUNTIME_DIR", "run");
+    assert_eq!(home.user(), "b");
+    assert_eq!(home.with_user(".docker/config.json", "a").user(), "a");
+}
+
+#[test]
+fn a_file_that_knows_nothing_of_the_registry_leaves_it_to_the_next() {
+    let home = Home::new().write("own.json", json!({"auths": {"other.example": {"auth": auth("a")}}}));
+    let home = home.with_variable("REGISTRY_AUTH_FILE", "own.json").with_user(".docker/config.json", "b");
+    assert_eq!(home.user(), "b");
+}
+
+#[test]
+fn the_longest_path_of_a_repository_wins_and_the_registry_serves_the_rest() {
+    let auths = json!({"auths": {
+        "R": {"auth": auth("a")}, "R/team": {"auth": auth("b")}, "R/team/app": {"auth": auth("c")}}});
+    let home = Home::new().write(".config/containers/auth.json", auths);
+    for (repository, user) in [("team/app", "c"), ("team/app/part", "c"), ("team/other", "b"), ("teams", "a")] {
+        assert_eq!(home.user_for(repository), user, "{repository}");
+    }
+}
+
+#[test]
+fn a_key_may_be_a_url_as_old_dockers_wrote_it() {
+    let home = Home::new();
+    let key = format!("http://{}/v2/", home.server.address());
+    assert_eq!(home.write(".docker/config.json", json!({"auths": {key: {"auth": auth("a")}}})).user(), "a");
+}
+
+#[test]
+fn the_helper_of_a_registry_comes_before_the_store_and_the_store_before_the_file() {
+    let config = json!({"credHelpers": {"R": "one"}, "credsStore": "two", "auths": {"R": {"auth": auth("c")}}});
+    let home = Home::new().with_helper("one", Some("a")).with_helper("two", Some("b"));
+    assert_eq!(home.write(".docker/config.json", config).user(), "a");
+    let config = json!({"credsStore": "two", "auths": {"R": {"auth": auth("c")}}});
+    let home = Home::new().with_helper("two", Some("b")).write(".docker/config.json", config.clone());
+    assert_eq!(home.user(), "b");
+    let home = Home::new().with_helper("two", None).write(".docker/config.json", config);
+    assert_eq!(home.user(), "c", "a store that knows nothing leaves it to the file");
+}
+
+#[test]
+fn without_credentials_nobody_is_made_up_and_the_next_step_is_told() {
+    let home = Home::new();
+    let output = home.run("app");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("hint: log in first: nacre login 127.0.0.1"), "{text}");
+    assert!(home.server.requests().iter().all(|request| request.header("authorization").is_none()));
+}
+
+#[test]
+fn a_file_or_helper_that_is_broken_is_named_and_nothing_of_it_is_shown() {
+    let home = Home::new().write(".docker/config.json", json!({"auths": {"R": {"auth": "c2VjcmV0"}}}));
+    let text = String::from_utf8(home.run("app").stderr).expect("UTF-8");
+    assert!(text.contains(".docker/config.json") && !text.contains("c2VjcmV0") && !text.contains("secret"), "{text}");
+    let home = Home::new().write(".docker/config.json", json!({"credHelpers": {"R": "nothere"}}));
+    let text = String::from_utf8(home.run("app").stderr).expect("UTF-8");
+    assert!(text.contains("docker-credential-nothere get cannot be run"), "{text}");
+}

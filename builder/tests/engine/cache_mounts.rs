@@ -1,0 +1,97 @@
+//! Cache mounts that go from one machine to another: each machine is a store of its own.
+
+use std::fs;
+use std::path::Path;
+
+use fixtures::registry::Registry;
+use serde_json::Value;
+
+use crate::support::{Bench, OrdinaryUser, SHELL};
+
+/// The id is the target.
+const ID: &str = "/cache";
+
+fn machine(step: &str) -> Bench {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target={ID},uid=7,mode=0711 {step}\n"));
+    bench
+}
+
+const FILL: &str = "cd /cache && echo kept > file && mkdir -p d/e && ln file d/e/link && ln -s ../file d/symlink && \
+    chown 12:34 d && chmod 4750 file && touch -d @1000000000 file";
+const CHECK: &str = "cd /cache && [ \"$(cat d/symlink)\" = kept ] && [ \"$(stat -c %u:%g:%h:%a:%Y file)\" = 0:0:2:4750:1000000000 ] && \
+    [ \"$(stat -c %u:%g d)\" = 12:34 ] && [ \"$(stat -c %u:%a .)\" = 7:711 ]";
+
+#[test]
+fn a_cache_mount_arrives_as_it_was_on_another_machine() {
+    let registry = Registry::open();
+    let places = [format!("docker://{}/app:cache", registry.address()), "oci-archive:cache.tar".to_owned()];
+    let first = machine(FILL);
+    first.build(&[]).succeeds();
+    for place in places {
+        first.nacre(&["cache-mount", "export", ID, &place]).succeeds();
+        let second = machine(CHECK);
+        assert!(second.build(&[]).stderr.contains("exit code"), "nothing is there yet");
+        if place.starts_with("oci-archive") {
+            fs::copy(first.path("cache.tar"), second.path("cache.tar")).expect("copied");
+        }
+        second.nacre(&["cache-mount", "import", ID, &place]).succeeds();
+        second.build(&[]).succeeds();
+        second.assert_clean();
+        // What was imported gives the same export.
+        second.nacre(&["cache-mount", "export", ID, "oci-archive:again.tar"]).succeeds();
+        first.nacre(&["cache-mount", "export", ID, "oci-archive:again.tar"]).succeeds();
+        let read = |bench: &Bench| fs::read(bench.path("again.tar")).expect("written");
+        assert!(read(&first) == read(&second), "{place}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_carries_files_of_many_owners() {
+    let user = OrdinaryUser::new("caches");
+    let first = machine(FILL).owned_by(&user);
+    first.build(&[]).succeeds();
+    first.nacre(&["cache-mount", "export", ID, "oci:layout:cache"]).succeeds();
+    let second = machine(CHECK);
+    let place = format!("oci:{}:cache", first.path("layout").display());
+    second.nacre(&["cache-mount", "import", ID, &place]).succeeds();
+    second.build(&[]).succeeds();
+}
+
+#[test]
+fn cache_mounts_are_listed_emptied_and_pruned() {
+    let bench = machine(FILL);
+    bench.build(&["-t", "app"]).succeeds();
+    let listed = || -> Value {
+        let done = bench.nacre(&["cache-mount", "list", "--format", "json"]).succeeds();
+        serde_json::from_str(&done.stdout).expect("JSON")
+    };
+    assert_eq!(listed()[0]["id"], ID);
+    assert!(listed()[0]["size_bytes"].as_u64().is_some_and(|size| size > 0));
+    bench.nacre(&["cache-mount", "remove", ID]).succeeds();
+    assert_eq!(listed(), serde_json::json!([]));
+    assert!(bench.nacre(&["cache-mount", "remove", ID]).fails(1).contains(ID));
+    assert!(bench.nacre(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains(ID));
+    bench.build(&["--no-cache"]).succeeds();
+    bench.nacre(&["prune", "--cache-mounts"]).succeeds();
+    assert_eq!(listed(), serde_json::json!([]));
+    // The build cache is not what was pruned.
+    assert_eq!(bench.build(&[]).cached(), 3);
+}
+
+#[test]
+fn what_is_no_cache_mount_changes_none() {
+    let bench = machine(FILL);
+    bench.build(&["-o", "type=oci,dest=image,tar=false"]).succeeds();
+    assert!(bench.nacre(&["cache-mount", "import", ID, "oci:image"]).fails(1).contains("no cache mount"));
+    assert!(bench.nacre(&["cache-mount", "import", ID, "app"]).fails(2).contains("app"));
+    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target={ID} {CHECK}\n"));
+    bench.build(&[]).succeeds();
+    // A name that would remove others from a layer is no reason to lose it silently.
+    bench
+        .dockerfile(&format!("{SHELL}RUN --mount=type=cache,target={ID} echo > /cache/d/.wh.a\n"))
+        .build(&[])
+        .succeeds();
+    assert!(bench.nacre(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains("d/.wh.a"));
+    assert!(!Path::new(&bench.path("layout")).exists());
+}

@@ -1,0 +1,319 @@
+//! The verbs that work at registries, as a person uses them, against Debian's registry.
+//!
+//! Invariant: a test has a store and a registry of its own. It needs docker-registry and skopeo.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use fixtures::fault::{FaultServer, Reply};
+use fixtures::registry::Registry;
+use serde_json::Value;
+use tempfile::TempDir;
+
+struct Desk {
+    directory: TempDir,
+    registry: Registry,
+}
+
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    #[track_caller]
+    fn success(self) -> String {
+        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
+        self.stdout.trim_end().to_owned()
+    }
+
+    #[track_caller]
+    fn json(self) -> Value {
+        serde_json::from_str(&self.success()).expect("JSON")
+    }
+
+    #[track_caller]
+    fn failure(self, code: i32, words: &str) {
+        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
+        assert!(self.stderr.contains(words), "{words:?} in {}", self.stderr);
+    }
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self { directory: tempfile::tempdir().expect("a directory"), registry: Registry::open() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("UTF-8").to_owned()
+    }
+
+    /// A name at the registry.
+    fn at(&self, name: &str) -> String {
+        format!("{}/{name}", self.registry.address())
+    }
+
+    fn place(&self, name: &str) -> String {
+        format!("docker://{}", self.at(name))
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
+        command.args(arguments).stdin(Stdio::null()).current_dir(self.directory.path());
+        command.env("NACRE_ROOT", self.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", self.path("home"));
+        command.env("REGISTRY_AUTH_FILE", self.path("auth.json")).env_remove("SOURCE_DATE_EPOCH");
+        let output = command.output().expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        let code = output.status.code().expect("an exit code");
+        Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Pushes an image of one file for a platform, and gives its digest.
+    fn push(&self, name: &str, platform: &str, content: &str) -> String {
+        let context = self.path("context");
+        fs::create_dir_all(&context).expect("a directory");
+        fs::write(context.join("file"), content).expect("written");
+        fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
+        let name = self.at(name);
+        self.run(&["build", "--platform", platform, "-t", &name, &self.text("context")]).success();
+        self.run(&["push", &name]).success()
+    }
+}
+
+fn skopeo(arguments: &[&str]) -> Ended {
+    let output = Command::new("skopeo").args(arguments).output().expect("skopeo runs (Debian package skopeo)");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    let code = output.status.code().expect("an exit code");
+    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+#[test]
+fn tags_are_listed_and_deleted_without_the_image_that_they_lead_to() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1.0", "linux/amd64", "one");
+    for tag in ["1.1", "2.0"] {
+        desk.run(&["copy", &desk.place("app:1.0"), &desk.place(&format!("app:{tag}"))]).success();
+    }
+    let tags = |more: &[&str]| desk.run(&[&["tags", &desk.at("app")], more].concat()).success();
+    assert_eq!(tags(&[]), "1.0\n1.1\n2.0");
+    assert_eq!(tags(&["--filter", "1.*"]), "1.0\n1.1");
+    assert_eq!(tags(&["--last", "1.0", "--limit", "1"]), "1.1");
+    assert_eq!(desk.run(&["catalog", desk.registry.address()]).success(), "app");
+    desk.run(&["delete", &desk.at("app")]).failure(2, "which tag");
+    desk.run(&["delete", &desk.at("app:1.1")]).success();
+    assert_eq!(tags(&["--format", "json"]), "[\n  \"1.0\",\n  \"2.0\"\n]");
+    desk.run(&["delete", &desk.at(&format!("app@{digest}"))]).success();
+    assert_eq!(tags(&[]), "");
+    desk.run(&["delete", &desk.at("app:1.0")]).failure(3, "404");
+    desk.run(&["tags", &desk.at("app:1.0")]).failure(2, "leave its tag");
+}
+
+#[test]
+fn an_index_is_made_at_a_registry_from_what_lies_there_and_changed() {
+    let desk = Desk::new();
+    let [one, two] = ["linux/amd64", "linux/arm64"]
+        .map(|platform| desk.push(&format!("app:{}", &platform[6..]), platform, platform));
+    let (list, amd, arm) = (desk.place("app:1"), desk.place("app:amd64"), desk.place("app:arm64"));
+    let made = desk.run(&["manifest", "create", &list, &amd, &arm, "-t", "latest"]).success();
+    assert_eq!(desk.run(&["manifest", "create", &desk.place("app:again"), &amd, &arm]).success(), made);
+    let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &desk.place("app:latest")]).json();
+    let platform = |entry: usize| raw["manifests"][entry]["platform"]["architecture"].as_str().map(str::to_owned);
+    assert_eq!((platform(0).as_deref(), platform(1).as_deref()), (Some("amd64"), Some("arm64")));
+    let shown = desk.run(&["manifest", "inspect", &list]).success();
+    assert!(shown.contains(&made) && shown.contains("linux/arm64") && shown.contains(&two), "{shown}");
+    let shown = desk.run(&["manifest", "inspect", "--raw", &list]).success();
+    assert_eq!(serde_json::from_str::<Value>(&shown).expect("JSON"), raw);
+    desk.run(&["manifest", "create", &desk.place("app:2"), &amd, &amd]).success();
+    desk.push("app:other", "linux/amd64", "other");
+    desk.run(&["manifest", "create", &list, &amd, &desk.place("app:other")]).failure(1, "linux/amd64 too");
+    let other = desk.run(&["manifest", "add", &list, &desk.place("app:other")]).success();
+    assert_ne!(other, made);
+    let shown = desk.run(&["manifest", "inspect", &list]).success();
+    assert!(!shown.contains(&one) && shown.contains(&two), "{shown}");
+    desk.run(&["manifest", "annotate", &list, "linux/arm64", "--annotation", "a=b", "--os-version", "7"]).success();
+    let entry =
+        desk.run(&["manifest", "inspect", "--format", "json", &list]).json()["manifest"]["manifests"][1].clone();
+    assert_eq!((&entry["annotations"]["a"], &entry["platform"]["os.version"]), (&"b".into(), &"7".into()));
+    desk.run(&["manifest", "remove", &list, &two]).success();
+    assert!(!desk.run(&["manifest", "inspect", &list]).success().contains("arm64"));
+    desk.run(&["manifest", "remove", &list, "linux/arm64"]).failure(1, "no image for linux/arm64");
+}
+
+#[test]
+fn an_index_of_the_store_is_pushed_with_all_its_images() {
+    let desk = Desk::new();
+    let digests =
+        ["linux/amd64", "linux/arm/v6"].map(|platform| desk.push(&format!("one:{}", platform.len()), platform, "x"));
+    let (one, two) = (desk.at("one:11"), desk.at("one:12"));
+    let made = desk.run(&["manifest", "create", "app", &one, &two, "--annotation", "k=v"]).success();
+    assert_eq!(desk.run(&["manifest", "push", "app", &desk.at("all:1")]).success(), made);
+    assert_eq!(desk.run(&["push", "app", &desk.at("all:2")]).success(), made);
+    let pulled = desk.run(&["pull", "--platform", "linux/arm/v6", &desk.at("all:1")]).success();
+    assert_eq!(pulled, digests[1]);
+    desk.run(&["copy", "--platform", "linux/s390x", &desk.place("all:1"), "oci:x"]).failure(3, "linux/s390x");
+    let target = format!("oci:{}:all", desk.text("layout"));
+    skopeo(&["copy", "-q", "--all", "--src-tls-verify=false", &desk.place("all:1"), &target]).success();
+    assert_eq!(
+        desk.run(&["manifest", "create", &desk.place("back:1"), &target, "--annotation", "k=v"]).success(),
+        made
+    );
+}
+
+#[test]
+fn what_is_attached_is_listed_and_travels_with_its_image() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "x");
+    fs::write(desk.path("sbom.json"), "{}").expect("written");
+    let name = desk.at("app:1");
+    let attach = |name: &str, kind: &str| {
+        desk.run(&["attach", name, "sbom.json:application/json", "--artifact-type", kind, "--annotation", "by=me"])
+    };
+    let sbom = attach(&name, "application/spdx+json").success();
+    assert_eq!(attach(&name, "application/spdx+json").success(), sbom, "the same again is the same");
+    let signature = attach(&desk.at(&format!("app@{sbom}")), "text/x-signature").success();
+    attach(&name, "nonsense").failure(1, "no media type");
+    desk.run(&["attach", &name, "--artifact-type", "a/b"]).failure(2, "nothing to attach");
+    let list = desk.run(&["referrers", &name, "--format", "json"]).json();
+    assert_eq!((&list[0]["digest"], &list[0]["annotations"]["by"]), (&sbom.as_str().into(), &"me".into()));
+    assert_eq!(desk.run(&["referrers", &name, "--artifact-type", "a/b", "--format", "json"]).success(), "[]");
+    let all = desk.run(&["referrers", &name, "--all"]).success();
+    assert!(all.contains(&sbom) && all.contains(&format!("  {signature}")), "{all}");
+    let layout = format!("oci:{}:app", desk.text("layout"));
+    let copied = desk.run(&["copy", "--referrers", &desk.place("app:1"), &layout]).success();
+    desk.run(&["copy", "--referrers", &layout, &desk.place("other:1")]).success();
+    let all = desk.run(&["referrers", &desk.at("other:1"), "--all"]).success();
+    assert!(all.contains(&sbom) && all.contains(&signature), "{all}");
+    // A layout without names still holds one image.
+    let unnamed = format!("oci:{}", desk.text("unnamed"));
+    assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
+    assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
+    assert_eq!(desk.run(&["copy", &unnamed, &desk.place("third:1")]).success(), copied);
+    desk.run(&["copy", "--referrers", &name, "oci:nowhere"]).failure(1, "keeps no list");
+    desk.run(&["copy", "--referrers", &desk.place("app:1"), "here"]).failure(2, "keeps no list");
+}
+
+#[test]
+fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
+    let desk = Desk::new();
+    for tag in ["1.0", "1.1", "1.2-rc1", "2.0"] {
+        desk.push(&format!("app:{tag}"), "linux/amd64", tag);
+    }
+    let list = format!(
+        "# the main thing\n{} {} !*-rc*\n{} {}\n{} {}\n{} oci:{}\n",
+        desk.place("app:1.*"),
+        desk.place("mirror/app"),
+        desk.place("app:2.0"),
+        desk.place("mirror/app"),
+        desk.place("app:9"),
+        desk.place("mirror/app:9"),
+        desk.place("app:*"),
+        desk.text("layout"),
+    );
+    fs::write(desk.path("list"), list).expect("written");
+    let dry = desk.run(&["sync", "list", "--dry-run"]);
+    assert!(dry.stdout.contains("7 to copy, 0 unchanged, 1 failed"), "{}", dry.stdout);
+    let first = desk.run(&["sync", "list"]);
+    assert!(first.stdout.contains("7 copied, 0 unchanged, 1 failed"), "{}", first.stdout);
+    first.failure(3, "app:9");
+    assert_eq!(desk.run(&["tags", &desk.at("mirror/app")]).success(), "1.0\n1.1\n2.0");
+    let again = desk.run(&["sync", "list"]).stdout;
+    assert!(again.contains("0 copied, 7 unchanged, 1 failed"), "{again}");
+    let back = format!("oci:{} {}\n", desk.text("layout"), desk.place("back"));
+    fs::write(desk.path("back"), back).expect("written");
+    let outcomes = desk.run(&["--root", "unused", "sync", "back", "--format", "json"]).json();
+    assert_eq!(outcomes.as_array().map(Vec::len), Some(4));
+    assert_eq!(outcomes[0]["result"], "copied");
+    assert_eq!(desk.run(&["tags", &desk.at("back")]).success(), "1.0\n1.1\n1.2-rc1\n2.0");
+    assert!(!desk.path("unused/oci-layout").exists(), "a store that nothing was asked of is not made");
+}
+
+#[test]
+fn limits_are_told_and_their_absence_too() {
+    let desk = Desk::new();
+    let words = desk.run(&["limits", desk.registry.address()]).success();
+    assert!(words.ends_with("tells of no limits"), "{words}");
+    let server = FaultServer::start(|_| {
+        let reply = Reply::new(200).header("ratelimit-limit", "100;w=21600");
+        reply.header("ratelimit-remaining", "7;w=21600").header("docker-ratelimit-source", "10.0.0.1")
+    });
+    let words = desk.run(&["limits", server.address()]).success();
+    assert!(words.ends_with("7 of 100 pulls left in 6 hours, counted for 10.0.0.1"), "{words}");
+    assert_eq!(desk.run(&["limits", server.address(), "--format", "json"]).json()["remaining"], 7);
+}
+
+#[test]
+fn layers_are_compressed_otherwise_only_if_that_is_asked_for() {
+    let desk = Desk::new();
+    let one = desk.push("app:1", "linux/amd64", &"many words ".repeat(10_000));
+    let two = desk.push("app:2", "linux/arm64", "few words");
+    desk.run(&["manifest", "create", &desk.place("app:all"), &desk.place("app:1"), &desk.place("app:2")]).success();
+    let raw = |name: &str| desk.run(&["manifest", "inspect", "--raw", name]).json();
+    let types = |name: &str| raw(name)["layers"][0]["mediaType"].as_str().map(str::to_owned).expect("a layer");
+    let diff_ids = |name: &str| {
+        desk.run(&["pull", name]).success();
+        desk.run(&["inspect", name, "--format", "json"]).json()["config"]["rootfs"]["diff_ids"].clone()
+    };
+    assert_eq!(
+        desk.run(&["copy", "--compression", "gzip", &desk.place("app:1"), &desk.place("same:1")]).success(),
+        one
+    );
+    let (from, to) = (desk.place("app:1"), desk.place("zstd:1"));
+    let ended = Command::new(env!("CARGO_BIN_EXE_nacre"))
+        .args(["copy", "--compression", "zstd", "--compression-level", "9", &from, &to])
+        .env("NACRE_ROOT", desk.path("unused"))
+        .output()
+        .expect("the program starts");
+    assert!(String::from_utf8_lossy(&ended.stderr).contains(&format!("{one} is now sha256:")), "{ended:?}");
+    let made = String::from_utf8(ended.stdout).expect("UTF-8").trim_end().to_owned();
+    let again =
+        desk.run(&["push", &desk.at("app:1"), &desk.at("zstd:2"), "--compression", "zstd", "--compression-level", "9"]);
+    assert_eq!(again.success(), made, "the same bytes wherever it is made");
+    assert_eq!(types(&to), "application/vnd.oci.image.layer.v1.tar+zstd");
+    assert_eq!(diff_ids(&desk.at("zstd:1")), diff_ids(&desk.at("app:1")));
+    let plain = desk.place("plain:1");
+    desk.run(&["copy", "--compression", "none", &to, &plain]).success();
+    assert_eq!(types(&plain), "application/vnd.oci.image.layer.v1.tar");
+    // Back again they are the bytes that a build makes.
+    let back = desk.place("gzip:1");
+    desk.run(&["copy", "--compression", "gzip", &plain, &back]).success();
+    assert_eq!(raw(&back)["layers"], raw(&from)["layers"]);
+    let all = desk.place("zstd:all");
+    desk.run(&["copy", "--all", "--compression", "zstd", &desk.place("app:all"), &all]).success();
+    let entries = raw(&all)["manifests"].as_array().cloned().expect("a list");
+    assert!(entries.iter().all(|entry| entry["digest"] != *one && entry["digest"] != *two), "{entries:?}");
+    // Docker's media types have no zstd: the image becomes one of OCI.
+    let docker = desk.place("docker:1");
+    skopeo(&["copy", "-q", "--format", "v2s2", "--src-tls-verify=false", "--dest-tls-verify=false", &from, &docker])
+        .success();
+    desk.run(&["copy", "--compression", "none", &docker, &plain]).success();
+    assert_eq!(types(&plain), "application/vnd.docker.image.rootfs.diff.tar");
+    desk.run(&["copy", "--compression", "zstd", &docker, &plain]).success();
+    assert_eq!(raw(&plain)["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(raw(&plain)["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
+    skopeo(&["inspect", "--tls-verify=false", &plain]).success();
+    desk.run(&["copy", "--compression", "lzma", &docker, &plain]).failure(2, "lzma");
+    desk.run(&["copy", "--compression", "gzip", "--compression-level", "99", &docker, &plain]).failure(2, "99");
+    desk.run(&["copy", "--compression-level", "1", &docker, &plain]).failure(2, "--compression");
+}
+
+#[test]
+fn compressed_archives_are_read() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "x");
+    for (transport, program, ending) in [("oci-archive", "gzip", "gz"), ("docker-archive", "zstd", "zst")] {
+        let plain = format!("{transport}:{}", desk.text("image.tar"));
+        desk.run(&["copy", &desk.place("app:1"), &plain]).success();
+        let made = Command::new(program).args(["-q", "-f", "-k"]).arg(desk.path("image.tar")).status();
+        assert!(made.expect("it runs").success());
+        let packed = desk.run(&["copy", &format!("{plain}.{ending}"), &desk.place("back:1")]).success();
+        assert_eq!(packed, desk.run(&["copy", &plain, &desk.place("plain:1")]).success());
+        assert!(transport == "docker-archive" || packed == digest);
+    }
+}
