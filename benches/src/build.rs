@@ -42,10 +42,11 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
     push_base(nacre, scratch.path(), &args.base, &base)?;
     let contenders = [
         Contender::Buildah { root: scratch.path().join("buildah") },
-        Contender::Nacre { program: nacre.to_owned(), store: scratch.path().join("store") },
+        Contender::Nacre { program: nacre.to_owned(), store: scratch.path().join("store"), plane: "fuse" },
+        Contender::Nacre { program: nacre.to_owned(), store: scratch.path().join("other"), plane: "overlay" },
     ];
-    let mut table = Table::new(&["buildah", "nacre"]);
-    let mut times: [[Vec<Duration>; 2]; 3] = Default::default();
+    let mut table = Table::new(&["buildah", "nacre, fuse", "nacre, overlay"]);
+    let mut times: [[Vec<Duration>; 3]; 3] = Default::default();
     for round in 0..rounds {
         for (column, contender) in contenders.iter().enumerate() {
             contender.forget()?;
@@ -70,7 +71,7 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
 
 enum Contender {
     Buildah { root: PathBuf },
-    Nacre { program: PathBuf, store: PathBuf },
+    Nacre { program: PathBuf, store: PathBuf, plane: &'static str },
 }
 
 impl Contender {
@@ -97,10 +98,10 @@ impl Contender {
                 finish(buildah(root).args(flags).args(["-t", target]).arg(context))?;
                 finish(buildah(root).args(["push", "--tls-verify=false", target]))
             }
-            Self::Nacre { program, store } => {
+            Self::Nacre { program, store, plane } => {
                 let mut command = Command::new(program);
-                command.arg("--root").arg(store).args(["build", "--build-arg", &argument, "-t", target, "--push"]);
-                finish(command.arg(context))
+                command.arg("--root").arg(store).args(["build", "--plane", plane, "--build-arg", &argument]);
+                finish(command.args(["-t", target, "--push"]).arg(context))
             }
         }
     }

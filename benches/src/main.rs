@@ -5,7 +5,10 @@
 
 mod build;
 mod filesystem;
+mod import;
+mod link;
 mod peers;
+mod soak;
 mod table;
 mod transfer;
 mod workloads;
@@ -35,6 +38,10 @@ enum What {
     Build(build::Args),
     /// Push and pull against a local registry: skopeo, podman and nacre
     Transfer(transfer::Args),
+    /// Import of a layer: the bare inflater, nacre, tar and umoci
+    Import(import::Args),
+    /// Memory of a mount's server over minutes of work
+    Soak(soak::Args),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,6 +51,8 @@ fn main() -> anyhow::Result<()> {
         What::Filesystem(args) => filesystem::run(&cli.nacre, cli.rounds, args)?,
         What::Build(args) => build::run(&cli.nacre, cli.rounds, args)?,
         What::Transfer(args) => transfer::run(&cli.nacre, cli.rounds, args)?,
+        What::Import(args) => import::run(&cli.nacre, cli.rounds, args)?,
+        What::Soak(args) => return soak::run(&cli.nacre, args),
     };
     table.print()
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
 use anyhow::Context;
@@ -35,6 +35,8 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     Workload { name: "stat walk, warm", prepare: stat_walk, is_cold: false, work: stat_walk },
     Workload { name: "tar of the tree, cold", prepare: nothing, is_cold: true, work: read_tree },
     Workload { name: "tar of the tree, warm", prepare: read_tree, is_cold: false, work: read_tree },
+    Workload { name: "ls -lR, cold", prepare: nothing, is_cold: true, work: list_long },
+    Workload { name: "ls -lR, warm", prepare: list_long, is_cold: false, work: list_long },
     Workload { name: "stat of what is not there", prepare: stat_missing, is_cold: false, work: stat_missing },
     Workload { name: "exec of /bin/true, 200 times", prepare: exec, is_cold: false, work: exec },
     Workload { name: "untar of the tree", prepare: nothing, is_cold: false, work: untar },
@@ -47,7 +49,10 @@ pub(crate) const WORKLOADS: &[Workload] = &[
     Workload { name: "unlink 3,000 small files", prepare: created, is_cold: false, work: unlink },
     Workload { name: "append to every file of /usr/bin", prepare: nothing, is_cold: false, work: append },
     Workload { name: "chown -R of a lower tree", prepare: nothing, is_cold: false, work: chown },
+    Workload { name: "chmod -R of a lower tree", prepare: nothing, is_cold: false, work: chmod },
     Workload { name: "write 256 MB", prepare: nothing, is_cold: false, work: write_large },
+    Workload { name: "write 16 MB, 1,000 bytes at once", prepare: nothing, is_cold: false, work: write_little },
+    Workload { name: "random writes of 4 KiB", prepare: write_large, is_cold: false, work: random_writes },
     Workload { name: "read 256 MB, warm", prepare: written_and_read, is_cold: false, work: read_large },
     Workload { name: "read 256 MB, cold", prepare: write_large, is_cold: true, work: read_large },
     Workload { name: "random reads of 4 KiB, warm", prepare: written_and_read, is_cold: false, work: random_reads },
@@ -185,6 +190,44 @@ fn chown(root: &Path) -> anyhow::Result<()> {
     walk(&root.join("usr"), &mut |path, _| Ok(lchown(path, Some(1234), Some(1234))?))
 }
 
+fn chmod(root: &Path) -> anyhow::Result<()> {
+    walk(&root.join("usr"), &mut |path, entry| {
+        if !entry.file_type()?.is_symlink() {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(())
+    })
+}
+
+fn list_long(root: &Path) -> anyhow::Result<()> {
+    peers::run("ls", &["-lR", &root.to_string_lossy()])
+}
+
+/// As programs do that write lines.
+fn write_little(root: &Path) -> anyhow::Result<()> {
+    let mut file = File::create(root.join("lines"))?;
+    for _ in 0..16_000 {
+        file.write_all(&[b'x'; 1000])?;
+    }
+    Ok(())
+}
+
+fn random_writes(root: &Path) -> anyhow::Result<()> {
+    let file = OpenOptions::new().write(true).open(root.join("large"))?;
+    let blocks = file.metadata()?.size() / 4096;
+    for block in positions().take(20_000) {
+        file.write_all_at(&[b'y'; 4096], block % blocks * 4096)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+/// A fixed sequence that visits blocks all over a file (Knuth's multiplier).
+fn positions() -> impl Iterator<Item = u64> {
+    let next =
+        |position: &u64| Some(position.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407));
+    std::iter::successors(next(&1), next).map(|position| position >> 33)
+}
+
 fn write_large(root: &Path) -> anyhow::Result<()> {
     let block = vec![b'x'; 1 << 20];
     let mut file = File::create(root.join("large"))?;
@@ -210,11 +253,8 @@ fn random_reads(root: &Path) -> anyhow::Result<()> {
     let mut file = File::open(root.join("large"))?;
     let blocks = file.metadata()?.size() / 4096;
     let mut buffer = [0; 4096];
-    // A fixed sequence that visits blocks all over the file (Knuth's multiplier).
-    let mut position: u64 = 1;
-    for _ in 0..20_000 {
-        position = position.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        file.seek(SeekFrom::Start((position >> 33) % blocks * 4096))?;
+    for block in positions().take(20_000) {
+        file.seek(SeekFrom::Start(block % blocks * 4096))?;
         file.read_exact(&mut buffer)?;
     }
     Ok(())
