@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::peers::{Registry, finish, timed};
+use fixtures::registry::Registry;
+
+use crate::peers::{finish, timed};
 use crate::table::{Table, median};
 
 /// Arguments of `benches build`.
@@ -35,10 +37,10 @@ RUN find /src -type f | xargs sha256sum > /sums
 /// Builds with both, in turns: cold, with nothing changed, with one file changed, and a RUN that does nothing.
 pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Table> {
     let scratch = tempfile::Builder::new().prefix("nacre-bench-").tempdir_in("/var/tmp")?;
-    let registry = Registry::start(scratch.path())?;
+    let registry = Registry::open();
     let context = scratch.path().join("context");
     fill(&context, args)?;
-    let base = format!("{}/base", registry.address);
+    let base = format!("{}/base", registry.address());
     push_base(nacre, scratch.path(), &args.base, &base)?;
     let contenders = [
         Contender::Buildah { root: scratch.path().join("buildah") },
@@ -50,7 +52,7 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
     for round in 0..rounds {
         for (column, contender) in contenders.iter().enumerate() {
             contender.forget()?;
-            let target = format!("{}/result-{column}", registry.address);
+            let target = format!("{}/result-{column}", registry.address());
             let mut build = |row: usize| -> anyhow::Result<()> {
                 times[row][column].push(timed(|| contender.build(&context, &base, &target))?);
                 Ok(())

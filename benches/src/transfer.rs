@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context;
+use fixtures::registry::Registry;
+
 use crate::link::{Link, Weather};
-use crate::peers::{Registry, drop_caches, finish, timed};
+use crate::peers::{drop_caches, finish, timed};
 use crate::table::{Table, median};
 
 /// Arguments of `benches transfer`.
@@ -56,7 +59,9 @@ const UNRELIABLE: Weather = Weather { delay: Duration::ZERO, bytes_per_second: N
 /// Moves images with both, in turns.
 pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Table> {
     let scratch = tempfile::Builder::new().prefix("nacre-bench-").tempdir_in("/var/tmp")?;
-    let bench = Bench { nacre, args, scratch: scratch.path(), registry: Registry::start(scratch.path())? };
+    let registry = Registry::open();
+    let address = registry.address().parse().context("where the registry listens")?;
+    let bench = Bench { nacre, args, scratch: scratch.path(), registry: address };
     let mut table = Table::new(&["peer", "nacre"]);
     let is_wanted = |network| args.only.is_none_or(|only| only == network);
     if is_wanted(Network::Near) {
@@ -75,7 +80,7 @@ struct Bench<'a> {
     nacre: &'a Path,
     args: &'a Args,
     scratch: &'a Path,
-    registry: Registry,
+    registry: SocketAddr,
 }
 
 /// Who moves.
@@ -95,8 +100,8 @@ impl Bench<'_> {
                 let name = format!("near-{who:?}-{round}").to_lowercase();
                 let layout = self.fresh(&name, self.args.megabytes)?;
                 let times = |row: usize, rows: &mut [[Vec<Duration>; 2]; 4], time| rows[row][who as usize].push(time);
-                times(0, &mut rows, timed(|| self.push(who, &layout, self.registry.address, &name))?);
-                times(1, &mut rows, timed(|| self.pull(who, self.registry.address, &name))?);
+                times(0, &mut rows, timed(|| self.push(who, &layout, self.registry, &name))?);
+                times(1, &mut rows, timed(|| self.pull(who, self.registry, &name))?);
                 times(2, &mut rows, timed(|| self.push_again(who, &name))?);
                 fs::remove_dir_all(&layout)?;
                 drop_caches()?;
@@ -121,12 +126,12 @@ impl Bench<'_> {
         for round in 0..rounds {
             for who in BOTH {
                 // Each has a link of its own, with the same resets.
-                let link = Link::to(self.registry.address, weather)?;
+                let link = Link::to(self.registry, weather)?;
                 let name = format!("far-{}-{who:?}-{round}", words.len()).to_lowercase();
                 let layout = self.fresh(&name, self.args.far_megabytes)?;
                 rows[0][who as usize].push(survived(timed(|| self.push(who, &layout, link.address, &name))));
                 // What a contender could not push it can pull all the same.
-                self.push(Who::Nacre, &layout, self.registry.address, &name)?;
+                self.push(Who::Nacre, &layout, self.registry, &name)?;
                 rows[1][who as usize].push(survived(timed(|| self.pull(who, link.address, &name))));
                 fs::remove_dir_all(&layout)?;
                 self.clear(&name)?;
@@ -177,7 +182,7 @@ impl Bench<'_> {
     }
 
     fn push_again(&self, who: Who, name: &str) -> anyhow::Result<()> {
-        let at = self.registry.address;
+        let at = self.registry;
         self.copy(who, &format!("docker://{at}/{name}"), &format!("docker://{at}/again-{name}"))
     }
 
@@ -193,7 +198,7 @@ impl Bench<'_> {
     }
 
     fn first_exec(&self, who: Who, name: &str) -> anyhow::Result<()> {
-        let image = format!("{}/{name}", self.registry.address);
+        let image = format!("{}/{name}", self.registry);
         let root = self.scratch.join(format!("run-{name}"));
         if who == Who::Nacre {
             return finish(self.nacre(&format!("run-{name}")).args(["run", &image]));

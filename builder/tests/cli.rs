@@ -3,6 +3,8 @@
 //! Invariant: a test has a store, a home and an image of its own, and leaves no mount, process or user behind. It needs
 //! root, /dev/fuse that everyone may open, busybox-static, fusermount3 and the programs of the package uidmap.
 
+mod ended;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -17,37 +19,12 @@ use rustix::termios::Winsize;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use ended::Ended;
+
 /// One person with a store.
 struct Person {
     directory: TempDir,
     user: Option<User>,
-}
-
-/// How a run of the program ended.
-#[derive(Debug)]
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ended {
-    #[track_caller]
-    fn success(self) -> String {
-        assert_eq!(self.code, 0, "{}", self.stderr);
-        self.stdout.trim_end().to_owned()
-    }
-
-    #[track_caller]
-    fn json(self) -> Value {
-        serde_json::from_str(&self.success()).expect("JSON")
-    }
-
-    #[track_caller]
-    fn failure(self, code: i32, words: &str) {
-        assert_eq!(self.code, code, "{} {}", self.stdout, self.stderr);
-        assert!(self.stderr.starts_with("error: ") && self.stderr.contains(words), "{words:?} in {}", self.stderr);
-    }
 }
 
 impl Person {
@@ -140,10 +117,7 @@ impl Drop for Person {
 }
 
 fn ended(command: &mut Command) -> Ended {
-    let output = command.output().expect("the program starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    let code = output.status.code().expect("an exit code");
-    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    command.output().expect("the program starts").into()
 }
 
 fn as_root_and_as_user(test: impl Fn(Person)) {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: a test has a store and a registry of its own. It needs docker-registry and skopeo.
 
+mod ended;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,35 +13,11 @@ use fixtures::registry::Registry;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use ended::Ended;
+
 struct Desk {
     directory: TempDir,
     registry: Registry,
-}
-
-#[derive(Debug)]
-struct Ended {
-    code: i32,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ended {
-    #[track_caller]
-    fn success(self) -> String {
-        assert_eq!(self.code, 0, "{}{}", self.stdout, self.stderr);
-        self.stdout.trim_end().to_owned()
-    }
-
-    #[track_caller]
-    fn json(self) -> Value {
-        serde_json::from_str(&self.success()).expect("JSON")
-    }
-
-    #[track_caller]
-    fn failure(self, code: i32, words: &str) {
-        assert_eq!(self.code, code, "{}{}", self.stdout, self.stderr);
-        assert!(self.stderr.contains(words), "{words:?} in {}", self.stderr);
-    }
 }
 
 impl Desk {
@@ -69,10 +47,7 @@ impl Desk {
         command.args(arguments).stdin(Stdio::null()).current_dir(self.directory.path());
         command.env("NACRE_ROOT", self.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", self.path("home"));
         command.env("REGISTRY_AUTH_FILE", self.path("auth.json")).env_remove("SOURCE_DATE_EPOCH");
-        let output = command.output().expect("the program starts");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-        let code = output.status.code().expect("an exit code");
-        Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+        command.output().expect("the program starts").into()
     }
 
     /// Pushes an image of one file for a platform, and gives its digest.
@@ -88,10 +63,7 @@ impl Desk {
 }
 
 fn skopeo(arguments: &[&str]) -> Ended {
-    let output = Command::new("skopeo").args(arguments).output().expect("skopeo runs (Debian package skopeo)");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    let code = output.status.code().expect("an exit code");
-    Ended { code, stdout: text(output.stdout), stderr: text(output.stderr) }
+    Command::new("skopeo").args(arguments).output().expect("skopeo runs (Debian package skopeo)").into()
 }
 
 #[test]
