@@ -6,6 +6,8 @@
 
 use rustix::io::Errno;
 
+use super::channel::DATA_BYTES;
+
 /// What comes before every request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
@@ -135,9 +137,13 @@ pub(crate) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Whether the answer has to wait for the disk, or for data to be moved on it.
+    /// Whether the answer has to wait for the disk, or for more data to be moved there than a WRITE brings.
     pub(super) fn waits(&self) -> bool {
-        matches!(self, Self::Sync { .. } | Self::SyncAll | Self::Allocate { .. } | Self::CopyRange { .. })
+        match self {
+            Self::Sync { .. } | Self::SyncAll => true,
+            Self::Allocate { length, .. } | Self::CopyRange { length, .. } => *length > DATA_BYTES as u64,
+            _ => false,
+        }
     }
 }
 

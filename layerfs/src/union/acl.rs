@@ -76,6 +76,13 @@ impl Inherited {
     }
 }
 
+/// Whether setting an attribute makes a list that says more than the mode does. `cp -p` and `install` set the mode of every
+/// file by a list of its three classes, which the file system below keeps as a mode.
+pub(super) fn matters(name: &[u8], value: &[u8]) -> bool {
+    let is_mode = |entries: &[u8]| tags(entries).all(|tag| matches!(tag, USER_OBJ | GROUP_OBJ | OTHER));
+    name == DEFAULT || name == ACCESS && !value.strip_prefix(&VERSION).is_some_and(is_mode)
+}
+
 /// A list with other ids; `map` is told whether an id is that of a group. What is no list stays as it is.
 pub(crate) fn map_ids(list: &[u8], map: impl Fn(u32, bool) -> Result<u32>) -> Result<Vec<u8>> {
     let mut mapped = list.to_vec();
@@ -111,6 +118,17 @@ mod tests {
         let inherited = Inherited::new(&named, 0o644).expect("a list");
         let access = list(&[(USER_OBJ, 6), (USER, 7), (GROUP_OBJ, 5), (MASK, 4), (OTHER, 0)]);
         assert_eq!((inherited.mode, inherited.access), (0o640, Some(access)));
+    }
+
+    #[test]
+    fn a_list_of_the_three_classes_is_a_mode() {
+        let mode = list(&[(USER_OBJ, 7), (GROUP_OBJ, 5), (OTHER, 4)]);
+        let named = list(&[(USER_OBJ, 7), (USER, 7), (GROUP_OBJ, 5), (MASK, 7), (OTHER, 0)]);
+        assert!(!matters(ACCESS, &mode));
+        assert!(matters(DEFAULT, &mode), "new files get it instead of the umask");
+        assert!(matters(ACCESS, &named));
+        assert!(matters(ACCESS, b"no list"));
+        assert!(!matters(b"user.x", &named));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use rustix::{
     io::{Errno, Result},
 };
 
-use super::{CAPABILITY, Metadata, NodeId, Union, copy_up::timespec, errno, node::lock};
-use crate::tree::{ACL_PREFIX, FileKind, Time, Tree};
+use super::{CAPABILITY, Metadata, NodeId, Union, acl, copy_up::timespec, errno, node::lock};
+use crate::tree::{FileKind, Time, Tree};
 
 /// A time to set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl<T: Tree> Union<T> {
         if flags.contains(XattrFlags::REPLACE) && !exists()? {
             return Err(Errno::NODATA);
         }
-        if name.starts_with(ACL_PREFIX) {
+        if acl::matters(name, value) {
             self.writable()?.note_acls()?;
         }
         self.copy_up_metadata(&node)?;

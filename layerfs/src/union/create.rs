@@ -80,7 +80,7 @@ impl<T: Tree> Union<T> {
         let is_free = self.check_free(&parent, &mut names, name)?;
 
         let in_tree = !is_free && self.tree_child(&parent, name)?.is_some();
-        let (made, stat) = if is_free && owner == upper.owner && !self.has_acls() {
+        let (made, stat) = if is_free && owner == upper.owner && !self.passes_acls(&handle)? {
             let wanted = Wanted { uid: owner.uid, gid: owner.gid, mode, making, acls: None };
             let made = make(&*handle, name, &wanted)?;
             let settled = match made.0.stat() {
@@ -182,6 +182,11 @@ impl<T: Tree> Union<T> {
         let wanted = wanted.in_directory(&directory.stat()?);
         let acls = self.inherited_acls(upper, directory, wanted.mode, making)?;
         Ok(Wanted { mode: acls.as_ref().map_or(wanted.mode, |acls| acls.mode), acls, ..wanted })
+    }
+
+    /// Whether a directory has an access control list for new files.
+    fn passes_acls(&self, directory: &Handle) -> Result<bool> {
+        Ok(self.has_acls() && directory.xattr(DEFAULT)?.is_some())
     }
 
     /// What a new file gets from the access control list of its directory, if that has one for new files.
