@@ -249,9 +249,13 @@ pub fn identity() -> Result<Identity, Error> {
     Ok(Identity {
         uid: outside_zero(&uids).unwrap_or(0),
         gid: outside_zero(&gids).unwrap_or(0),
-        // The first namespace maps every id to itself; no other can.
-        in_user_namespace: uids.split_whitespace().ne(["0", "0", "4294967295"]),
+        in_user_namespace: !is_first_namespace(&uids),
     })
+}
+
+/// Whether a `uid_map` is that of the machine's own user namespace: it maps every id to itself, and no other can.
+pub(crate) fn is_first_namespace(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// The id outside for id 0 inside: a line holds the first id inside, the first outside, and their number.

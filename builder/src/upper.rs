@@ -10,6 +10,8 @@ use layerfs::{Changes, ChangesError, MarkNamespace, OpenError, Tree, Union, Uppe
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+use crate::rootless::is_first_namespace;
+
 /// Files of an upper that stay open for the next operation: a quarter of the usual limit of 1024.
 const OPEN_FILES: usize = 256;
 
@@ -91,5 +93,5 @@ fn marks() -> MarkNamespace {
 
 /// Whether this is the user namespace of the machine.
 pub(crate) fn has_trusted_marks() -> bool {
-    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_first_namespace(&map))
 }

@@ -784,3 +784,14 @@ fn failed_write_of_a_new_layer_leaves_nothing() {
     assert!(result.is_err());
     assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
 }
+
+#[test]
+fn files_of_a_session_outlive_another_opening_and_end_with_it() {
+    let (directory, store) = new_store();
+    let file = store.temporary().join("file");
+    fs::write(&file, "of the session").unwrap();
+    drop(Store::open(directory.path()).unwrap());
+    assert!(file.exists());
+    drop(store);
+    assert!(!file.exists());
+}

@@ -189,17 +189,17 @@ impl<'a> Fetcher<'a> {
     pub(crate) fn repository(&self, reference: &GitReference, keeps_git_dir: bool) -> Result<Fetched, BuildError> {
         // As in BuildKit, a part of a repository is no repository.
         let keeps_git_dir = keeps_git_dir && reference.directory.is_empty();
-        let access = self.git_access(reference)?;
-        let temporary = self.store.root().join("tmp");
-        let place = tempfile::Builder::new().prefix("git-").tempdir_in(&temporary);
-        let place = place.map_err(BuildError::file("make a directory in", &temporary))?;
-        let git = Git::new(&access, reference.shown(), place.path());
         self.known.once(&format!("git {reference:?} {keeps_git_dir}"), || {
+            let access = self.git_access(reference)?;
+            let temporary = self.store.temporary();
+            let place = tempfile::Builder::new().prefix("git-").tempdir_in(temporary);
+            let place = place.map_err(BuildError::file("make a directory in", temporary))?;
+            let git = Git::new(&access, reference.shown(), place.path());
             let resolved = git::resolve(&git, reference, keeps_git_dir)?;
             let words = key_words(reference, &resolved, keeps_git_dir);
             let layer = self.kept_layer(&words, || self.check_out(&git, reference, &resolved, keeps_git_dir))?;
             let tree: Arc<dyn Tree> = self.store.tree(&[layer])?;
-            let time = commit_time(&tree).map_err(BuildError::file("read the checkout in", &temporary))?;
+            let time = commit_time(&tree).map_err(BuildError::file("read the checkout in", temporary))?;
             Ok(Fetched { tree, key_words: words, time_seconds: time, is_single_file: false })
         })
     }
@@ -211,8 +211,9 @@ impl<'a> Fetcher<'a> {
         resolved: &Resolved,
         keeps_git_dir: bool,
     ) -> Result<DiffId, BuildError> {
-        let place = tempfile::Builder::new().prefix("tree-").tempdir_in(self.store.root().join("tmp"));
-        let place = place.map_err(BuildError::file("make a directory in", self.store.root()))?;
+        let temporary = self.store.temporary();
+        let place = tempfile::Builder::new().prefix("tree-").tempdir_in(temporary);
+        let place = place.map_err(BuildError::file("make a directory in", temporary))?;
         let top = place.path().join("tree");
         let time = git::check_out(git, reference, resolved, &top)?;
         if keeps_git_dir {
@@ -239,14 +240,14 @@ impl<'a> Fetcher<'a> {
 
     /// Fetches a file of the web.
     pub(crate) fn download(&self, url: &str) -> Result<Download, BuildError> {
-        let temporary = self.store.root().join("tmp");
-        let mut file = tempfile::tempfile_in(&temporary).map_err(BuildError::file("create a file in", &temporary))?;
+        let temporary = self.store.temporary();
+        let mut file = tempfile::tempfile_in(temporary).map_err(BuildError::file("create a file in", temporary))?;
         let authorization = self.web_authorization(url);
         let fetched = self
             .client
             .fetch(url, authorization.as_ref(), MOST_FETCHED_BYTES, &mut file)
             .map_err(|source| BuildError::Image { at: None, source })?;
-        file.seek(SeekFrom::Start(0)).map_err(BuildError::file("read a file in", &temporary))?;
+        file.seek(SeekFrom::Start(0)).map_err(BuildError::file("read a file in", temporary))?;
         Ok(Download { file, size_bytes: fetched.size_bytes, modified_seconds: fetched.modified_seconds })
     }
 
@@ -303,8 +304,7 @@ impl<'a> Fetcher<'a> {
         let size_bytes = file.metadata().map_err(failed)?.len();
         let content = Content::Range(Arc::new(file), 0, size_bytes);
         let mut changes = ChangeSet::new(self.store.tree(&[])?);
-        let temporary = self.store.root().join("tmp");
-        let newest = unpack::unpack_whole(&mut changes, &content, &temporary).map_err(failed)?;
+        let newest = unpack::unpack_whole(&mut changes, &content, self.store.temporary()).map_err(failed)?;
         if newest.is_none() {
             let modified = Time { seconds: time_seconds.unwrap_or(0), nanoseconds: 0 };
             let mut node = Node::file(Arc::from([]), 0o600, Owner::default(), modified);

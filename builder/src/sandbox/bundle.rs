@@ -7,8 +7,9 @@ use std::path::Path;
 use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
-use super::cgroup_files::{Version, settings};
+use super::cgroup_files::{PERIOD_US, Version, settings};
 use super::{During as _, Failure, Network, Process, Security, Source, mounts, privileges, seccomp};
+use crate::rootless::is_first_namespace;
 
 /// Writes the bundle of `process` into a directory that is empty.
 pub(super) fn write(process: &Process, directory: &Path) -> Result<(), Failure> {
@@ -44,10 +45,8 @@ fn kernel_mounts(process: &Process) -> Result<Vec<Value>, Failure> {
     let mount = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
     let shm_size = format!("size={}", process.shm_size_bytes);
     let access = if process.security == Security::Sandbox { "ro" } else { "rw" };
-    let is_in_user_namespace = std::fs::read_to_string("/proc/self/uid_map")
-        .during(|| "read /proc/self/uid_map".into())?
-        .split_whitespace()
-        .ne(["0", "0", "4294967295"]);
+    let map = std::fs::read_to_string("/proc/self/uid_map").during(|| "read /proc/self/uid_map".into())?;
+    let is_in_user_namespace = !is_first_namespace(&map);
     // A network namespace that is not ours lets nobody mount a new one.
     let sys = match is_in_user_namespace && process.network != Network::None {
         true => json!({"destination": "/sys", "type": "bind", "source": "/sys",
@@ -146,8 +145,8 @@ fn resources(process: &Process) -> Result<Value, Failure> {
     }
     let mut cpu = json!({});
     if let Some(millis) = limits.cpu_millis {
-        cpu["period"] = 100_000.into();
-        cpu["quota"] = millis.saturating_mul(100).into();
+        cpu["period"] = PERIOD_US.into();
+        cpu["quota"] = millis.saturating_mul(PERIOD_US / 1000).into();
     }
     if let Some(shares) = limits.cpu_shares {
         cpu["shares"] = shares.into();

@@ -6,7 +6,7 @@
 use super::{Failure, Limits, SwapLimit};
 
 /// The period of a processor quota, in microseconds: the kernel's own default.
-const PERIOD_US: u64 = 100_000;
+pub(super) const PERIOD_US: u64 = 100_000;
 
 /// Which of the kernel's two interfaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,15 +9,12 @@ use std::os::fd::BorrowedFd;
 use rustix::fs::Mode;
 
 use super::{During as _, Failure, Process, Report, privileges};
-use crate::sys;
+use crate::{image::DEFAULT_PATH, sys};
 
 /// A shell's code for a program that cannot be executed.
 const NOT_EXECUTABLE: i32 = 126;
 /// A shell's code for a program that is not there.
 const NOT_FOUND: i32 = 127;
-
-/// The PATH of a process whose environment has none: execvp(3) on Linux, and what Docker adds.
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Becomes the command, and never returns: a failure goes to `report`, a program that cannot run is a code and a line.
 pub(super) fn main(process: &Process, report: BorrowedFd<'_>) -> ! {

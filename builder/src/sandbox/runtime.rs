@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::helper::forward;
 use super::{During as _, Exit, Failure, Limits, Process, bundle};
+use crate::image::DEFAULT_PATH;
 
 /// The runtime of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +22,6 @@ pub struct Runtime {
     /// A directory for the bundle and the runtime's state. It is made, and removed after the step.
     pub directory: PathBuf,
 }
-
-/// Where programs lie that a wrapper around a runtime may call: a step's helper has no environment.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs the step, passing on what comes over the lifeline.
 pub(super) fn run(process: &Process, runtime: &Runtime, lifeline: &OwnedFd) -> Result<Exit, Failure> {
@@ -86,7 +84,8 @@ fn watch(child: &Child, lifeline: &OwnedFd, delete: &dyn Fn()) -> Result<(), Fai
 impl Runtime {
     fn command(&self, limits: &Limits) -> Command {
         let mut command = Command::new(&self.program);
-        command.env_clear().env("PATH", PATH).env("HOME", "/").current_dir("/");
+        // A step's helper has no environment, and a wrapper around a runtime may call programs.
+        command.env_clear().env("PATH", DEFAULT_PATH).env("HOME", "/").current_dir("/");
         command.arg("--root").arg(self.directory.join("state"));
         command.arg("--log").arg(self.log()).args(["--log-format", "json"]);
         let is_crun = self.program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"crun"));

@@ -216,7 +216,7 @@ impl Job {
             unpacks: Unpacks { local: false, remote: false },
             options,
             excludes,
-            spool: builder.store.root().join("tmp"),
+            spool: builder.store.temporary().to_owned(),
         })
     }
 

@@ -110,8 +110,8 @@ impl Remote {
             return Self::of_blob(builder, url, digest.clone(), at(epoch));
         }
         let mut download = builder.shared.fetcher.download(url).map_err(site.of())?;
-        let temporary = builder.store.root().join("tmp");
-        let digest = digest_of_file(&mut download.file).map_err(BuildError::file("read a file in", &temporary))?;
+        let temporary = builder.store.temporary();
+        let digest = digest_of_file(&mut download.file).map_err(BuildError::file("read a file in", temporary))?;
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
             let message = format!("digest mismatch: {} has the digest {digest}, not {expected}", shown(url));
             return Err(site.error(message).into());
@@ -192,8 +192,11 @@ fn file_name(url: &str) -> String {
 }
 
 fn percent_decode(text: &str) -> String {
-    let hex =
-        |digits: Option<&[u8]>| digits.and_then(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+    let hex = |digits: Option<&[u8]>| {
+        // `from_str_radix` takes a sign as well.
+        let two = digits.filter(|two| two.iter().all(u8::is_ascii_hexdigit))?;
+        u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()
+    };
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
@@ -225,6 +228,7 @@ mod tests {
             ("https://h/x%2Fy", "y"),
             ("https://h/%00", UNNAMED),
             ("https://h/100%", "100%"),
+            ("https://h/a%+f", "a%+f"),
             ("https://h", UNNAMED),
             ("https://h?x/y", UNNAMED),
         ] {

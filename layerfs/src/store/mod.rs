@@ -119,6 +119,11 @@ impl Store {
         &self.root
     }
 
+    /// Where this session may make files of its own. Nobody else removes them while it lives; they end with it.
+    pub fn temporary(&self) -> &Path {
+        self.lease.directory()
+    }
+
     /// The directory of a cache mount, with its id in the file `id`; the id is text of the user, and is digested into a name.
     ///
     /// # Errors
