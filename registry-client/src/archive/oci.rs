@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Descriptor, Digest};
 
 use super::tar_files::{TarFiles, TarWriter};
+use crate::draft::{Draft, Staging, parent};
 use crate::error::Error;
 use crate::layout::{self, OciLayout};
 use crate::manifest::Manifest;
@@ -56,7 +57,7 @@ impl Source for OciArchiveSource {
 pub struct OciArchiveDestination {
     file: PathBuf,
     words: String,
-    staging: tempfile::TempDir,
+    staging: Staging,
     layout: OciLayout,
     /// The same image under further names.
     also: Vec<OciLayout>,
@@ -69,8 +70,9 @@ impl OciArchiveDestination {
     /// If nothing can be written there.
     pub fn create(file: &Path, tag: Option<String>) -> Result<Self, Error> {
         let words = words(file, tag.as_deref());
-        let staging =
-            staging(file).map_err(|error| Error::disk(format!("write {words}"), layout::parent(file), error))?;
+        // On the file system of the archive, so that nothing else fills up.
+        let staging = Staging::new_in(parent(file))
+            .map_err(|error| Error::disk(format!("write {words}"), parent(file), error))?;
         let layout = OciLayout::new(staging.path(), tag);
         Ok(Self { file: file.to_owned(), words, staging, layout, also: Vec::new() })
     }
@@ -90,10 +92,10 @@ impl OciArchiveDestination {
     }
 
     fn pack(&self) -> io::Result<()> {
-        let out = layout::unpublished(layout::parent(&self.file))?;
+        let out = Draft::new_in(parent(&self.file))?;
         let mut tar = TarWriter::new(io::BufWriter::new(out));
         add_directory(&mut tar, self.staging.path(), "")?;
-        layout::publish(tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?, &self.file)
+        tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&self.file)
     }
 }
 
@@ -125,11 +127,6 @@ impl Destination for OciArchiveDestination {
 fn words(file: &Path, tag: Option<&str>) -> String {
     let tag = tag.map_or(String::new(), |tag| format!(":{tag}"));
     format!("oci-archive:{}{tag}", file.display())
-}
-
-/// A directory on the file system of the archive, so that nothing else fills up.
-pub(super) fn staging(file: &Path) -> io::Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix(".nacre-").tempdir_in(layout::parent(file))
 }
 
 /// Adds what lies in a directory, in the order of the names' bytes.

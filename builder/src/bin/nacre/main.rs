@@ -8,6 +8,7 @@ mod flags;
 mod format;
 mod interrupt;
 mod limits;
+mod lines;
 mod outputs;
 mod plane;
 mod progress;
@@ -81,7 +82,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn with_session(mut session: Session, verb: Verb) -> anyhow::Result<ExitCode> {
-    if let Verb::Build(_) | Verb::Push(_) | Verb::Pull(_) | Verb::Copy(_) = verb {
+    // There, signals are the command's.
+    if !matches!(verb, Verb::Run(_)) {
         session.catch_signals(matches!(verb, Verb::Build(_)))?;
     }
     let result = carry_out(&session, verb);

@@ -12,6 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::Progress;
 
+use crate::lines::Lines;
 use crate::units::human_size;
 
 /// How many of the last lines of a running step a terminal shows.
@@ -67,8 +68,7 @@ struct Tally {
 struct Step {
     name: String,
     started: Instant,
-    /// The beginning of a line whose end has not come yet.
-    partial: Vec<u8>,
+    lines: Lines,
     bars: Vec<ProgressBar>,
     tail: Vec<String>,
 }
@@ -170,8 +170,7 @@ impl Display {
     }
 
     fn show_output_line(&self, number: StepNumber, step: &mut Step, line: &[u8]) {
-        let text = String::from_utf8_lossy(line);
-        let text = text.trim_end_matches('\r');
+        let text = &*String::from_utf8_lossy(line);
         match &self.view {
             View::Plain => {
                 self.write(&format!("#{} {:.3} {text}", number.0, step.started.elapsed().as_secs_f64()));
@@ -187,7 +186,7 @@ impl Display {
 impl Step {
     fn show_tail(&mut self, bars: &MultiProgress, text: &str) {
         // Control characters would move the cursor out of our lines.
-        let clean: String = text.rsplit('\r').next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+        let clean: String = text.chars().filter(|c| !c.is_control()).collect();
         self.tail.push(clean);
         if self.tail.len() > TAIL_LINES {
             self.tail.remove(0);
@@ -209,7 +208,7 @@ impl Events for Display {
         let mut step = Step {
             name: name.to_owned(),
             started: Instant::now(),
-            partial: Vec::new(),
+            lines: Lines::default(),
             bars: Vec::new(),
             tail: Vec::new(),
         };
@@ -243,21 +242,15 @@ impl Events for Display {
     fn step_output(&self, number: StepNumber, bytes: &[u8]) {
         let mut state = self.lock();
         let Some(step) = state.steps.get_mut(&number) else { return };
-        step.partial.extend_from_slice(bytes);
-        let mut partial = std::mem::take(&mut step.partial);
-        while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-            let rest = partial.split_off(end + 1);
-            self.show_output_line(number, step, &partial[..end]);
-            partial = rest;
-        }
-        step.partial = partial;
+        let mut lines = std::mem::take(&mut step.lines);
+        lines.push(bytes, |line| self.show_output_line(number, step, line));
+        step.lines = lines;
     }
 
     fn step_ended(&self, number: StepNumber, end: StepEnd) {
         let Some(mut step) = self.lock().steps.remove(&number) else { return };
-        let partial = std::mem::take(&mut step.partial);
-        if !partial.is_empty() {
-            self.show_output_line(number, &mut step, &partial);
+        if let Some(rest) = std::mem::take(&mut step.lines).finish() {
+            self.show_output_line(number, &mut step, &rest);
         }
         let took = step.started.elapsed();
         let seconds = took.as_secs_f64();
