@@ -27,7 +27,6 @@ use std::process::ExitCode;
 
 use builder::rootless::{self, Entered, Mapping};
 use builder::sandbox;
-use clap::Parser;
 
 use crate::args::{Cli, Verb};
 use crate::session::Session;
@@ -40,7 +39,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == interrupt::SWEEPER_VERB) {
         return interrupt::sweep();
     }
-    let mut cli = match Cli::try_parse() {
+    let mut cli = match usage::parse(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(error) => return usage::answer(error),
     };
@@ -115,6 +114,7 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Tag(args) => commands::tag::run(session, &args),
         Verb::Remove(args) => commands::remove::run(session, &args),
         Verb::Prune(args) => commands::prune::run(session, &args),
+        Verb::Verify(args) => commands::verify::run(session, &args),
         Verb::CacheMount(args) => commands::cache_mount::run(session, &args),
         Verb::Mount(_)
         | Verb::MountServer(_)

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use builder::{Events, StepEnd, StepNumber};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::Progress;
+use registry_client::{Copied, Progress};
 
 use crate::lines::Lines;
 use crate::units::human_size;
@@ -30,6 +30,7 @@ pub(crate) enum Mode {
     /// One JSON object an event.
     Rawjson,
     /// Nothing but errors.
+    #[value(alias = "none")]
     Quiet,
 }
 
@@ -134,6 +135,16 @@ impl Display {
             "seconds": took.as_secs_f64(), "steps": carried_out + cached, "cached": cached, "layers": layers, "size": size_bytes,
         });
         self.json("summary", fields);
+    }
+
+    /// One line about an image that was copied: from where to where, and how much of it had to move.
+    pub(crate) fn copied(&self, from: &str, to: &str, copied: &Copied) {
+        let Copied { sent, skipped, .. } = copied;
+        let plural = if *sent == 1 { "" } else { "s" };
+        let rest = if *skipped > 0 { format!(", {skipped} already there") } else { String::new() };
+        self.line(&format!("{from} -> {to}: {sent} blob{plural} moved{rest}"));
+        let fields = serde_json::json!({ "source": from, "destination": to, "moved": sent, "skipped": skipped });
+        self.json("copied", fields);
     }
 
     fn write(&self, text: &str) {

@@ -17,6 +17,7 @@ use crate::session::{self, print};
 
 /// Arguments of `nacre mount`.
 #[derive(clap::Args)]
+#[command(mut_arg("plane", |plane| plane.requires("places")))]
 #[command(
     override_usage = "nacre mount [OPTIONS] IMAGE DIR\n       nacre mount [OPTIONS] --upper ID DIR\n       nacre mount [--all] [--format FORMAT]"
 )]
