@@ -119,5 +119,8 @@ fn options_of_every_verb_have_a_heading_of_their_own() {
         for flag in ["--root <DIR>", "--progress <MODE>", "--debug"] {
             assert!(global.contains(flag) && !own.contains(flag), "{verb}: {help}");
         }
+        if let Some((_, limits)) = own.split_once("Limits of the commands") {
+            assert!(limits.contains("--cgroup-parent") && !limits.contains("--add-host"), "{verb}: {help}");
+        }
     }
 }

@@ -32,9 +32,9 @@ pub fn abandon_drafts() -> Vec<PathBuf> {
     paths
 }
 
-/// A file to be filled and then published.
+/// A file to be filled and then published; until then nobody else sees it, and it goes with this value or its process.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub struct Draft {
     file: File,
     name: Option<Named>,
 }
@@ -52,29 +52,45 @@ impl Drop for Named {
 }
 
 impl Draft {
+    /// An empty one for a path, whose directory is there.
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn beside(path: &Path) -> io::Result<Self> {
+        Self::new_in(parent(path))
+    }
+
     /// An empty one on the file system of a directory; readable as the user's umask allows, unlike usual temporary files.
     pub(crate) fn new_in(directory: &Path) -> io::Result<Self> {
+        Self::with_mode(directory, 0o666)
+    }
+
+    /// The same, readable as `mode` and the umask allow.
+    pub(crate) fn with_mode(directory: &Path, mode: u32) -> io::Result<Self> {
         use rustix::io::Errno;
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-        match rustix::fs::open(directory, flags, Mode::from_raw_mode(0o666)) {
+        match rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)) {
             Ok(file) => Ok(Self { file: file.into(), name: None }),
             // NFS and some FUSE file systems; EISDIR is said by kernels that do not know of it.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named_in(directory),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named_in(directory, mode),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn named_in(directory: &Path) -> io::Result<Self> {
+    fn named_in(directory: &Path, mode: u32) -> io::Result<Self> {
         let mut named = named();
-        let permissions = std::fs::Permissions::from_mode(0o666);
+        let permissions = std::fs::Permissions::from_mode(mode);
         let file = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(directory)?;
         let (file, path) = file.keep().map_err(|error| error.error)?;
         named.insert(path.clone());
         Ok(Self { file, name: Some(Named(path)) })
     }
 
-    /// Gives the finished file its name, so that it survives a crash whole or not at all.
-    pub(crate) fn publish(self, path: &Path) -> io::Result<()> {
+    /// Gives the finished file its name, in place of what has it, so that it survives a crash whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be brought to the disk, or not be named; the old file is then as it was.
+    pub fn publish(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         match &self.name {
             Some(Named(draft)) => std::fs::rename(draft, path)?,
@@ -182,7 +198,7 @@ mod tests {
     fn a_draft_is_seen_when_it_is_published_and_replaces_what_was_there() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("file");
-        for make in [Draft::new_in, Draft::named_in] {
+        for make in [Draft::new_in, |directory: &Path| Draft::named_in(directory, 0o666)] {
             for content in ["one", "two"] {
                 let mut draft = make(directory.path()).expect("a draft");
                 draft.write_all(content.as_bytes()).expect("written");
@@ -201,7 +217,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let nameless = Draft::new_in(directory.path()).expect("a draft");
         assert_eq!((names(directory.path()).len(), nameless.name.is_none()), (0, true));
-        let draft = Draft::named_in(directory.path()).expect("a draft");
+        let draft = Draft::named_in(directory.path(), 0o600).expect("a draft");
         let staging = Staging::new_in(directory.path()).expect("a directory");
         let listed = || named().iter().filter(|path| path.starts_with(directory.path())).count();
         assert_eq!((listed(), names(directory.path()).len()), (2, 2));

@@ -55,7 +55,7 @@ pub use self::auth::credentials::{Credential, Credentials};
 pub use self::client::{Client, ClientOptions};
 pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};
 pub use self::digest::{VerifyingReader, digest_of};
-pub use self::draft::abandon_drafts;
+pub use self::draft::{Draft, abandon_drafts};
 pub use self::error::{Answer, Cause, Error, ErrorKind};
 pub use self::fetch::Fetched;
 pub use self::hosts::{Hosts, Schemes};

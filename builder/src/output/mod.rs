@@ -6,13 +6,14 @@ mod annotations;
 mod form;
 mod parse;
 
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layerfs::{Store, Tree};
 use registry_client::{
-    Client, CopyOptions, Destination, DockerArchiveDestination, Error, OciArchiveDestination, OciLayout, Platform,
-    PlatformChoice, Progress, Reference, RegistryDestination, copy,
+    Client, CopyOptions, Destination, DockerArchiveDestination, Draft, Error, OciArchiveDestination, OciLayout,
+    Platform, PlatformChoice, Progress, Reference, RegistryDestination, copy,
 };
 
 pub use self::annotations::{Annotation, AnnotationPlace};
@@ -179,9 +180,7 @@ impl Output {
             }
             OutputTarget::Tar(path) => {
                 let image = only_image(built, "type=tar")?;
-                let file = std::fs::File::create(path).map_err(BuildError::file("create", path))?;
-                let writer = std::io::BufWriter::with_capacity(1 << 20, file);
-                export::to_tar(&tree(store, image)?, writer).map_err(BuildError::file("write", path))?;
+                write_tar(&tree(store, image)?, path).map_err(BuildError::file("write", path))?;
                 Ok(None)
             }
             OutputTarget::CacheOnly => Ok(None),
@@ -295,6 +294,18 @@ fn several_images(kind: &str, count: usize) -> String {
     format!(
         "an output of {kind} holds one image, not one for each of {count} platforms: use type=oci, or build one platform"
     )
+}
+
+/// Whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written to.
+fn write_tar(tree: &Arc<dyn Tree>, path: &Path) -> io::Result<()> {
+    const BUFFER_BYTES: usize = 1 << 20;
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let file = std::fs::File::options().write(true).open(path)?;
+        return export::to_tar(tree, BufWriter::with_capacity(BUFFER_BYTES, file));
+    }
+    let mut draft = BufWriter::with_capacity(BUFFER_BYTES, Draft::beside(path)?);
+    export::to_tar(tree, &mut draft)?;
+    draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(path)
 }
 
 /// One directory, or below it one for each platform, called `linux_amd64` as BuildKit does.

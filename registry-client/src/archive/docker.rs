@@ -270,7 +270,7 @@ impl DockerArchiveDestination {
     }
 
     fn write_archive(&self, entries: &[(String, u64, Digest)], manifest: &[u8]) -> io::Result<()> {
-        let out = Draft::new_in(parent(&self.file))?;
+        let out = Draft::beside(&self.file)?;
         let mut tar = TarWriter::new(io::BufWriter::new(out));
         for (name, size_bytes, digest) in entries {
             tar.file(name, *size_bytes, File::open(self.blob_path(digest))?)?;

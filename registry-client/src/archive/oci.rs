@@ -92,7 +92,7 @@ impl OciArchiveDestination {
     }
 
     fn pack(&self) -> io::Result<()> {
-        let out = Draft::new_in(parent(&self.file))?;
+        let out = Draft::beside(&self.file)?;
         let mut tar = TarWriter::new(io::BufWriter::new(out));
         add_directory(&mut tar, self.staging.path(), "")?;
         tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&self.file)

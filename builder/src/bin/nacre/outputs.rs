@@ -223,7 +223,8 @@ fn export_one(
 fn write_one(mut output: Output, built: &Built, delivery: Delivery<'_>) -> anyhow::Result<(Option<Built>, bool)> {
     let spool = match output.file_mut() {
         Some(path) if path == Path::new("-") => {
-            let spool = tempfile::Builder::new().prefix("nacre-").tempdir()?;
+            // Whoever is interrupted leaves it to the sweeper of the store.
+            let spool = tempfile::Builder::new().prefix("out-").tempdir_in(delivery.store.temporary())?;
             *path = spool.path().join("out.tar");
             Some((spool, path.clone()))
         }
