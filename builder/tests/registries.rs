@@ -373,7 +373,7 @@ fn a_full_disk_is_told_with_the_file_and_the_way_out() {
     for place in ["oci", "oci-archive", "docker-archive"] {
         let ended = desk.run(&["copy", &desk.place("app:plain"), &format!("{place}:{}/image", desk.text("small"))]);
         assert!(ended.stderr.contains("hint: the disk is full"), "{}", ended.stderr);
-        ended.failure(1, &desk.text("small"));
+        ended.failure(1, &format!("{place}:{}/image", desk.text("small")));
     }
     drop(disk);
 }

@@ -211,6 +211,11 @@ impl Error {
         }
     }
 
+    /// The same, told as a part of something else.
+    pub(crate) fn while_doing(self, doing: String) -> Self {
+        Self { doing, ..self }
+    }
+
     /// Why.
     pub fn cause(&self) -> &Cause {
         &self.cause

@@ -11,7 +11,7 @@ use oci_spec::image::{Descriptor, Digest};
 
 use super::tar_files::{TarFiles, TarWriter};
 use crate::draft::{Draft, Staging, parent};
-use crate::error::Error;
+use crate::error::{Cause, Error};
 use crate::layout::{self, OciLayout};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
@@ -91,6 +91,16 @@ impl OciArchiveDestination {
         self
     }
 
+    /// Nobody knows the layout that the archive is made of. What failed elsewhere stays as it is.
+    fn of_archive(&self, error: Error) -> Error {
+        match error.cause() {
+            Cause::Disk { path, .. } if path.starts_with(self.staging.path()) => {
+                error.while_doing(format!("write {}", self.words))
+            }
+            _ => error,
+        }
+    }
+
     fn pack(&self) -> io::Result<()> {
         let out = Draft::beside(&self.file)?;
         let mut tar = TarWriter::new(io::BufWriter::new(out));
@@ -109,11 +119,11 @@ impl Destination for OciArchiveDestination {
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        self.layout.put_blob(descriptor, content)
+        self.layout.put_blob(descriptor, content).map_err(|error| self.of_archive(error))
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
-        self.layout.put_manifest(manifest, is_top)?;
+        self.layout.put_manifest(manifest, is_top).map_err(|error| self.of_archive(error))?;
         if !is_top {
             return Ok(());
         }

@@ -175,7 +175,8 @@ fn located(error: &DockerfileError, text: &mut String) {
 
 /// What to do where a full disk is among the causes.
 fn full_disk(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    const WORDS: &str = "the disk is full; `nacre prune` frees what no image and no later build needs";
+    const WORDS: &str =
+        "the disk is full; if it is that of the store, `nacre prune` frees what no image and no later build needs";
     let is_full = |kind| matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
     let mut causes = std::iter::successors(Some(error), |error| cause_of(*error));
     causes
