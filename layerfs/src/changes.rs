@@ -17,16 +17,13 @@ use rustix::{
 };
 
 use crate::{
+    tar::WHITEOUT_PREFIX,
     tree::{Attributes, FileKind, Time, Tree, TreeInode},
     union::{
         Handle, MarkNamespace, content_below, errno, kernel_index_entries, kind_of, lower_directory, open_at,
         open_kernel_index, read_names, remaining_names, time_of,
     },
 };
-
-/// Names that start so are marks in a layer and cannot be those of files.
-/// <https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts>
-const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Content is compared in pieces of this size.
 const CHUNK_BYTES: usize = 128 << 10;
