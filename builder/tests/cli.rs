@@ -294,8 +294,10 @@ fn files_that_come_and_go_meanwhile_hinder_no_commit() {
         let mount = person.text("mount");
         person.run(&["mount", "app", &mount]).success();
         std::thread::scope(|scope| {
-            let busy = scope.spawn(|| person.shell("for n in $(seq 3000); do : > f$n; rm f$n; done; echo done"));
-            for _ in 0..10 {
+            let busy = scope.spawn(|| {
+                person.shell("for n in $(seq 30); do mkdir d; touch $(seq -f d/%g 300); rm -r d; done; echo done")
+            });
+            for _ in 0..5 {
                 person.run(&["commit", &mount, "app:busy"]).success();
             }
             assert_eq!(busy.join().expect("no panic"), "done");
