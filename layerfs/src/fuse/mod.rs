@@ -11,6 +11,7 @@
 //! lower       the same for a tree alone, under a kernel overlay
 //! session     the first handshake, and the threads that read and answer
 //! turns       which of these threads read, and which sleep
+//! unsent      what the kernel holds of a file is asked for
 //! ```
 
 mod channel;
@@ -20,6 +21,7 @@ mod reply;
 mod request;
 mod session;
 mod turns;
+mod unsent;
 
 pub(crate) use self::{
     dispatch::Served,
