@@ -164,3 +164,31 @@ fn many_files_are_sought_in_at_once_while_they_are_written() {
         }
     });
 }
+
+/// Layers may have it, where a directory would have a whiteout.
+#[test]
+fn a_device_with_the_numbers_of_a_whiteout_can_be_removed_but_not_changed() {
+    let mut bench = Bench::new("mknod zero c 0 0; mknod gone c 0 0; mkdir d; mknod d/zero c 0 0");
+    let script = "for change in 'chmod 600 zero' 'mv zero new' 'ln zero new' 'touch zero' 'rm gone' 'mv d e'; do
+        $change 2> /dev/null; echo $change: $?; done; find . | sort";
+    let wanted = "chmod 600 zero: 1\nmv zero new: 1\nln zero new: 1\ntouch zero: 1\nrm gone: 0\nmv d e: 0\n\
+        .\n./e\n./e/zero\n./zero\n";
+    assert_eq!(shell(&bench.path("ours"), script).1, wanted);
+    bench.remount();
+    assert_eq!(shell(&bench.path("ours"), "find . | sort").1, ".\n./e\n./e/zero\n./zero\n");
+}
+
+/// Kernel overlayfs refuses it too: what is in the making in the work directory would be seen in the mount.
+#[test]
+fn an_upper_and_a_work_directory_in_one_another_are_refused() {
+    let bench = Bench::new("mkdir d");
+    std::fs::create_dir_all(bench.path("upper/within/work")).expect("makes");
+    let open = |upper, work| {
+        let directories = (open_directory(&bench.path(upper)), open_directory(&bench.path(work)));
+        Union::<MemoryTree>::open(bench.tree.clone(), directories.0, directories.1, OPTIONS)
+    };
+    for (upper, work) in [("lower", "lower"), ("upper", "upper/within/work"), ("upper/within/work", "upper")] {
+        let refused = open(upper, work).expect_err("nested");
+        assert!(matches!(refused, layerfs::OpenError::Nested), "{upper} {work}: {refused}");
+    }
+}
