@@ -34,7 +34,7 @@ COPY --from=build /src /src
 RUN find /src -type f | xargs sha256sum > /sums
 ";
 
-/// Builds with both, in turns: cold, with nothing changed, with one file changed, and a RUN that does nothing.
+/// Builds with both, in turns: cold, with nothing changed, with one file changed.
 pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Table> {
     let scratch = tempfile::Builder::new().prefix("nacre-bench-").tempdir_in("/var/tmp")?;
     let registry = Registry::open();

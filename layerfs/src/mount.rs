@@ -275,8 +275,9 @@ impl Mount {
     }
 
     fn finish(&self, session: Session) -> Result<(), MountError> {
-        session.join().map_err(|source| MountError::Serve { directory: self.directory.clone(), source })?;
-        self.written((self.close)())
+        let served = session.join().map_err(|source| MountError::Serve { directory: self.directory.clone(), source });
+        // Whatever the threads ended with, what was written is to be on the disk.
+        self.written((self.close)()).and(served)
     }
 
     fn sync_upper(&self) -> Result<(), MountError> {

@@ -27,7 +27,7 @@ const LONG_NAME_MAX_BYTES: u64 = 8192;
 
 /// A part of a file that is stored in the tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
+pub(crate) struct Extent {
     /// Where it is in the file.
     pub offset: u64,
     /// How long it is; never 0.
@@ -38,7 +38,7 @@ pub struct Extent {
 
 /// An entry and where its content lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Located {
+pub(crate) struct Located {
     /// The entry.
     pub entry: Entry,
     /// The stored parts of a file's content, ascending; the rest are holes.
@@ -47,7 +47,7 @@ pub struct Located {
 
 /// Reads entries from a tar.
 #[derive(Debug)]
-pub struct TarReader<R> {
+pub(crate) struct TarReader<R> {
     source: R,
     skip: fn(&mut R, u64) -> io::Result<u64>,
     position: u64,
@@ -72,7 +72,7 @@ struct Content {
 
 impl<R: BufRead> TarReader<R> {
     /// Reads a stream from its start.
-    pub fn new(source: R) -> Self {
+    pub(crate) fn new(source: R) -> Self {
         Self::with_skip(source, consume)
     }
 
@@ -86,7 +86,7 @@ impl<R: BufRead> TarReader<R> {
     ///
     /// # Errors
     /// What is wrong with the entry; the reader can not be used after an error.
-    pub fn next_entry(&mut self) -> Result<Option<Located>, TarError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<Located>, TarError> {
         if self.is_finished {
             return Ok(None);
         }
@@ -120,12 +120,12 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// What was read from, at its present position.
-    pub fn into_inner(self) -> R {
+    pub(crate) fn into_inner(self) -> R {
         self.source
     }
 
     /// An error about the entry that was read last, for a caller that refuses it.
-    pub fn refuse(&self, entry: &Entry, fault: EntryFault) -> TarError {
+    pub(crate) fn refuse(&self, entry: &Entry, fault: EntryFault) -> TarError {
         self.fault(&entry.tar_name(), fault)
     }
 
@@ -300,7 +300,7 @@ impl<R: BufRead> TarReader<R> {
 
 impl TarReader<BufReader<File>> {
     /// Reads a tar in a file; content that is not asked for is not read.
-    pub fn of_file(file: File) -> Self {
+    pub(crate) fn of_file(file: File) -> Self {
         Self::with_skip(BufReader::with_capacity(8192, file), seek_over)
     }
 }

@@ -18,9 +18,11 @@
 //! ```
 //!
 //! The work directory holds `nacre/`, locked while in use: `tmp/`, emptied at every opening, and
-//! `index/` (see `groups`), or `overlay/` (see `kernel`). Locks are taken in this order: names of a directory (two of them by number),
-//! then a shard of the node table or the state of a node. Copy-up holds only the `copying` lock of its file
-//! while it moves data.
+//! `index/` (see `groups`), or `overlay/` (see `kernel`); the marks `acls` (there are lists, see `acl`) and `foreign`
+//! (others may have written marks, see `upper`). Locks are taken in this order: `copying` of a file, names of a directory, then a
+//! shard of the node table or the state of a node. Of the names of two directories those of the smaller number come
+//! first; or of a parent and its child those of the parent, where the kernel holds both locked as well. Copy-up holds only
+//! the `copying` lock of its file while it moves data.
 
 mod acl;
 mod attributes;
