@@ -1,6 +1,7 @@
 //! What can go wrong: every error says what could not be done, to what, and why.
 //!
-//! Invariant: no message holds a secret. URLs are shown without their query, tokens are types that cannot be printed.
+//! Invariant: no message holds a secret. URLs are shown without their query, tokens are types that cannot be printed,
+//! and a password that somebody wrote into a name or an URL is taken out.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,9 +9,11 @@ use std::time::Duration;
 
 use oci_spec::image::Digest;
 
+use crate::secret::without_credentials;
+
 /// A failure: `cannot <doing>: <cause>`.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing}: {cause}")]
+#[error("cannot {doing}: {}", without_credentials(&cause.to_string()))]
 pub struct Error {
     doing: String,
     cause: Box<Cause>,
@@ -167,7 +170,7 @@ impl std::fmt::Display for Answer {
 impl Error {
     /// An error while `doing` ("push the blob sha256:..."), because of `cause`.
     pub fn new(doing: impl Into<String>, cause: Cause) -> Self {
-        Self { doing: doing.into(), cause: Box::new(cause), is_local: false }
+        Self { doing: without_credentials(&doing.into()), cause: Box::new(cause), is_local: false }
     }
 
     /// An error about the user's own files, in which no registry had a part.

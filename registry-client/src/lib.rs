@@ -72,5 +72,5 @@ pub use self::reference::{ImageName, Reference};
 pub use self::repack::{LayerCompression, RepackOptions, RepackedSource, Repacker};
 pub use self::repository::{Repository, Selector};
 pub use self::retry::RetryPolicy;
-pub use self::secret::Secret;
+pub use self::secret::{Secret, without_credentials};
 pub use self::transport::TransportOptions;

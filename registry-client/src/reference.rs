@@ -10,6 +10,7 @@ use std::str::FromStr;
 use oci_spec::image::Digest;
 
 use crate::error::{Cause, Error};
+use crate::secret::without_credentials;
 
 /// An image at a registry: `[registry/]repository[:tag][@digest]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -93,6 +94,9 @@ impl Reference {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
+        if without_credentials(text) != text {
+            return Err("a name holds no user and password; `nacre login` keeps them".to_owned());
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(parse_digest(digest)?)),
             None => (text, None),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use builder::{Events, StepEnd, StepNumber};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::Progress;
+use registry_client::{Progress, without_credentials};
 
 use crate::units::human_size;
 
@@ -206,6 +206,7 @@ impl Step {
 
 impl Events for Display {
     fn step_started(&self, number: StepNumber, name: &str) {
+        let name = &without_credentials(name);
         let mut step = Step {
             name: name.to_owned(),
             started: Instant::now(),
@@ -285,12 +286,13 @@ impl Events for Display {
     }
 
     fn warning(&self, text: &str) {
+        let text = without_credentials(text);
         let mut state = self.lock();
         // Several platforms say the same.
-        if state.warnings.iter().any(|said| said == text) {
+        if state.warnings.contains(&text) {
             return;
         }
-        state.warnings.push(text.to_owned());
+        state.warnings.push(text.clone());
         drop(state);
         self.json("warning", serde_json::json!({ "text": text }));
     }
@@ -342,7 +344,7 @@ impl Progress for Display {
     }
 
     fn retrying(&self, what: &str, cause: &str, wait: Duration) {
-        let text = format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64());
+        let text = without_credentials(&format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
         self.line(&format!("warning: {text}"));
         self.json("warning", serde_json::json!({ "text": text }));
     }

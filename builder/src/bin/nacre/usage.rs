@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory};
+use registry_client::without_credentials;
 
 use crate::args::Cli;
 use crate::commands::run::OWN_FAILURE;
@@ -117,7 +118,13 @@ pub(crate) fn answer(mut error: clap::Error) -> ExitCode {
             // Clap's own takes variables of the environment for arguments that were given.
             let asked = verbs.iter().fold(&mut command, |at, verb| at.find_subcommand_mut(verb).expect("it was found"));
             error.insert(ContextKind::Usage, ContextValue::StyledStr(asked.render_usage()));
-            _ = error.print();
+            // Clap quotes what was typed.
+            let text = error.render();
+            let plain = text.to_string();
+            match without_credentials(&plain) {
+                hidden if hidden != plain => report::show(&hidden),
+                _ => _ = error.print(),
+            }
         }
     }
     ExitCode::from(if verb == "run" { OWN_FAILURE } else { 2 })
