@@ -289,3 +289,25 @@ fn compressed_archives_are_read() {
         assert!(transport == "docker-archive" || packed == digest);
     }
 }
+
+#[test]
+fn a_store_that_cannot_be_written_is_read() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "content");
+    let (name, store) = (desk.at("app:1"), desk.text("store"));
+    // A mount namespace of its own, in which the store is read-only.
+    let run = |arguments: &[&str]| -> Ended {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", "mount --bind -o ro \"$0\" \"$0\"; exec \"$@\"", &store]);
+        command.arg(env!("CARGO_BIN_EXE_nacre")).args(["--root", &store, "--progress", "quiet"]).args(arguments);
+        command.env("HOME", desk.path("home")).output().expect("unshare runs").into()
+    };
+    assert_eq!(run(&["images", "--quiet"]).success(), digest);
+    assert!(run(&["inspect", &name]).success().contains(&digest));
+    run(&["history", &name]).success();
+    assert_eq!(run(&["push", &name, &desk.place("again:1")]).success(), digest);
+    run(&["copy", &name, &format!("oci:{}", desk.text("layout"))]).success();
+    run(&["tag", &name, "other"]).failure(1, "Read-only file system");
+    run(&["prune"]).failure(1, "ead-only file");
+    run(&["pull", &desk.at("again:1")]).failure(1, "Read-only file system");
+}

@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde_json::Value;
@@ -51,7 +52,12 @@ impl Store {
     /// # Errors
     /// What the system gives; everything that is still there is whole.
     pub fn prune(&self, options: PruneOptions) -> Result<Pruned> {
-        let _lock = Lock::exclusive(&self.root.join("lock"))?;
+        let path = self.root.join("lock");
+        if self.lease.is_read_only() {
+            // This session holds the lock itself.
+            return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)).at("collecting garbage under", &path);
+        }
+        let _lock = Lock::exclusive(&path)?;
         let mut pruned = Pruned::default();
         let mut marked = lease::live(&self.root)?;
         for path in uppers::directories(&self.root)? {

@@ -120,6 +120,11 @@ pub(crate) fn with_tag(repository: &Reference, tag: &str) -> anyhow::Result<Refe
     Ok(format!("{}/{}:{tag}", repository.registry(), repository.repository()).parse()?)
 }
 
+/// An image at a registry, with or without skopeo's `docker://`.
+pub(crate) fn at_registry(text: &str) -> Result<Reference, registry_client::Error> {
+    text.strip_prefix("docker://").unwrap_or(text).parse()
+}
+
 /// A repository, typed without tag.
 #[derive(Debug, Clone)]
 pub(crate) struct RepositoryName(pub(crate) Reference);
