@@ -2,6 +2,7 @@
 
 mod args;
 mod attestations;
+mod blobs;
 mod commands;
 mod contexts;
 mod flags;
