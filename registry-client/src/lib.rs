@@ -13,6 +13,7 @@ mod client;
 mod copy;
 mod delete;
 mod digest;
+mod directory;
 mod error;
 mod fetch;
 #[cfg(any(test, fuzzing))]
@@ -54,6 +55,7 @@ pub use self::auth::credentials::{Credential, Credentials};
 pub use self::client::{Client, ClientOptions};
 pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};
 pub use self::digest::{VerifyingReader, digest_of};
+pub use self::directory::ImageDirectory;
 pub use self::error::{Answer, Cause, Error, ErrorKind};
 pub use self::fetch::Fetched;
 pub use self::hosts::{Hosts, Schemes};

@@ -110,7 +110,7 @@ impl<'a> Places<'a> {
                 let name = with_tag(&typed.parse()?, tag)?.familiar();
                 Ok(Box::new(StorePlace::new(self.store()?, Some(&name))))
             }
-            other => Err(Usage(format!("{other}: an archive holds one image; it takes no further tag")).into()),
+            other => Err(Usage(format!("{other}: it holds one image; it takes no further tag")).into()),
         }
     }
 }

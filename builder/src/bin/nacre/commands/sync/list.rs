@@ -127,7 +127,8 @@ fn read_line(source: &str, destination: &str, exceptions: &[&str]) -> anyhow::Re
         Some(wanted) => Names::Fitting(Patterns { wanted, excepted }),
     };
     let (target, has_tag): (ImageName, bool) = (destination.parse()?, split_tag(destination).1.is_some());
-    let is_single = matches!(target, ImageName::OciArchive { .. } | ImageName::DockerArchive { .. });
+    let is_single =
+        matches!(target, ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } | ImageName::Directory(_));
     if matches!(names, Names::Fitting(_)) && (has_tag || is_single) {
         return Err(wrong(format!("{destination} is for one image, and {source} for several")));
     }
