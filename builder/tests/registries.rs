@@ -311,3 +311,31 @@ fn a_store_that_cannot_be_written_is_read() {
     run(&["prune"]).failure(1, "ead-only file");
     run(&["pull", &desk.at("again:1")]).failure(1, "Read-only file system");
 }
+
+#[test]
+fn a_command_runs_in_the_image_of_its_platform_pulled_as_it_is_asked_for() {
+    let desk = Desk::new();
+    let context = desk.path("context");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::copy("/bin/busybox", context.join("sh")).expect("busybox (Debian package busybox-static)");
+    fs::write(context.join("Dockerfile"), "FROM scratch\nARG TARGETARCH\nCOPY sh /bin/sh\nENV BUILT_FOR=$TARGETARCH\n")
+        .expect("written");
+    let places = ["amd64", "arm64"].map(|architecture| {
+        let name = desk.at(&format!("app:{architecture}"));
+        let platform = format!("linux/{architecture}");
+        desk.run(&["build", "--platform", &platform, "-t", &name, &desk.text("context")]).success();
+        desk.run(&["push", &name]).success();
+        format!("docker://{name}")
+    });
+    let image = desk.at("app:1");
+    desk.run(&["manifest", "create", &desk.place("app:1"), &places[0], &places[1]]).success();
+    let run = |flags: &[&str]| desk.run(&[&["run"], flags, &[&image, "sh", "-c", "echo $BUILT_FOR"]].concat());
+    run(&["--pull", "never", "--platform", "linux/amd64"]).failure(125, "is not in the store");
+    assert_eq!(run(&["--platform", "linux/amd64"]).success(), "amd64");
+    assert_eq!(run(&["--pull", "never", "--platform", "linux/amd64"]).success(), "amd64");
+    run(&["--pull", "never", "--platform", "linux/arm64"]).failure(125, "linux/arm64 is not in the store");
+    assert_eq!(run(&["--platform", "linux/arm64"]).success(), "arm64");
+    desk.run(&["manifest", "remove", &desk.place("app:1"), "linux/arm64"]).success();
+    assert_eq!(run(&["--platform", "linux/arm64"]).success(), "arm64", "what the store has is not asked for");
+    run(&["--pull", "always", "--platform", "linux/arm64"]).failure(125, "no image for linux/arm64");
+}

@@ -22,6 +22,7 @@ mod terminal;
 mod transfer;
 mod units;
 mod usage;
+mod wanted;
 
 use std::process::ExitCode;
 

@@ -41,7 +41,7 @@ const VERBS: [(&str, &str); 24] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&str, &[&str], &str); 21] = [
+const FLAGS: [(&str, &[&str], &str); 19] = [
     ("run", &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
     ("run", &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
@@ -56,8 +56,6 @@ const FLAGS: [(&str, &[&str], &str); 21] = [
         &["--dns", "--dns-search", "--dns-option"],
         "the command has this machine's resolv.conf; -v can mount another on it",
     ),
-    ("run", &["--platform"], "`nacre pull --platform P IMAGE` brings the image of a platform into the store"),
-    ("run", &["--pull"], "`nacre pull IMAGE` asks the registry; a missing image is pulled by itself"),
     ("run", &["-l", "--label", "--annotation"], "labels are an image's: `nacre build --label`"),
     (
         "run",
