@@ -167,8 +167,35 @@ fn what_is_attached_is_listed_and_travels_with_its_image() {
     assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
     assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
     assert_eq!(desk.run(&["copy", &unnamed, &desk.place("third:1")]).success(), copied);
-    desk.run(&["copy", "--referrers", &name, "oci:nowhere"]).failure(1, "keeps no list");
-    desk.run(&["copy", "--referrers", &desk.place("app:1"), "here"]).failure(2, "keeps no list");
+    desk.run(&["copy", "--referrers", &layout, &format!("dir:{}", desk.text("plain"))]).success();
+    let plain = format!("dir:{}", desk.text("plain"));
+    desk.run(&["copy", "--referrers", &plain, "oci:nowhere"]).failure(1, "keeps no list");
+}
+
+#[test]
+fn what_refers_to_an_image_of_the_store_stays_as_long_as_that_does() {
+    let desk = Desk::new();
+    let image = desk.push("app:1", "linux/amd64", "x");
+    fs::write(desk.path("sbom.json"), "{}").expect("written");
+    let attach = |name: &str| desk.run(&["attach", name, "sbom.json:application/json", "--artifact-type", "a/b"]);
+    let sbom = attach(&desk.at("app:1")).success();
+    let signature = attach(&desk.at(&format!("app@{sbom}"))).success();
+    desk.run(&["remove", &desk.at("app:1")]).success();
+    desk.run(&["prune"]).success();
+    for _ in 0..2 {
+        assert_eq!(desk.run(&["copy", "--referrers", &desk.place("app:1"), "here"]).success(), image);
+    }
+    desk.run(&["prune"]).success();
+    desk.run(&["copy", "--referrers", "here", &desk.place("back:1")]).success();
+    let all = desk.run(&["referrers", &desk.at("back:1"), "--all"]).success();
+    assert!(all.contains(&sbom) && all.contains(&signature), "{all}");
+    assert_eq!(desk.run(&["images", "--quiet"]).success(), image, "they are no images");
+    desk.run(&["remove", "here"]).success();
+    desk.run(&["prune", "--all"]).success();
+    let blobs = fs::read_dir(desk.path("store/blobs/sha256")).expect("readable").count();
+    assert_eq!(blobs, 0, "the image is gone, and with it what referred to it");
+    let index = fs::read_to_string(desk.path("store/index.json")).expect("text");
+    assert!(!index.contains(&sbom) && !index.contains(&signature), "{index}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod report;
 mod server;
 mod session;
 mod shell;
+mod stored;
 mod terminal;
 mod transfer;
 mod units;

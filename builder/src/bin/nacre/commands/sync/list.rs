@@ -58,11 +58,6 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Whether it is the store.
-    pub(super) fn is_store(&self) -> bool {
-        matches!(self.name, ImageName::Store(_))
-    }
-
     /// The place of an image of this tag.
     pub(super) fn named(&self, tag: Option<&str>) -> anyhow::Result<ImageName> {
         let (Some(tag), false) = (tag, self.has_tag) else { return Ok(self.name.clone()) };
