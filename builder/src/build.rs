@@ -61,8 +61,7 @@ pub struct BuiltImage {
 /// # Errors
 /// The first thing that fails; what was finished before it is kept for the next build.
 pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dyn Events) -> Result<Built, BuildError> {
-    let dockerfile = Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?;
-    report_checks(&dockerfile, request, store, events)?;
+    let dockerfile = checked(request, store, events)?;
     let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh);
     let request = &*epoch::resolve(request, &dockerfile, &fetcher)?;
     // All are planned before any runs: a mistake in one of them costs no time.
@@ -82,19 +81,14 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     Ok(Built { manifest, images, packing: request.packing, steps: caches.steps() })
 }
 
-/// Tells what the build checks find; an error if the Dockerfile says that they are one.
-fn report_checks(
-    dockerfile: &Dockerfile,
-    request: &BuildRequest,
-    store: &Store,
-    events: &dyn Events,
-) -> Result<(), BuildError> {
-    let checked = check::check_file(dockerfile, request, &|name| origins::base_at_hand(store, request, name))?;
+/// Parses the Dockerfile and tells what the build checks find; an error if the Dockerfile says that they are one.
+fn checked(request: &BuildRequest, store: &Store, events: &dyn Events) -> Result<Dockerfile, BuildError> {
+    let (dockerfile, checked) = check::check_file(request, &|name| origins::base_at_hand(store, request, name))?;
     for warning in &checked.warnings {
         let (name, at) = (dockerfile.source.name(), dockerfile.source.position(warning.span.start));
         events.warning(&format!("{}: {} ({name}:{})", warning.rule, warning.message, at.line));
     }
-    checked.error(dockerfile).map_or(Ok(()), |error| Err(error.into()))
+    checked.error.map_or(Ok(dockerfile), |error| Err(error.into()))
 }
 
 /// One stage while it is built: what every step of it may use.

@@ -56,7 +56,7 @@ impl std::fmt::Display for DockerfileError {
 impl std::error::Error for DockerfileError {}
 
 /// The candidate closest to a misspelt name, for a hint; `None` when none is close.
-pub(super) fn closest<'a>(given: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn closest<'a>(given: &str, candidates: &[&'a str]) -> Option<&'a str> {
     // Longer names are no misspelling of any of ours, and the distance below is quadratic.
     if given.chars().count() > 32 {
         return None;

@@ -381,7 +381,7 @@ fn select(source: &Source, input: &Input, pattern: &str, site: &Site) -> Result<
         Some(selected) => Ok(Item::Files(selected)),
         None => {
             let path = String::from_utf8_lossy(&clean(pattern.as_bytes())).into_owned();
-            Err(site.error(format!("\"/{path}\" not found in {}", input.label)).into())
+            Err(site.error(format!("\"/{path}\": not found in {}", input.label)).into())
         }
     }
 }

@@ -72,7 +72,7 @@ impl Sources<'_> {
                 return Err(site.error(format!("checksum mismatch {checksum:?} != {query:?}")).into());
             }
             if checksum.is_empty() || !checksum.bytes().all(|c| c.is_ascii_hexdigit()) {
-                let message = format!("invalid checksum {checksum:?} for a git URL, expected a hexadecimal commit id");
+                let message = format!("invalid checksum {checksum:?} for a git URL, expected hex commit hash");
                 return Err(site.error(message).into());
             }
             reference.checksum = Some(checksum.clone());
@@ -151,11 +151,11 @@ impl Remote {
 
 /// Reads the value of `--checksum`.
 fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
-    let digest: Digest =
-        text.parse().map_err(|_| site.error(format!("invalid checksum {text:?}: it is no digest as sha256:<hex>")))?;
+    let wrong = |_| site.error(format!("invalid checksum digest format {text:?}: it is none as sha256:<hex>"));
+    let digest: Digest = text.parse().map_err(wrong)?;
     match digest.algorithm() {
         DigestAlgorithm::Sha256 => Ok(digest),
-        other => Err(site.error(format!("checksum algorithm {other} is not supported: only sha256")).into()),
+        other => Err(site.error(format!("unsupported digest algorithm {other} in checksum: only sha256")).into()),
     }
 }
 

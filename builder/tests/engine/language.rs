@@ -1,0 +1,81 @@
+//! What BuildKit's own tests say of the language, where a build has to be run for it.
+
+use std::fs;
+
+use crate::support::{Bench, SHELL, names, run};
+
+/// What a file of the result holds.
+fn result(bench: &Bench, arguments: &[&str], name: &str) -> String {
+    fs::read_to_string(bench.tree(arguments).join(name)).expect("it is in the result")
+}
+
+#[test]
+fn the_last_stage_goes_by_its_name_as_the_target_does() {
+    let bench = Bench::new();
+    let text = "FROM scratch AS one\nARG TARGETSTAGE\nCOPY <<E /f\n$TARGETSTAGE\nE\n";
+    bench.dockerfile(&format!("{text}FROM one\n"));
+    assert_eq!(result(&bench, &[], "f"), "default\n");
+    assert_eq!(result(&bench, &["--target", "one"], "f"), "one\n");
+    bench.dockerfile(&format!("{text}FROM one AS Final\n"));
+    assert_eq!(result(&bench, &[], "f"), "final\n");
+}
+
+#[test]
+fn a_proxy_is_given_in_any_case_and_set_in_both() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN echo $http_proxy,$HTTP_PROXY,$NO_PROXY,$no_proxy,$ftp_proxy > /f\n"));
+    let arguments = ["--build-arg", "http_proxy=a", "--build-arg", "NO_PROXY=b"];
+    assert_eq!(result(&bench, &arguments, "f"), "a,a,b,b,\n");
+    // It is no part of the key.
+    assert_eq!(result(&bench, &["--build-arg", "HTTPS_PROXY=c"], "f"), "a,a,b,b,\n");
+}
+
+#[test]
+fn a_here_document_is_a_program_also_if_its_first_line_is_indented() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN <<-E\n\t#!/bin/awk -f\n\tBEGIN {{ print \"x\" > \"/f\" }}\n\tE\n"));
+    assert_eq!(result(&bench, &[], "f"), "x\n");
+}
+
+#[test]
+fn a_stage_that_cannot_be_used_ends_the_build_before_its_first_step() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN exit 7\nCOPY --from=later / /\nFROM scratch AS later\nFROM shell\n"));
+    let error = bench.build(&[]).fails(1);
+    assert!(error.contains("cannot copy from stage \"later\"") && !error.contains("exit code"), "{error}");
+    let error = bench.build(&["--target", "latre"]).fails(1);
+    assert!(error.contains("target stage \"latre\" could not be found (did you mean later?)"), "{error}");
+}
+
+#[test]
+fn an_image_for_windows_has_the_shell_of_windows_and_no_path() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nENTRYPOINT foo bar\nCOPY Dockerfile /\n");
+    let config = bench.build(&["--platform", "windows/amd64", "-t", "app"]).config();
+    assert_eq!(config["config"]["Entrypoint"], serde_json::json!(["cmd", "/S", "/C", "foo bar"]));
+    assert_eq!(config["config"].get("Env"), None);
+}
+
+#[test]
+fn caches_of_one_id_that_begin_differently_are_kept_apart() {
+    let bench = Bench::with_busybox();
+    let mount = "RUN --mount=type=cache,id=c,target=/c";
+    bench.dockerfile(&format!(
+        "{SHELL}FROM shell\n{mount} touch /c/plain\n{mount},uid=7 [ ! -e /c/plain ] && [ $(stat -c %u /c) = 7 ] && touch /c/seven\n\
+         {mount},from=shell [ ! -e /c/plain ] && [ -e /c/bin ]\n{mount},mode=0755 [ -e /c/plain ]\n\
+         {mount},uid=7,gid=0 [ -e /c/seven ]\n"
+    ));
+    bench.build(&[]).succeeds();
+    assert_eq!(names(&bench.store().join("cache-mounts")).len(), 3);
+}
+
+#[test]
+fn a_tar_of_several_platforms_has_a_directory_for_each() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nARG TARGETARCH\nCOPY Dockerfile /d/$TARGETARCH\n");
+    bench.build(&["--platform", "linux/arm64,linux/amd64", "-o", "type=tar,dest=out.tar"]).succeeds();
+    let listed = run("tar", &["-tf", bench.path("out.tar").to_str().expect("text")]);
+    let expected = ["linux_amd64/", "linux_amd64/d/", "linux_amd64/d/amd64"];
+    assert_eq!(listed.lines().collect::<Vec<_>>()[..3], expected);
+    assert!(listed.ends_with("linux_arm64/d/arm64\n"), "{listed}");
+}
