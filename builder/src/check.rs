@@ -101,6 +101,32 @@ fn check_stages(
     Ok(Checked { warnings, error })
 }
 
+/// The variables that a stage uses and nobody set, once it is known what the stage begins with: its variables are `set`.
+pub(crate) fn undefined_variables<'n>(
+    file: &Dockerfile,
+    request: &BuildRequest,
+    index: usize,
+    set: impl Iterator<Item = &'n str>,
+) -> Result<Checked, BuildError> {
+    let options = options(file, request)?;
+    let mut checker = Checker { file, request, bases: &|_| Ok(None), warnings: Vec::new() };
+    let mut names: Names = set.chain(PROXY_ARGUMENTS).chain(["PATH"]).map(str::to_owned).collect();
+    // Arguments without a value count, too.
+    let mut at = index;
+    while let Some(base) = checker.base_stage(&file.stages[at], at) {
+        let arguments = file.stages[base].instructions.iter().filter_map(|placed| match &placed.value {
+            Instruction::Arg(arguments) => Some(arguments),
+            _ => None,
+        });
+        names.extend(arguments.flatten().map(|argument| argument.name.text.clone()));
+        at = base;
+    }
+    checker.stage(&file.stages[index], names, true);
+    let warnings = finish(file, &options, checker.warnings)?;
+    let error = warnings.first().filter(|_| options.is_error).map(|first| violation(file, first, &warnings));
+    Ok(Checked { warnings, error })
+}
+
 /// The error that findings are if the Dockerfile says so.
 fn violation(file: &Dockerfile, first: &Warning, warnings: &[Warning]) -> DockerfileError {
     let rules: BTreeSet<&str> = warnings.iter().map(|warning| warning.rule.name()).collect();

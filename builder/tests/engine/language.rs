@@ -79,3 +79,16 @@ fn a_tar_of_several_platforms_has_a_directory_for_each() {
     assert_eq!(listed.lines().collect::<Vec<_>>()[..3], expected);
     assert!(listed.ends_with("linux_arm64/d/arm64\n"), "{listed}");
 }
+
+#[test]
+fn undefined_variables_are_told_once_the_base_image_is_known() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nENV SET=1\nCOPY Dockerfile /\n").build(&["-o", "type=oci,dest=base,tar=false"]).succeeds();
+    bench.dockerfile("FROM base AS a\nARG one\nENV TWO=2$SET\nFROM a\nLABEL x=$one$TWO$SETT y=$SET\n");
+    let arguments = ["--build-context", "base=oci-layout://base"];
+    let said = bench.build(&arguments).succeeds().stderr;
+    let warning = "UndefinedVar: Usage of undefined variable '$SETT' (did you mean $SET?)";
+    assert_eq!((said.matches("UndefinedVar").count(), said.contains(warning)), (1, true), "{said}");
+    bench.dockerfile("# check=error=true\nFROM base\nLABEL x=$SETT\n");
+    assert!(bench.build(&arguments).fails(1).contains("lint violation found for rules: UndefinedVar"));
+}
