@@ -139,7 +139,8 @@ pub fn export_cache_mount(
     refuse_marks(&content).map_err(failed())?;
     let descriptor: OwnedFd = File::open(&content).map_err(failed())?.into();
     let tree: Arc<dyn Tree> = Arc::new(DirectoryStack::new(vec![descriptor], OPEN_FILES).map_err(failed())?);
-    let diff_id = store.create_layer(|writer| export::append_tree(&tree, &EntryPath::root(), writer).map_err(failed()))?;
+    let diff_id =
+        store.create_layer(|writer| export::append_tree(&tree, &EntryPath::root(), writer).map_err(failed()))?;
     let layer = store.pack_layer(&diff_id, Packing::from(Compression::Zstd), threads)?;
     let description = Description {
         id: id.to_owned(),

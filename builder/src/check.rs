@@ -38,8 +38,7 @@ pub type Bases<'a> = &'a dyn Fn(&str) -> Result<Option<ImageConfig>, BuildError>
 /// # Errors
 /// A Dockerfile whose syntax is wrong, or an ignore file that cannot be read.
 pub fn check(request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildError> {
-    let (file, mistake) =
-        Dockerfile::parse_as_far_as_possible(request.dockerfile.name(), request.dockerfile.bytes())?;
+    let (file, mistake) = Dockerfile::parse_as_far_as_possible(request.dockerfile.name(), request.dockerfile.bytes())?;
     if let Some(mistake) = mistake {
         return before_mistake(&file, mistake, request);
     }
@@ -54,12 +53,8 @@ pub fn check(request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildE
 }
 
 /// Checks a Dockerfile that is about to be built, and parses it.
-pub(crate) fn check_file(
-    request: &BuildRequest,
-    bases: Bases<'_>,
-) -> Result<(Dockerfile, Checked), BuildError> {
-    let (file, mistake) =
-        Dockerfile::parse_as_far_as_possible(request.dockerfile.name(), request.dockerfile.bytes())?;
+pub(crate) fn check_file(request: &BuildRequest, bases: Bases<'_>) -> Result<(Dockerfile, Checked), BuildError> {
+    let (file, mistake) = Dockerfile::parse_as_far_as_possible(request.dockerfile.name(), request.dockerfile.bytes())?;
     let checked = match mistake {
         Some(mistake) => before_mistake(&file, mistake, request)?,
         None => check_stages(&file, request, bases, built_stages(&file, request).as_ref())?,
@@ -68,11 +63,7 @@ pub(crate) fn check_file(
 }
 
 /// What was found before the mistake; it is told together with that.
-fn before_mistake(
-    file: &Dockerfile,
-    mistake: DockerfileError,
-    request: &BuildRequest,
-) -> Result<Checked, BuildError> {
+fn before_mistake(file: &Dockerfile, mistake: DockerfileError, request: &BuildRequest) -> Result<Checked, BuildError> {
     let warnings = finish(file, &options(file, request)?, lint_before(file, &mistake)?)?;
     Ok(Checked { warnings, error: Some(mistake) })
 }

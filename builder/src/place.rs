@@ -185,8 +185,7 @@ pub(crate) fn described(store: &Store, manifest: &Descriptor) -> Result<(ImageCo
         let what = "it is an index of several images; name one of them".to_owned();
         return Err(Error::new(format!("open {}", manifest.digest()), Cause::Malformed(what)));
     };
-    let bytes =
-        store.read_blob(config.digest(), MOST_CONFIG_BYTES).map_err(|error| opening(store, manifest, error))?;
+    let bytes = store.read_blob(config.digest(), MOST_CONFIG_BYTES).map_err(|error| opening(store, manifest, error))?;
     let config = serde_json::from_slice(&bytes)
         .map_err(|error| Error::new("read the image's configuration", Cause::Malformed(error.to_string())))?;
     Ok((config, layers.clone()))

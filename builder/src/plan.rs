@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use registry_client::{Platform, Reference};
 
-use crate::dockerfile::{closest, Dockerfile, Expander, Instruction, Placed, Stage};
+use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Stage, closest};
 use crate::error::{BuildError, Site};
 use crate::machine;
 use crate::request::{BuildRequest, NamedContext};
@@ -139,8 +139,9 @@ impl<'d> Plan<'d> {
                 }
                 _ => {
                     let current = &self.stages[index].label;
-                    let message =
-                        format!("cannot copy from stage {from:?}, it needs to be defined before current stage {current:?}");
+                    let message = format!(
+                        "cannot copy from stage {from:?}, it needs to be defined before current stage {current:?}"
+                    );
                     Err(site.error(message).into())
                 }
             };

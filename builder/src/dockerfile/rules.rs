@@ -180,7 +180,10 @@ impl Rule {
     pub(crate) fn is_about_reading(self) -> bool {
         matches!(
             self,
-            Rule::MaintainerDeprecated | Rule::StageNameCasing | Rule::FromAsCasing | Rule::InvalidDefinitionDescription
+            Rule::MaintainerDeprecated
+                | Rule::StageNameCasing
+                | Rule::FromAsCasing
+                | Rule::InvalidDefinitionDescription
         )
     }
 

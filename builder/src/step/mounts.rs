@@ -364,7 +364,7 @@ fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &S
         // A whole image is known by its layers: digesting all of it would take longer than most steps.
         Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
         _ => {
-            let rules = ContentRules { keeps_times: true, threads: builder.request().threads };
+            let rules = ContentRules { keeps_times: true, threads: builder.request().threads, exclude: None };
             content::identify(builder.store, input, inode, rules).map_err(site.because())
         }
     }

@@ -197,7 +197,9 @@ impl<'a> Unpacked<'a> {
             }
             // Its data begins with a map of the holes: taken as content it would be another file.
             if extension.key_bytes().starts_with(b"GNU.sparse.") {
-                return Err(io::Error::other("sparse files in an archive of POSIX form are not supported: tar --format=gnu"));
+                return Err(io::Error::other(
+                    "sparse files in an archive of POSIX form are not supported: tar --format=gnu",
+                ));
             }
         }
         xattrs.sort();

@@ -303,7 +303,10 @@ fn mistakes_name_their_place_and_cost_exit_code_1() {
         ("FROM scratch\nCOPPY a b", "Dockerfile:2:1:"),
         ("FROM scratch\nCOPY missing /", "\"/missing\": not found in the build context"),
         ("FROM scratch\nCOPY ../../etc/passwd /", "not found in the build context"),
-        ("FROM scratch AS a\nCOPY --from=later / /\nFROM scratch AS later\nCOPY --from=a / /", "it needs to be defined before"),
+        (
+            "FROM scratch AS a\nCOPY --from=later / /\nFROM scratch AS later\nCOPY --from=a / /",
+            "it needs to be defined before",
+        ),
         ("FROM scratch\nUSER nobody\nRUN x", "nobody"),
         ("FROM scratch\nADD git@h.example:x /", "git over ssh needs an agent"),
         ("FROM scratch\nRUN --network=host x", "network.host"),

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use fixtures::fault::{FaultServer, Reply};
+
 use crate::support::{Bench, SHELL, names, run};
 
 /// What a file of the result holds.
@@ -83,7 +85,10 @@ fn a_tar_of_several_platforms_has_a_directory_for_each() {
 #[test]
 fn undefined_variables_are_told_once_the_base_image_is_known() {
     let bench = Bench::new();
-    bench.dockerfile("FROM scratch\nENV SET=1\nCOPY Dockerfile /\n").build(&["-o", "type=oci,dest=base,tar=false"]).succeeds();
+    bench
+        .dockerfile("FROM scratch\nENV SET=1\nCOPY Dockerfile /\n")
+        .build(&["-o", "type=oci,dest=base,tar=false"])
+        .succeeds();
     bench.dockerfile("FROM base AS a\nARG one\nENV TWO=2$SET\nFROM a\nLABEL x=$one$TWO$SETT y=$SET\n");
     let arguments = ["--build-context", "base=oci-layout://base"];
     let said = bench.build(&arguments).succeeds().stderr;
@@ -91,4 +96,32 @@ fn undefined_variables_are_told_once_the_base_image_is_known() {
     assert_eq!((said.matches("UndefinedVar").count(), said.contains(warning)), (1, true), "{said}");
     bench.dockerfile("# check=error=true\nFROM base\nLABEL x=$SETT\n");
     assert!(bench.build(&arguments).fails(1).contains("lint violation found for rules: UndefinedVar"));
+}
+
+#[test]
+fn what_is_excluded_from_a_copy_is_no_reason_to_copy_again() {
+    let bench = Bench::new();
+    bench.file("d/kept", "1").file("d/out/b", "1").file("d/out/back", "1").file("d/x.log", "1");
+    bench.dockerfile("FROM scratch\nCOPY --exclude=out --exclude=!out/back --exclude=*.log d /d\n");
+    bench.build(&[]).succeeds();
+    bench.file("d/out/b", "2").file("d/y.log", "2");
+    assert_eq!(bench.build(&[]).cached(), 1);
+    bench.file("d/out/back", "2");
+    assert_eq!(bench.build(&[]).cached(), 0);
+    assert_eq!(result(&bench, &[], "d/out/back"), "2");
+    bench.file("d/kept", "2");
+    assert_eq!(bench.build(&[]).cached(), 0);
+}
+
+#[test]
+fn a_url_of_several_adds_is_fetched_once_in_a_build() {
+    let bench = Bench::new();
+    let server = FaultServer::start(|_| Reply::new(200).body("x"));
+    let url = format!("http://{}/f", server.address());
+    bench.dockerfile(&format!(
+        "FROM scratch AS a\nADD {url} /one\nFROM scratch AS b\nADD {url} /two\n\
+         FROM scratch\nCOPY --from=a / /\nCOPY --from=b / /\n"
+    ));
+    assert_eq!(result(&bench, &[], "two"), "x");
+    assert_eq!(server.requests().len(), 1);
 }
