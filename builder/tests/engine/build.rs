@@ -177,8 +177,8 @@ fn every_output_holds_the_same_image() {
     );
     assert_eq!(layers, own);
     assert_eq!(run("tar", &["-xOf", &at("root.tar"), "f"]), "content");
-    assert_eq!(read(bench.path("iid")), digest);
     let metadata: serde_json::Value = serde_json::from_str(&read(bench.path("meta.json"))).expect("JSON");
+    assert_eq!(metadata["containerimage.config.digest"], read(bench.path("iid")));
     assert_eq!(
         (&metadata["containerimage.digest"], &metadata["image.name"]),
         (&digest.into(), &"docker.io/library/app:1".into())
