@@ -134,8 +134,9 @@ impl<'d> Plan<'d> {
         if let Some(number) = self.stage_named(from, index).or_else(|| self.stage_named(from, self.stages.len())) {
             return match number {
                 earlier if earlier < index => Ok(Origin::Stage(earlier)),
-                same if same == index => {
-                    Err(site.error(format!("circular dependency: stage {from} cannot use itself")).into())
+                later if self.leads_to(later, index) => {
+                    let current = &self.stages[index].label;
+                    Err(site.error(format!("circular dependency detected on stage: {current}")).into())
                 }
                 _ => {
                     let current = &self.stages[index].label;
@@ -156,6 +157,24 @@ impl<'d> Plan<'d> {
             Err(_) if from == "scratch" => Ok(Origin::Scratch),
             Err(_) => Ok(Origin::Image(from.to_owned())),
         }
+    }
+
+    /// Whether what a stage is made of includes another, or is it.
+    fn leads_to(&self, from: usize, to: usize) -> bool {
+        let (mut seen, mut pending) = (BTreeSet::new(), vec![from]);
+        while let Some(index) = pending.pop() {
+            if index == to {
+                return true;
+            }
+            if let Some(stage) = self.stages.get(index)
+                && seen.insert(index)
+            {
+                pending.extend(if let Origin::Stage(base) = stage.base { Some(base) } else { None });
+                let named = stage.instructions.iter().flat_map(|placed| sources(&placed.value));
+                pending.extend(named.filter_map(|name| self.stage_named(name, self.stages.len())));
+            }
+        }
+        false
     }
 
     /// How many steps of the stages that the target needs make a layer, for `[2/7]`.
