@@ -175,7 +175,10 @@ fn start<T: Tree + 'static>(
     ids: IdMapping,
     mounted_by: MountedBy,
 ) -> Result<Mount, MountError> {
-    let started = Session::start(Served::new(Arc::clone(&union), ids), device);
+    let started = device.try_clone().and_then(|unasked| {
+        let served = Served::new(Arc::clone(&union), ids, unasked);
+        Session::start(served, device)
+    });
     let session = started.map_err(|source| MountError::Serve { directory: directory.clone(), source })?;
     Ok(Mount::new(union, session, directory, mounted_by, Plane::Fuse))
 }

@@ -339,7 +339,7 @@ pub(crate) fn blob_name(digest: &Digest) -> String {
 }
 
 /// Writes a small file whole.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut draft = Draft::beside(path)?;
     draft.write_all(bytes)?;
     draft.publish(path)

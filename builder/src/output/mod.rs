@@ -6,7 +6,8 @@ mod annotations;
 mod form;
 mod parse;
 
-use std::io::{self, BufWriter};
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -146,9 +147,8 @@ impl Output {
             }
             OutputTarget::Oci(_) => self.form.check(platforms, true),
             OutputTarget::Docker(_) => one_image("type=docker"),
-            OutputTarget::Tar(_) => one_image("type=tar"),
             OutputTarget::Local { is_split: Some(false), .. } => one_image("type=local,platform-split=false"),
-            OutputTarget::Local { .. } | OutputTarget::CacheOnly => Ok(()),
+            OutputTarget::Local { .. } | OutputTarget::Tar(_) | OutputTarget::CacheOnly => Ok(()),
         }
     }
 
@@ -179,8 +179,7 @@ impl Output {
                 Ok(None)
             }
             OutputTarget::Tar(path) => {
-                let image = only_image(built, "type=tar")?;
-                write_tar(&tree(store, image)?, path).map_err(BuildError::file("write", path))?;
+                write_tar(store, built, path)?;
                 Ok(None)
             }
             OutputTarget::CacheOnly => Ok(None),
@@ -296,19 +295,39 @@ fn several_images(kind: &str, count: usize) -> String {
     )
 }
 
-/// Whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written to.
-fn write_tar(tree: &Arc<dyn Tree>, path: &Path) -> io::Result<()> {
+/// What the files for a platform lie below where there are several, as BuildKit calls it: `linux_amd64`.
+fn directory_name(platform: &Platform) -> String {
+    platform.to_string().replace('/', "_")
+}
+
+/// One root file system, or one for each platform below a directory of its own.
+fn write_tar(store: &Store, built: &Built, path: &Path) -> Result<(), BuildError> {
+    let mut trees = Vec::new();
+    for image in &built.images {
+        trees.push((directory_name(&image.platform), tree(store, image)?));
+    }
+    trees.sort_by(|(one, _), (other, _)| one.cmp(other));
+    write_whole(path, |writer| match trees.as_slice() {
+        [(_, tree)] => export::to_tar(tree, writer),
+        several => export::to_tar_of_several(several, writer),
+    })
+    .map_err(BuildError::file("write", path))
+}
+
+/// A file that appears whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written to.
+fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     const BUFFER_BYTES: usize = 1 << 20;
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let file = std::fs::File::options().write(true).open(path)?;
-        return export::to_tar(tree, BufWriter::with_capacity(BUFFER_BYTES, file));
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::options().write(true).open(path)?);
+        write(&mut file)?;
+        return file.flush();
     }
     let mut draft = BufWriter::with_capacity(BUFFER_BYTES, Draft::beside(path)?);
-    export::to_tar(tree, &mut draft)?;
+    write(&mut draft)?;
     draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(path)
 }
 
-/// One directory, or below it one for each platform, called `linux_amd64` as BuildKit does.
+/// One directory, or below it one for each platform.
 fn write_directories(
     store: &Store,
     built: &Built,
@@ -323,7 +342,7 @@ fn write_directories(
     for image in &built.images {
         let path = match is_split {
             false => path.to_owned(),
-            true => path.join(image.platform.to_string().replace('/', "_")),
+            true => path.join(directory_name(&image.platform)),
         };
         std::fs::create_dir_all(&path).map_err(BuildError::file("create", &path))?;
         let tree = tree(store, image)?;

@@ -11,6 +11,7 @@
 //! lower       the same for a tree alone, under a kernel overlay
 //! session     the first handshake, and the threads that read and answer
 //! turns       which of these threads read, and which sleep
+//! unsent      what the kernel holds of a file is asked for
 //! ```
 //!
 //! To add a request: its number, its `Operation` and its layout in [`request`] (the functions there pass on what they do not
@@ -26,6 +27,7 @@ mod reply;
 mod request;
 mod session;
 mod turns;
+mod unsent;
 
 pub(crate) use self::{
     dispatch::Served,

@@ -137,10 +137,10 @@ pub(crate) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Whether the answer has to wait for the disk, or for more data to be moved there than a WRITE brings.
+    /// Whether the answer has to wait for the disk, for more data to be moved there than a WRITE brings, or for the kernel.
     pub(super) fn waits(&self) -> bool {
         match self {
-            Self::Sync { .. } | Self::SyncAll => true,
+            Self::Sync { .. } | Self::SyncAll | Self::Seek { .. } => true,
             Self::Allocate { length, .. } | Self::CopyRange { length, .. } => *length > DATA_BYTES as u64,
             _ => false,
         }

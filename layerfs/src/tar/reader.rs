@@ -19,6 +19,9 @@ use super::sparse::{self, PaxSparse, SparseMap};
 
 /// The largest extended header: as Go's `archive/tar`, which docker reads with.
 const PAX_MAX_BYTES: u64 = 1 << 20;
+/// What all global headers say, as far as it applies to entries: each one to come is read together with it, and a few
+/// kilobytes of zeros deflated are thousands of entries.
+const GLOBAL_MAX_BYTES: u64 = 8192;
 /// A path and its NUL, with room for the `./` and slashes that fall away.
 const LONG_NAME_MAX_BYTES: u64 = 8192;
 
@@ -217,10 +220,10 @@ impl<R: BufRead> TarReader<R> {
 
     fn read_global(&mut self, header: &Header) -> Result<(), TarError> {
         let records = self.read_records(header)?;
-        self.global.0.extend(records.0);
+        self.global.update(records);
         let size_bytes = self.global.size_bytes() as u64;
-        if size_bytes > PAX_MAX_BYTES {
-            let (what, limit_bytes) = ("global extended headers", PAX_MAX_BYTES);
+        if size_bytes > GLOBAL_MAX_BYTES {
+            let (what, limit_bytes) = ("global extended headers", GLOBAL_MAX_BYTES);
             return Err(self.fault(&header.full_name(), EntryFault::Oversized { what, size_bytes, limit_bytes }));
         }
         Ok(())
@@ -394,7 +397,7 @@ fn extents(map: Option<&SparseMap>, start: u64, stored: u64) -> Vec<Extent> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::header::LINK_NAME;
+    use super::super::header::{DEVICE_MAJOR, DEVICE_MINOR, LINK_NAME};
     use super::super::path::EntryPath;
     use super::super::writer::TarWriter;
     use super::*;
@@ -487,9 +490,39 @@ mod tests {
 
     #[test]
     fn global_headers_cannot_grow_without_end() {
-        let value = "v".repeat(1 << 19);
-        let tar = pax(b'g', &[("comment", &value)]).repeat(3);
+        let long = "v".repeat(5000);
+        let tar: Vec<_> = ["a", "b"].map(|name| pax(b'g', &[(&format!("SCHILY.xattr.user.{name}"), &long)])).concat();
         assert!(refused(&tar).contains("more than the limit"));
+    }
+
+    #[test]
+    fn what_global_headers_say_of_no_entry_is_not_kept() {
+        let long = "v".repeat(500_000);
+        let tar = [
+            pax(b'g', &[("comment", &long), ("mtime", &format!("{}7", "0".repeat(5000)))]).repeat(3),
+            raw(b'0', b"a", b"", 0, b""),
+        ];
+        assert_eq!(entries(&tar.concat()).unwrap()[0].entry.modified.seconds, 7);
+    }
+
+    #[test]
+    fn numbers_that_linux_has_not_are_refused() {
+        let device = |major: &[u8], minor: &[u8]| {
+            let mut header = Header(raw(b'3', b"a", b"", 0, b"").try_into().unwrap());
+            header.0[DEVICE_MAJOR][..7].copy_from_slice(major);
+            header.0[DEVICE_MINOR][..7].copy_from_slice(minor);
+            header.seal();
+            header.0
+        };
+        assert_eq!(entries(&device(b"0007777", b"3777777")).unwrap().len(), 1);
+        assert!(refused(&device(b"0010001", b"0000003")).contains("device"));
+        assert!(refused(&device(b"0000001", b"4000003")).contains("device"));
+        let nobody = [pax(b'x', &[("uid", "4294967295")]), raw(b'0', b"a", b"", 0, b"")].concat();
+        assert!(refused(&nobody).contains("uid"));
+        let huge =
+            [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "9223372036854775808")];
+        let tar = [pax(b'x', &huge), raw(b'0', b"a", b"", 512, b"0\n")].concat();
+        assert!(refused(&tar).contains("sparse file size"));
     }
 
     #[test]

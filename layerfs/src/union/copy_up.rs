@@ -117,6 +117,10 @@ impl<T: Tree> Union<T> {
         if node.in_upper() {
             return self.complete(upper, node, part).map(|()| false);
         }
+        if attributes.kind == FileKind::CharacterDevice && attributes.device == (0, 0) {
+            // The copy would be a whiteout, as a new one would.
+            return Err(Errno::PERM);
+        }
         let inode = node.lower.ok_or(Errno::STALE)?;
         // Parents first: without them nothing can be published, and no data need be moved to find out.
         let links = node.state().links.clone();

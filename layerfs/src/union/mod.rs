@@ -122,6 +122,9 @@ pub enum OpenError {
     /// Upper and work directory lie on different file systems, so that nothing can be renamed between them.
     #[error("the upper and the work directory of a copy-on-write layer must be on one file system")]
     SeparateFileSystems,
+    /// One of upper and work directory is the other, or lies in it: what is in the making would be seen.
+    #[error("the upper and the work directory of a copy-on-write layer must not lie in each other")]
+    Nested,
 }
 
 /// A tree with an upper directory over it.

@@ -86,9 +86,6 @@ enum Fate {
 /// Copies what the list names, and prints a line for each image and a sum.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let lines = list::parse(&args.list.display().to_string(), &read(&args.list)?)?;
-    if args.referrers && lines.iter().any(|line| line.destination.is_store()) {
-        return Err(Usage("--referrers: the store keeps no list of what refers to an image".to_owned()).into());
-    }
     let (mut jobs, mut outcomes) = (VecDeque::new(), Vec::new());
     for line in &lines {
         match expanded(session, line) {
