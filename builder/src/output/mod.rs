@@ -322,9 +322,11 @@ fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) ->
         write(&mut file)?;
         return file.flush();
     }
-    let mut draft = BufWriter::with_capacity(BUFFER_BYTES, Draft::beside(path)?);
+    // A symbolic link to a file stays one.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut draft = BufWriter::with_capacity(BUFFER_BYTES, Draft::beside(&path)?);
     write(&mut draft)?;
-    draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(path)
+    draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&path)
 }
 
 /// One directory, or below it one for each platform.

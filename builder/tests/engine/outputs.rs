@@ -141,7 +141,9 @@ fn a_tar_replaces_a_file_and_is_written_to_a_pipe() {
     let bench = bench();
     let (file, pipe) = (bench.path("out.tar"), bench.path("pipe"));
     std::fs::write(&file, "older").expect("written");
-    bench.build(&["-o", &format!("type=tar,dest={}", file.display())]).succeeds();
+    std::os::unix::fs::symlink("out.tar", bench.path("link")).expect("linked");
+    bench.build(&["-o", &format!("type=tar,dest={}", bench.path("link").display())]).succeeds();
+    assert!(bench.path("link").is_symlink());
     let tar = std::fs::read(&file).expect("there");
     assert!(tar.ends_with(&[0; 512]));
     crate::support::run("mkfifo", &[pipe.to_str().expect("text")]);
