@@ -70,7 +70,7 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     let plan = |platform| Plan::new(&dockerfile, request, platform);
     let plans = request.platforms.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     let caches = RemoteCaches::new(request, store, client, events);
-    let shared = Shared::new(request, store, client, events, &dockerfile, &caches, &fetcher, &schedule)?;
+    let shared = Shared::new(request, store, client, events, &dockerfile, &caches, (&fetcher, &schedule))?;
     let makes_index = shared.frontend.makes_index;
     let images = shared.build(&plans)?;
     let manifest = match images.as_slice() {

@@ -76,8 +76,7 @@ impl<'a> Shared<'a> {
         events: &'a dyn Events,
         dockerfile: &'a Dockerfile,
         caches: &'a RemoteCaches<'a>,
-        fetcher: &'a Fetcher<'a>,
-        schedule: &'a Schedule,
+        (fetcher, schedule): (&'a Fetcher<'a>, &'a Schedule),
     ) -> Result<Self, BuildError> {
         let frontend = FrontendArguments::of(&request.build_args, request.platforms.len())?;
         for stage in &request.engine.no_cache_stages {
