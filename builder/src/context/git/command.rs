@@ -220,9 +220,7 @@ impl<'a> Git<'a> {
 
     /// git repeats URLs in its messages, with the password that is in them.
     fn without_secrets(&self, said: &[u8]) -> String {
-        let text = String::from_utf8_lossy(said);
-        let word = |word: &str| super::url::redacted_within(word);
-        text.trim().split_inclusive(char::is_whitespace).map(word).collect()
+        super::url::without_passwords(String::from_utf8_lossy(said).trim())
     }
 }
 
