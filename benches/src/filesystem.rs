@@ -1,4 +1,4 @@
-//! The same tree below kernel overlayfs, fuse-overlayfs and layerfs, the same work on each.
+//! The same tree below kernel overlayfs, fuse-overlayfs and both planes of layerfs, the same work on each.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::peers::{drop_caches, finish, run as run_program, timed};
+use crate::peers::{drop_caches, finish, run as run_program, spread, timed};
 use crate::table::{Table, median};
 use crate::workloads::{TAR, WORKLOADS, Workload};
 
@@ -36,7 +36,7 @@ pub(crate) struct Args {
 enum Contender {
     Kernel,
     FuseOverlayfs(PathBuf),
-    Nacre { program: PathBuf, store: PathBuf },
+    Nacre { program: PathBuf, store: PathBuf, plane: &'static str },
 }
 
 /// A place for one measurement: every one begins with an empty upper.
@@ -72,8 +72,9 @@ impl Contender {
                 finish(Command::new("mount").args(["-t", "overlay", "overlay", "-o", &options]).arg(merged))
             }
             Self::FuseOverlayfs(program) => finish(Command::new(program).args(["-o", &options]).arg(merged)),
-            Self::Nacre { program, store } => {
-                finish(Command::new(program).arg("--root").arg(store).args(["mount", "base"]).arg(merged))
+            Self::Nacre { program, store, plane } => {
+                let mut command = Command::new(program);
+                finish(command.arg("--root").arg(store).args(["mount", "--plane", plane, "base"]).arg(merged))
             }
         }
     }
@@ -82,7 +83,7 @@ impl Contender {
         let merged: OsString = place.path("merged").into();
         match self {
             Self::Kernel | Self::FuseOverlayfs(_) => run_program("umount", &[merged]),
-            Self::Nacre { program, store } => {
+            Self::Nacre { program, store, .. } => {
                 let mut command = Command::new(program);
                 finish(command.arg("--root").arg(store).args(["unmount", "--discard"]).arg(merged))
             }
@@ -108,6 +109,7 @@ impl Contender {
 /// Runs all workloads on all contenders.
 pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Table> {
     let scratch = tempfile::Builder::new().prefix("nacre-bench-").tempdir_in(&args.scratch)?;
+    spread(scratch.path());
     let lower = scratch.path().join("lower");
     fs::create_dir(&lower)?;
     run_program("tar", &[OsString::from("-xf"), args.base.clone().into(), "-C".into(), lower.clone().into()])?;
@@ -116,15 +118,16 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
     let contenders = [
         Contender::Kernel,
         Contender::FuseOverlayfs(args.fuse_overlayfs.clone()),
-        Contender::Nacre { program: nacre.to_owned(), store },
+        Contender::Nacre { program: nacre.to_owned(), store: store.clone(), plane: "fuse" },
+        Contender::Nacre { program: nacre.to_owned(), store, plane: "overlay" },
     ];
-    let mut table = Table::new(&["kernel", "fuse-overlayfs", "layerfs"]);
+    let mut table = Table::new(&["kernel", "fuse-overlayfs", "layerfs", "layerfs, overlay plane"]);
     let is_wanted = |workload: &&Workload| {
         let is_excepted = args.except.as_ref().is_some_and(|except| workload.name.contains(except));
         workload.name.contains(&args.only) && !is_excepted
     };
     for workload in WORKLOADS.iter().filter(is_wanted) {
-        let mut times: [Vec<Duration>; 3] = Default::default();
+        let mut times: [Vec<Duration>; 4] = Default::default();
         // In turns, so that a slow spell of the machine meets all of them.
         for _ in 0..rounds {
             for (contender, times) in contenders.iter().zip(&mut times) {

@@ -4,6 +4,7 @@
 //! What each row does and what was found is in README.md beside this crate.
 
 mod build;
+mod engine;
 mod filesystem;
 mod import;
 mod link;
@@ -36,6 +37,8 @@ enum What {
     Filesystem(filesystem::Args),
     /// Builds: buildah and nacre, cold, unchanged, one file changed
     Build(build::Args),
+    /// What the build engine costs by itself: a step, a large context, a large layer; peaks of memory on standard error
+    Engine(engine::Args),
     /// Push and pull against a local registry: skopeo, podman and nacre
     Transfer(transfer::Args),
     /// Import of a layer: the bare inflater, nacre, tar and umoci
@@ -50,6 +53,7 @@ fn main() -> anyhow::Result<()> {
     let table = match &cli.what {
         What::Filesystem(args) => filesystem::run(&cli.nacre, cli.rounds, args)?,
         What::Build(args) => build::run(&cli.nacre, cli.rounds, args)?,
+        What::Engine(args) => engine::run(&cli.nacre, cli.rounds, args)?,
         What::Transfer(args) => transfer::run(&cli.nacre, cli.rounds, args)?,
         What::Import(args) => import::run(&cli.nacre, cli.rounds, args)?,
         What::Soak(args) => return soak::run(&cli.nacre, args),

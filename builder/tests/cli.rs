@@ -289,6 +289,24 @@ fn changes_of_a_mount_can_be_committed_while_it_is_live_and_survive_it() {
 }
 
 #[test]
+fn files_that_come_and_go_meanwhile_hinder_no_commit() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        person.run(&["mount", "app", &mount]).success();
+        std::thread::scope(|scope| {
+            let busy = scope.spawn(|| {
+                person.shell("for n in $(seq 30); do mkdir d; touch $(seq -f d/%g 300); rm -r d; done; echo done")
+            });
+            for _ in 0..5 {
+                person.run(&["commit", &mount, "app:busy"]).success();
+            }
+            assert_eq!(busy.join().expect("no panic"), "done");
+        });
+        person.run(&["unmount", "--discard", &mount]).success();
+    });
+}
+
+#[test]
 fn a_killed_server_leaves_a_mount_that_can_be_removed_and_its_changes() {
     as_root_and_as_user(|person| {
         let mount = person.text("mount");

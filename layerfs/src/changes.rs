@@ -17,16 +17,13 @@ use rustix::{
 };
 
 use crate::{
+    tar::WHITEOUT_PREFIX,
     tree::{Attributes, FileKind, Time, Tree, TreeInode},
     union::{
         Handle, MarkNamespace, content_below, errno, kernel_index_entries, kind_of, lower_directory, open_at,
         open_kernel_index, read_names, remaining_names, time_of,
     },
 };
-
-/// Names that start so are marks in a layer and cannot be those of files.
-/// <https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts>
-const WHITEOUT_PREFIX: &[u8] = b".wh.";
 
 /// Content is compared in pieces of this size.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -139,8 +136,9 @@ impl Changes {
     }
 }
 
-/// Compares an upper with the tree that it was made over. Both are open directories; nothing may write to the union
-/// meanwhile, and what was written through a mount must have been synced.
+/// Compares an upper with the tree that it was made over. Both are open directories. What was written through a mount must
+/// have been synced; what goes away while it is looked at counts as gone, and whoever opens its content later may not find
+/// it.
 ///
 /// Sockets are left out, as they cannot be in a layer. If one name of a hard-linked file changed, all its names are
 /// listed, so that they stay links of each other without leading to a file of another layer.
@@ -210,8 +208,11 @@ impl<T: Tree> Walk<'_, T> {
 
     fn visit(&mut self, at: &Pending) -> Result<(), ChangesError> {
         let failed = |source| ChangesError::System { action: "comparing", path: at.path.clone(), source };
-        let handle =
-            at.in_upper.then(|| open_below(self.upper, &at.path, FileKind::Directory)).transpose().map_err(failed)?;
+        let opened = at.in_upper.then(|| open_below(self.upper, &at.path, FileKind::Directory)).transpose();
+        let handle = match opened {
+            Err(Errno::NOENT) => return Ok(()),
+            opened => opened.map_err(failed)?,
+        };
         let mut in_upper = HashMap::new();
         if let Some(handle) = &handle {
             let opacity = self.marks.opacity(handle).map_err(failed)?;
@@ -267,14 +268,10 @@ impl<T: Tree> Walk<'_, T> {
     ) -> rustix::io::Result<()> {
         let below = self.lookup(at.below, name)?;
         let object = match (is_whiteout, directory) {
-            (Some(false), Some(directory)) => {
-                let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                let content = match kind_of(&stat) {
-                    FileKind::File => content_below(self.tree, self.marks, at.merged, directory, name)?,
-                    _ => None,
-                };
-                Some(Object::Upper(open_at(directory, name, kind_of(&stat))?, stat, content))
-            }
+            (Some(false), Some(directory)) => match self.upper_object(at, directory, name) {
+                Err(Errno::NOENT) => None,
+                found => Some(found?),
+            },
             (Some(_), _) => None,
             (None, _) => self.lookup(at.merged, name)?.map(|inode| self.tree_object(inode)).transpose()?,
         };
@@ -297,6 +294,15 @@ impl<T: Tree> Walk<'_, T> {
             self.found.push(Found { change, group, is_changed });
         }
         Ok(())
+    }
+
+    fn upper_object(&self, at: &Pending, directory: &Handle, name: &[u8]) -> rustix::io::Result<Object> {
+        let stat = rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let content = match kind_of(&stat) {
+            FileKind::File => content_below(self.tree, self.marks, at.merged, directory, name)?,
+            _ => None,
+        };
+        Ok(Object::Upper(open_at(directory, name, kind_of(&stat))?, stat, content))
     }
 
     fn tree_object(&self, inode: TreeInode) -> rustix::io::Result<Object> {

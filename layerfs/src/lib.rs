@@ -32,10 +32,7 @@ pub use store::{
     BlobSource, Damage, Layer, LayerSink, NamedImage, PruneOptions, Pruned, StepClaim, Store, StoreError, Upper,
     UpperLife,
 };
-pub use tar::{
-    Entry, EntryFault, EntryKind, EntryPath, Extent, Located, OPAQUE_NAME, PathFault, TarError, TarReader, TarWriter,
-    WHITEOUT_PREFIX, Xattr,
-};
+pub use tar::{Entry, EntryFault, EntryKind, EntryPath, PathFault, TarError, TarWriter, WHITEOUT_PREFIX, Xattr};
 pub use tree::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode, XattrUse};
 pub use union::{
     AttributeChange, Listed, Making, MarkNamespace, Metadata, NodeId, OpenError, Owner, RenameMode, SetTime, Space,

@@ -175,7 +175,10 @@ fn start<T: Tree + 'static>(
     ids: IdMapping,
     mounted_by: MountedBy,
 ) -> Result<Mount, MountError> {
-    let started = Session::start(Served::new(Arc::clone(&union), ids), device);
+    let started = device.try_clone().and_then(|unasked| {
+        let served = Served::new(Arc::clone(&union), ids, unasked);
+        Session::start(served, device)
+    });
     let session = started.map_err(|source| MountError::Serve { directory: directory.clone(), source })?;
     Ok(Mount::new(union, session, directory, mounted_by, Plane::Fuse))
 }
@@ -272,8 +275,9 @@ impl Mount {
     }
 
     fn finish(&self, session: Session) -> Result<(), MountError> {
-        session.join().map_err(|source| MountError::Serve { directory: self.directory.clone(), source })?;
-        self.written((self.close)())
+        let served = session.join().map_err(|source| MountError::Serve { directory: self.directory.clone(), source });
+        // Whatever the threads ended with, what was written is to be on the disk.
+        self.written((self.close)()).and(served)
     }
 
     fn sync_upper(&self) -> Result<(), MountError> {

@@ -7,6 +7,8 @@
 use std::io;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 /// An inode of a tree: 1 is the root, and the numbers are dense and the same for every opening
 /// of an equal tree. Names that are hard links of one file share one `TreeInode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,6 +94,27 @@ pub enum XattrUse {
 
 /// The beginning of the names of POSIX access control lists: `_access` and `_default` follow.
 pub(crate) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
+
+/// The next data at or behind an offset, or the next hole, of a file with these extents ([`Tree::data_extents`]); `ENXIO`
+/// behind the end, as `lseek` has it. Extents come from indexes that nobody has checked.
+pub(crate) fn seek(extents: &[(u64, u64)], size_bytes: u64, offset: u64, hole: bool) -> rustix::io::Result<u64> {
+    if offset >= size_bytes {
+        return Err(Errno::NXIO);
+    }
+    let mut at = offset;
+    for (start, length) in extents {
+        let end = start.saturating_add(*length).min(size_bytes);
+        if end <= at {
+            continue;
+        }
+        match hole {
+            false => return Ok(at.max(*start)),
+            true if *start > at => return Ok(at),
+            true => at = end,
+        }
+    }
+    if hole { Ok(at.min(size_bytes)) } else { Err(Errno::NXIO) }
+}
 
 /// A merged read-only view of layers. Every call is safe from many threads at once.
 ///

@@ -795,3 +795,21 @@ fn files_of_a_session_outlive_another_opening_and_end_with_it() {
     drop(store);
     assert!(!file.exists());
 }
+
+#[test]
+fn a_store_opens_though_what_a_dead_session_left_cannot_be_removed() {
+    use rustix::fs::IFlags;
+    let (directory, store) = new_store();
+    drop(store);
+    let left = directory.path().join("tmp/99-9");
+    fs::create_dir(&left).unwrap();
+    let file = fs::File::open(&left).unwrap();
+    let flags = rustix::fs::ioctl_getflags(&file).unwrap();
+    rustix::fs::ioctl_setflags(&file, flags | IFlags::IMMUTABLE).unwrap();
+    let opened = Store::open(directory.path()).map(drop);
+    rustix::fs::ioctl_setflags(&file, flags).unwrap();
+    opened.unwrap();
+    assert!(left.exists());
+    drop(Store::open(directory.path()).unwrap());
+    assert!(!left.exists());
+}

@@ -5,7 +5,7 @@
 //! asking. There is no union semantics here.
 //! Ids are translated here and nowhere else.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use rustix::{
     fs::{FallocateFlags, FileType as RawType, RenameFlags, XattrFlags},
@@ -17,6 +17,7 @@ use super::{
     reply::{Attributes, DirectoryEntry, Reply},
     request::{Header, Moment, Operation, SetAttributes, WRITE_KILL_SUIDGID, flag},
     session::Server,
+    unsent::Unsent,
 };
 use crate::{
     caller::is_member,
@@ -50,11 +51,13 @@ pub(crate) struct Served<T> {
     ids: IdMapping,
     /// What was agreed on with the kernel.
     agreed: u64,
+    unsent: Unsent,
 }
 
 impl<T: Tree> Served<T> {
-    pub(crate) fn new(union: Arc<Union<T>>, ids: IdMapping) -> Self {
-        Self { union, ids, agreed: 0 }
+    /// `device` is another handle of the device whose requests are answered.
+    pub(crate) fn new(union: Arc<Union<T>>, ids: IdMapping, device: OwnedFd) -> Self {
+        Self { union, ids, agreed: 0, unsent: Unsent::new(device) }
     }
 
     /// Requests about the content of one file, and its xattrs.
@@ -79,8 +82,7 @@ impl<T: Tree> Served<T> {
                 self.union.allocate(node, offset, length, FallocateFlags::from_bits_retain(mode))
             }
             Operation::Seek { offset, whence } => {
-                let position = self.union.seek(node, offset, is_hole(whence)?)?;
-                reply.u64(position);
+                reply.u64(self.seek(node, offset, is_hole(whence)?)?);
                 Ok(())
             }
             Operation::CopyRange { offset, to, to_offset, length } => {
@@ -106,6 +108,21 @@ impl<T: Tree> Served<T> {
             // FLUSH among them: nothing is left to do at close, and the kernel asks once.
             _ => Err(Errno::NOSYS),
         }
+    }
+
+    /// The next data or hole. Where a hole is seen, which may be behind the end, the kernel may hold data that it has not
+    /// sent yet.
+    fn seek(&self, node: NodeId, offset: u64, hole: bool) -> Result<u64> {
+        let seen = self.union.seek(node, offset, hole);
+        let hole_at = match seen {
+            Ok(at) if hole => at,
+            Ok(at) if at == offset => return seen,
+            Ok(_) | Err(Errno::NXIO) => offset,
+            Err(_) => return seen,
+        };
+        // Of EINVAL programs learn that holes cannot be looked for, and read everything.
+        self.unsent.fetch(node.0, hole_at).map_err(|error| if error == Errno::BUSY { Errno::INVAL } else { error })?;
+        self.union.seek(node, offset, hole)
     }
 
     fn lookup(&self, directory: NodeId, name: &[u8], reply: &mut Reply) -> Result<()> {

@@ -16,7 +16,7 @@ use super::{
     session::Server,
 };
 use crate::{
-    tree::{Tree, TreeInode, XattrUse},
+    tree::{Tree, TreeInode, XattrUse, seek},
     union::{MarkNamespace, Metadata, NodeId, Union, errno},
 };
 
@@ -73,17 +73,7 @@ impl<T: Tree> Lower<T> {
     /// The next data or hole at or behind an offset, so that copy-up keeps holes.
     fn seek(&self, inode: TreeInode, offset: u64, hole: bool) -> Result<u64> {
         let size = self.tree().attributes(inode).map_err(errno)?.size_bytes;
-        if offset >= size {
-            return Err(Errno::NXIO);
-        }
-        let extents = self.tree().data_extents(inode).map_err(errno)?;
-        let ends_behind = |(start, length): &(u64, u64)| start.saturating_add(*length) > offset;
-        if !hole {
-            return extents.into_iter().find(ends_behind).map(|(start, _)| start.max(offset)).ok_or(Errno::NXIO);
-        }
-        // Extents that touch are one piece of data.
-        let behind = |at, (start, length): (u64, u64)| if start <= at { at.max(start + length) } else { at };
-        Ok(extents.into_iter().filter(ends_behind).fold(offset, behind).min(size))
+        seek(&self.tree().data_extents(inode).map_err(errno)?, size, offset, hole)
     }
 }
 

@@ -11,7 +11,14 @@
 //! lower       the same for a tree alone, under a kernel overlay
 //! session     the first handshake, and the threads that read and answer
 //! turns       which of these threads read, and which sleep
+//! unsent      what the kernel holds of a file is asked for
 //! ```
+//!
+//! To add a request: its number, its `Operation` and its layout in [`request`] (the functions there pass on what they do not
+//! know; what the last one does not know is answered ENOSYS, which the kernel remembers); whether it waits for the disk
+//! (`Operation::waits`); its answer in [`dispatch`], and in [`lower`] if it reads; the flag that allows it, if it has one,
+//! in `agree` of both. What it does is a function of the union, whose order is: names of the directory, copy-up of the
+//! directory and the file, the one change on the disk, then names and links in memory, which cannot fail.
 
 mod channel;
 mod dispatch;
@@ -20,6 +27,7 @@ mod reply;
 mod request;
 mod session;
 mod turns;
+mod unsent;
 
 pub(crate) use self::{
     dispatch::Served,

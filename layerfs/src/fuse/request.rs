@@ -137,10 +137,10 @@ pub(crate) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Whether the answer has to wait for the disk, or for more data to be moved there than a WRITE brings.
+    /// Whether the answer has to wait for the disk, for more data to be moved there than a WRITE brings, or for the kernel.
     pub(super) fn waits(&self) -> bool {
         match self {
-            Self::Sync { .. } | Self::SyncAll => true,
+            Self::Sync { .. } | Self::SyncAll | Self::Seek { .. } => true,
             Self::Allocate { length, .. } | Self::CopyRange { length, .. } => *length > DATA_BYTES as u64,
             _ => false,
         }
@@ -310,18 +310,7 @@ fn operation(code: u32, mut body: Fields<'_>) -> Parsed<Operation<'_>> {
         opcode::OPEN => Operation::Open,
         opcode::OPENDIR => Operation::OpenDirectory,
         opcode::SYNCFS => Operation::SyncAll,
-        opcode::SYMLINK
-        | opcode::MKNOD
-        | opcode::MKDIR
-        | opcode::UNLINK
-        | opcode::RMDIR
-        | opcode::RENAME
-        | opcode::RENAME2
-        | opcode::LINK
-        | opcode::CREATE
-        | opcode::TMPFILE => name_operation(code, body)?,
-        opcode::SETXATTR | opcode::GETXATTR | opcode::LISTXATTR | opcode::REMOVEXATTR => xattr_operation(code, body)?,
-        _ => content_operation(code, body)?,
+        _ => name_operation(code, body)?,
     })
 }
 
@@ -367,7 +356,7 @@ fn name_operation(code: u32, mut body: Fields<'_>) -> Parsed<Operation<'_>> {
                 Operation::CreateUnnamed { mode, umask }
             }
         }
-        _ => Operation::Other,
+        _ => xattr_operation(code, body)?,
     })
 }
 
@@ -384,7 +373,7 @@ fn xattr_operation(code: u32, mut body: Fields<'_>) -> Parsed<Operation<'_>> {
         }
         opcode::LISTXATTR => Operation::XattrNames { size: body.u32()? },
         opcode::REMOVEXATTR => Operation::RemoveXattr { name: body.name()? },
-        _ => Operation::Other,
+        _ => content_operation(code, body)?,
     })
 }
 

@@ -6,8 +6,9 @@
 use std::{
     io,
     os::fd::OwnedFd,
+    panic::AssertUnwindSafe,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     thread::JoinHandle,
@@ -20,7 +21,7 @@ use super::{
     channel::{Channel, DATA_BYTES, REQUEST_BYTES, Received},
     reply::{Reply, VERSION},
     request::{self, Header, Operation},
-    turns::{THREADS, Turns},
+    turns::{Turn, Turns},
 };
 
 /// How long a thread looks for the next request before it sleeps: about what it takes to wake a sleeping thread on another
@@ -46,7 +47,13 @@ pub(crate) trait Server: Send + Sync + 'static {
 /// The threads that serve a mount.
 #[derive(Debug)]
 pub(crate) struct Session {
-    threads: Vec<JoinHandle<Result<()>>>,
+    threads: Arc<Threads>,
+}
+
+type Threads = Mutex<Vec<JoinHandle<Result<()>>>>;
+
+fn lock(threads: &Threads) -> MutexGuard<'_, Vec<JoinHandle<Result<()>>>> {
+    threads.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the threads of a session share.
@@ -55,6 +62,7 @@ struct Shared<S> {
     server: S,
     channel: Channel,
     turns: Turns,
+    threads: Arc<Threads>,
     /// Whether requests come so fast that looking for the next one pays.
     spins: AtomicBool,
     has_processors: bool,
@@ -77,21 +85,20 @@ impl Session {
             server,
             channel,
             turns: Turns::new(processors.max(2)),
+            threads: Arc::default(),
             spins: AtomicBool::new(false),
             has_processors: processors > 1,
         });
-        let threads = (0..THREADS).map(|number| {
-            let shared = Arc::clone(&shared);
-            std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || shared.work(number))
-        });
-        Ok(Self { threads: threads.collect::<io::Result<_>>()? })
+        shared.start(0)?;
+        Ok(Self { threads: Arc::clone(&shared.threads) })
     }
 
-    /// Waits until the mount is gone.
+    /// Waits until the mount is gone, and gives the first error of a thread.
     pub(crate) fn join(self) -> io::Result<()> {
         let mut result = Ok(());
-        for thread in self.threads {
-            let ended = thread.join().map_err(|_| io::Error::other("a serving thread panicked"))?;
+        // Whoever starts another one notes it before it ends itself.
+        while let Some(thread) = { lock(&self.threads).pop() } {
+            let ended = thread.join().unwrap_or(Err(Errno::IO));
             result = result.and(ended.map_err(io::Error::from));
         }
         result
@@ -132,14 +139,32 @@ fn shake_hands(server: &mut impl Server, device: OwnedFd) -> io::Result<Channel>
 }
 
 impl<S: Server> Shared<S> {
-    /// Serves until the mount is gone.
-    fn work(&self, thread: usize) -> Result<()> {
-        let (mut request, mut reply) = (vec![0; REQUEST_BYTES], Reply::new());
-        while self.turns.take() {
-            // Whatever ends this thread, the others must not wait for it.
-            self.read_requests(thread, &mut request, &mut reply).inspect_err(|_| self.turns.end())?;
-        }
+    fn start(self: &Arc<Self>, number: usize) -> io::Result<()> {
+        let mut threads = lock(&self.threads);
+        let shared = Arc::clone(self);
+        threads.push(std::thread::Builder::new().name(format!("fuse-{number}")).spawn(move || shared.work(number))?);
         Ok(())
+    }
+
+    /// Serves until the mount is gone.
+    fn work(self: &Arc<Self>, thread: usize) -> Result<()> {
+        // Most threads of a mount that lives for one step never read.
+        let mut buffers = None;
+        loop {
+            match self.turns.take() {
+                Turn::Read => {}
+                Turn::StartAnother { number } => {
+                    // Without it this thread serves alone, until it waits for something.
+                    if let Err(error) = self.start(number) {
+                        tracing::warn!(%error, "starting a thread of a mount failed");
+                    }
+                }
+                Turn::End => return Ok(()),
+            }
+            let (request, reply) = buffers.get_or_insert_with(|| (vec![0; REQUEST_BYTES], Reply::new()));
+            // Whatever ends this thread, the others must not wait for it.
+            self.read_requests(thread, request, reply).inspect_err(|_| self.turns.end())?;
+        }
     }
 
     /// Answers requests until others do, or there will be no more.
@@ -206,11 +231,11 @@ impl<S: Server> Shared<S> {
         let Some((header, operation)) = request::parse(bytes) else { return Err(Errno::PROTO) };
         let operation = match operation {
             Ok(Operation::Forget { count }) => {
-                self.server.forget(header.node, count);
+                self.forget(thread, [(header.node, count)].into_iter());
                 return Ok(true);
             }
             Ok(Operation::ForgetMany(forgets)) => {
-                forgets.for_each(|(node, count)| self.server.forget(node, count));
+                self.forget(thread, forgets);
                 return Ok(true);
             }
             other => other,
@@ -222,7 +247,7 @@ impl<S: Server> Shared<S> {
         } else {
             self.turns.begin(thread);
         }
-        let result = operation.and_then(|operation| self.server.answer(&header, operation, reply));
+        let result = operation.and_then(|operation| guarded(|| self.server.answer(&header, operation, reply)));
         self.channel.send(reply.finish(header.unique, result))?;
         if waits {
             return Ok(self.turns.comes_back());
@@ -230,4 +255,23 @@ impl<S: Server> Shared<S> {
         self.turns.finish(thread);
         Ok(true)
     }
+
+    /// Forgets nodes. The last lookup of a removed file takes its content along, which may take long.
+    fn forget(&self, thread: usize, forgets: impl Iterator<Item = (u64, u64)>) {
+        self.turns.begin(thread);
+        // Nobody waits for an answer.
+        _ = guarded(|| {
+            forgets.for_each(|(node, count)| self.server.forget(node, count));
+            Ok(())
+        });
+        self.turns.finish(thread);
+    }
+}
+
+/// A fault of ours costs the answer to one request, not the mount. Locks are taken over from who panicked.
+fn guarded<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
+    std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        tracing::error!("serving a request failed by a fault in layerfs");
+        Err(Errno::IO)
+    })
 }

@@ -1,12 +1,13 @@
 //! Which threads of a mount read requests, and which sleep.
 //!
 //! Invariant: as long as the mount is there, some thread reads, or will go on reading within two ticks of the watch,
-//! whatever the others wait for. Nothing here reads a request.
+//! whatever the others wait for, if those are fewer than [`THREADS`]. Nothing here reads a request.
 //!
-//! Mostly one thread reads and answers alone. A reader that answers is never woken and wakes nobody, so that a request
+//! Mostly one thread reads and answers alone, and one that sleeps watches it. Another is started when the last one that slept
+//! is to read. A reader that answers is never woken and wakes nobody, so that a request
 //! of a single client costs no change of threads on our side; several readers would sleep on the device and be woken for
 //! what another one takes. More read when requests queue up; one that is about to wait for the disk lets another read
-//! meanwhile; and one thread that sleeps watches that the readers do not stand still for another reason.
+//! meanwhile; and the one that watches takes over where the readers stand still for another reason.
 
 use std::{
     sync::{
@@ -16,8 +17,11 @@ use std::{
     time::Duration,
 };
 
-/// Threads of a mount: two or so read, the others take over where one waits for the disk.
-pub(super) const THREADS: usize = 8;
+/// The most threads of a mount: so many operations can wait for the disk at once.
+pub(super) const THREADS: usize = 64;
+
+/// How many may read at once.
+const MOST_READING: usize = 8;
 
 /// How often the readers are watched, so how long a request can hold up all others. Long beside any request that does not
 /// wait for the disk, and rare enough to cost nothing.
@@ -28,10 +32,24 @@ const QUIET_TICKS: u32 = 50;
 
 #[derive(Debug)]
 struct Roles {
+    /// That were started.
+    threads: usize,
+    sleeping: usize,
     reading: usize,
     /// How many are to read.
     wanted: usize,
     has_watch: bool,
+}
+
+/// What a thread is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Read requests.
+    Read,
+    /// Start a thread of that number, since no other one sleeps, and read.
+    StartAnother { number: usize },
+    /// Go home: the mount is gone.
+    End,
 }
 
 /// The turns of the threads of one mount.
@@ -51,12 +69,12 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    /// Turns of threads none of which reads yet; at most `most` will at once.
+    /// The turns of one thread, which does not read yet; at most `most` will at once.
     pub(super) fn new(most: usize) -> Self {
         Self {
-            roles: Mutex::new(Roles { reading: 0, wanted: 1, has_watch: false }),
+            roles: Mutex::new(Roles { threads: 1, sleeping: 0, reading: 0, wanted: 1, has_watch: false }),
             changed: Condvar::new(),
-            most: most.clamp(1, THREADS),
+            most: most.clamp(1, MOST_READING),
             has_ended: AtomicBool::new(false),
             is_crowded: AtomicBool::new(false),
             is_quiet: AtomicBool::new(false),
@@ -75,16 +93,23 @@ impl Turns {
         self.changed.notify_all();
     }
 
-    /// Sleeps until this thread is to read; false once the mount is gone.
-    pub(super) fn take(&self) -> bool {
+    /// Sleeps until this thread is to read; `End` once the mount is gone.
+    pub(super) fn take(&self) -> Turn {
         let mut roles = self.roles();
+        roles.sleeping += 1;
         loop {
             if self.has_ended.load(Relaxed) {
-                return false;
+                return Turn::End;
             }
             if roles.reading < roles.wanted {
                 self.join(&mut roles);
-                return true;
+                roles.sleeping -= 1;
+                if roles.sleeping > 0 || roles.threads == THREADS {
+                    return Turn::Read;
+                }
+                roles.threads += 1;
+                // It sleeps as soon as it runs.
+                return Turn::StartAnother { number: roles.threads - 1 };
             }
             roles = if roles.has_watch || self.is_quiet.load(Relaxed) {
                 self.changed.wait(roles).unwrap_or_else(PoisonError::into_inner)
@@ -196,8 +221,11 @@ mod tests {
 
     use super::*;
 
+    /// What the second thread is told, which leaves nobody asleep.
+    const SECOND: Turn = Turn::StartAnother { number: 2 };
+
     /// A thread that waits for its turn, and says when it has it.
-    fn waiting(turns: &Arc<Turns>) -> mpsc::Receiver<bool> {
+    fn waiting(turns: &Arc<Turns>) -> mpsc::Receiver<Turn> {
         let (sender, receiver) = mpsc::channel();
         let turns = Arc::clone(turns);
         std::thread::spawn(move || sender.send(turns.take()));
@@ -207,21 +235,21 @@ mod tests {
     #[test]
     fn one_thread_reads_until_it_hands_over() {
         let turns = Arc::new(Turns::new(2));
-        assert!(turns.take());
+        assert_eq!(turns.take(), Turn::StartAnother { number: 1 });
         let other = waiting(&turns);
         assert_eq!(other.try_recv(), Err(mpsc::TryRecvError::Empty));
         turns.hand_over();
-        assert_eq!(other.recv(), Ok(true));
+        assert_eq!(other.recv(), Ok(SECOND));
         assert!(!turns.comes_back(), "the other one reads");
     }
 
     #[test]
     fn another_thread_reads_where_requests_wait_and_stops_where_there_are_none() {
         let turns = Arc::new(Turns::new(2));
-        assert!(turns.take());
+        assert_eq!(turns.take(), Turn::StartAnother { number: 1 });
         let other = waiting(&turns);
         turns.call_another();
-        assert_eq!(other.recv(), Ok(true));
+        assert_eq!(other.recv(), Ok(SECOND));
         assert!(!turns.stays(), "one of two is enough");
         assert!(turns.stays(), "the last one never leaves");
     }
@@ -229,9 +257,9 @@ mod tests {
     #[test]
     fn a_reader_that_stands_still_is_replaced() {
         let turns = Arc::new(Turns::new(1));
-        assert!(turns.take());
+        assert_eq!(turns.take(), Turn::StartAnother { number: 1 });
         turns.begin(0);
-        assert_eq!(waiting(&turns).recv(), Ok(true));
+        assert_eq!(waiting(&turns).recv(), Ok(SECOND));
         turns.finish(0);
         assert!(!turns.stays());
     }
@@ -239,21 +267,21 @@ mod tests {
     #[test]
     fn a_watch_that_became_quiet_begins_again() {
         let turns = Arc::new(Turns::new(1));
-        assert!(turns.take());
+        assert_eq!(turns.take(), Turn::StartAnother { number: 1 });
         let other = waiting(&turns);
         while !turns.is_quiet.load(Relaxed) {
             std::thread::yield_now();
         }
         turns.begin(0);
-        assert_eq!(other.recv(), Ok(true));
+        assert_eq!(other.recv(), Ok(SECOND));
     }
 
     #[test]
     fn the_end_wakes_everyone() {
         let turns = Arc::new(Turns::new(1));
-        assert!(turns.take());
+        assert_eq!(turns.take(), Turn::StartAnother { number: 1 });
         let others = [waiting(&turns), waiting(&turns)];
         turns.end();
-        assert!(others.into_iter().all(|other| other.recv() == Ok(false)));
+        assert!(others.into_iter().all(|other| other.recv() == Ok(Turn::End)));
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! ```text
 //! oci-layout, index.json        an OCI image layout; index.json holds the names        names.rs
+//! nacre-store                   the version of all else
 //! blobs/sha256/<hex>            blobs as they were sent                                 blobs.rs
 //! layers/<diff id>.tar          the uncompressed layer                                  ingest.rs, create.rs
 //! layers/<diff id>.idx          its index; derived                                      trees.rs
@@ -12,7 +13,7 @@
 //! layers/<diff id>.gzip, ...    digest of the blob that we made of it; derived         create.rs
 //! layers/<blob>.diff            diff id of a layer blob; derived
 //! trees/<chain id>.idx          merged index of a stack; derived                        trees.rs
-//! steps/<key>                   build-cache records                                     steps.rs
+//! steps/<key>, <key>.lock       build-cache records, and who carries a step out         steps.rs
 //! notes/<name>                  what a build learned and a later one can do without     steps.rs
 //! cache-mounts/<id>/            RUN --mount=type=cache                                  (the builder's)
 //! uppers/<id>/{upper,work}      live copy-on-write layers                               uppers.rs

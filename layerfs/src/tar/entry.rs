@@ -11,7 +11,7 @@ use crate::tree::Time;
 /// <https://github.com/opencontainers/image-spec/blob/main/layer.md#whiteouts>
 pub const WHITEOUT_PREFIX: &[u8] = b".wh.";
 /// The name of the file that hides everything below in its directory.
-pub const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
+pub(crate) const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
 /// What starts the names that AUFS used for itself; docker skips such entries, and so do we.
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
 

@@ -14,6 +14,11 @@ use crate::tree::Time;
 
 /// The longest symbolic link of Linux, `PATH_MAX` without its NUL.
 const SYMLINK_MAX_BYTES: usize = 4095;
+/// The largest device numbers of Linux: 12 bits and 20 bits.
+const MAJOR_MAX: u32 = (1 << 12) - 1;
+const MINOR_MAX: u32 = (1 << 20) - 1;
+/// What of an extended header an entry is made of, but for the extended attributes and the maps of sparse files.
+pub(super) const KEYS: [&[u8]; 6] = [b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"];
 
 /// What the headers before an entry's own say about it.
 #[derive(Default)]
@@ -60,7 +65,8 @@ impl Fields<'_> {
             Some(text) => parse_decimal(text).and_then(|id| u32::try_from(id).ok()),
             None => self.header.number(field).and_then(|id| u32::try_from(id).ok()),
         };
-        id.ok_or(EntryFault::Number(key))
+        // The highest number means "nobody in particular" to every system call: no file is owned by it.
+        id.filter(|&id| id != u32::MAX).ok_or(EntryFault::Number(key))
     }
 
     fn modified(&self) -> Result<Time, EntryFault> {
@@ -108,8 +114,8 @@ impl Fields<'_> {
             b'0' | 0 | b'7' | b'S' => EntryKind::File { size_bytes: 0 },
             b'1' => EntryKind::HardLink { target: self.link_target()? },
             b'2' => EntryKind::Symlink { target: self.symlink_target()? },
-            b'3' => EntryKind::CharacterDevice { major: self.device(DEVICE_MAJOR)?, minor: self.device(DEVICE_MINOR)? },
-            b'4' => EntryKind::BlockDevice { major: self.device(DEVICE_MAJOR)?, minor: self.device(DEVICE_MINOR)? },
+            b'3' => EntryKind::CharacterDevice { major: self.major()?, minor: self.minor()? },
+            b'4' => EntryKind::BlockDevice { major: self.major()?, minor: self.minor()? },
             b'5' => EntryKind::Directory,
             b'6' => EntryKind::Fifo,
             other => return Err(EntryFault::Type(other)),
@@ -126,7 +132,16 @@ impl Fields<'_> {
         if is_valid { Ok(target.to_vec()) } else { Err(EntryFault::SymlinkTarget) }
     }
 
-    fn device(&self, field: Range<usize>) -> Result<u32, EntryFault> {
-        self.header.number(field).and_then(|n| u32::try_from(n).ok()).ok_or(EntryFault::Number("device"))
+    fn major(&self) -> Result<u32, EntryFault> {
+        self.device(DEVICE_MAJOR, MAJOR_MAX)
+    }
+
+    fn minor(&self) -> Result<u32, EntryFault> {
+        self.device(DEVICE_MINOR, MINOR_MAX)
+    }
+
+    fn device(&self, field: Range<usize>, most: u32) -> Result<u32, EntryFault> {
+        let number = self.header.number(field).and_then(|n| u32::try_from(n).ok());
+        number.filter(|&number| number <= most).ok_or(EntryFault::Number("device"))
     }
 }

@@ -25,8 +25,9 @@ mod writer;
 
 #[cfg(any(test, fuzzing))]
 pub(crate) use entry::Mark;
-pub use entry::{Entry, EntryKind, OPAQUE_NAME, WHITEOUT_PREFIX, Xattr};
+pub(crate) use entry::OPAQUE_NAME;
+pub use entry::{Entry, EntryKind, WHITEOUT_PREFIX, Xattr};
 pub use error::{EntryFault, TarError};
 pub use path::{EntryPath, PathFault};
-pub use reader::{Extent, Located, TarReader};
+pub(crate) use reader::{Extent, Located, TarReader};
 pub use writer::TarWriter;

@@ -5,6 +5,7 @@
 
 use super::entry::Xattr;
 use super::error::EntryFault;
+use super::fields::KEYS;
 use crate::tree::Time;
 
 /// How star and GNU tar name extended attributes.
@@ -64,6 +65,15 @@ impl Records {
     /// The value of a key: the last one; an empty value takes the key back.
     pub(super) fn value(&self, key: &[u8]) -> Option<&[u8]> {
         self.0.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_slice()).filter(|value| !value.is_empty())
+    }
+
+    /// Takes over what later records say about the entries to come; what says nothing about any falls away.
+    pub(super) fn update(&mut self, later: Self) {
+        let is_xattr = |key: &[u8]| key.starts_with(SCHILY_XATTR) || key.starts_with(LIBARCHIVE_XATTR);
+        self.0.extend(later.0.into_iter().filter(|(key, _)| KEYS.contains(&key.as_slice()) || is_xattr(key)));
+        self.0.reverse();
+        self.0.sort_by(|(a, _), (b, _)| a.cmp(b));
+        self.0.dedup_by(|next, kept| next.0 == kept.0);
     }
 
     /// Bytes held, for a limit.

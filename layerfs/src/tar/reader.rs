@@ -19,12 +19,15 @@ use super::sparse::{self, PaxSparse, SparseMap};
 
 /// The largest extended header: as Go's `archive/tar`, which docker reads with.
 const PAX_MAX_BYTES: u64 = 1 << 20;
+/// What all global headers say, as far as it applies to entries: each one to come is read together with it, and a few
+/// kilobytes of zeros deflated are thousands of entries.
+const GLOBAL_MAX_BYTES: u64 = 8192;
 /// A path and its NUL, with room for the `./` and slashes that fall away.
 const LONG_NAME_MAX_BYTES: u64 = 8192;
 
 /// A part of a file that is stored in the tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Extent {
+pub(crate) struct Extent {
     /// Where it is in the file.
     pub offset: u64,
     /// How long it is; never 0.
@@ -35,7 +38,7 @@ pub struct Extent {
 
 /// An entry and where its content lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Located {
+pub(crate) struct Located {
     /// The entry.
     pub entry: Entry,
     /// The stored parts of a file's content, ascending; the rest are holes.
@@ -44,7 +47,7 @@ pub struct Located {
 
 /// Reads entries from a tar.
 #[derive(Debug)]
-pub struct TarReader<R> {
+pub(crate) struct TarReader<R> {
     source: R,
     skip: fn(&mut R, u64) -> io::Result<u64>,
     position: u64,
@@ -69,7 +72,7 @@ struct Content {
 
 impl<R: BufRead> TarReader<R> {
     /// Reads a stream from its start.
-    pub fn new(source: R) -> Self {
+    pub(crate) fn new(source: R) -> Self {
         Self::with_skip(source, consume)
     }
 
@@ -83,7 +86,7 @@ impl<R: BufRead> TarReader<R> {
     ///
     /// # Errors
     /// What is wrong with the entry; the reader can not be used after an error.
-    pub fn next_entry(&mut self) -> Result<Option<Located>, TarError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<Located>, TarError> {
         if self.is_finished {
             return Ok(None);
         }
@@ -117,12 +120,12 @@ impl<R: BufRead> TarReader<R> {
     }
 
     /// What was read from, at its present position.
-    pub fn into_inner(self) -> R {
+    pub(crate) fn into_inner(self) -> R {
         self.source
     }
 
     /// An error about the entry that was read last, for a caller that refuses it.
-    pub fn refuse(&self, entry: &Entry, fault: EntryFault) -> TarError {
+    pub(crate) fn refuse(&self, entry: &Entry, fault: EntryFault) -> TarError {
         self.fault(&entry.tar_name(), fault)
     }
 
@@ -217,10 +220,10 @@ impl<R: BufRead> TarReader<R> {
 
     fn read_global(&mut self, header: &Header) -> Result<(), TarError> {
         let records = self.read_records(header)?;
-        self.global.0.extend(records.0);
+        self.global.update(records);
         let size_bytes = self.global.size_bytes() as u64;
-        if size_bytes > PAX_MAX_BYTES {
-            let (what, limit_bytes) = ("global extended headers", PAX_MAX_BYTES);
+        if size_bytes > GLOBAL_MAX_BYTES {
+            let (what, limit_bytes) = ("global extended headers", GLOBAL_MAX_BYTES);
             return Err(self.fault(&header.full_name(), EntryFault::Oversized { what, size_bytes, limit_bytes }));
         }
         Ok(())
@@ -297,7 +300,7 @@ impl<R: BufRead> TarReader<R> {
 
 impl TarReader<BufReader<File>> {
     /// Reads a tar in a file; content that is not asked for is not read.
-    pub fn of_file(file: File) -> Self {
+    pub(crate) fn of_file(file: File) -> Self {
         Self::with_skip(BufReader::with_capacity(8192, file), seek_over)
     }
 }
@@ -394,7 +397,7 @@ fn extents(map: Option<&SparseMap>, start: u64, stored: u64) -> Vec<Extent> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::header::LINK_NAME;
+    use super::super::header::{DEVICE_MAJOR, DEVICE_MINOR, LINK_NAME};
     use super::super::path::EntryPath;
     use super::super::writer::TarWriter;
     use super::*;
@@ -487,9 +490,39 @@ mod tests {
 
     #[test]
     fn global_headers_cannot_grow_without_end() {
-        let value = "v".repeat(1 << 19);
-        let tar = pax(b'g', &[("comment", &value)]).repeat(3);
+        let long = "v".repeat(5000);
+        let tar: Vec<_> = ["a", "b"].map(|name| pax(b'g', &[(&format!("SCHILY.xattr.user.{name}"), &long)])).concat();
         assert!(refused(&tar).contains("more than the limit"));
+    }
+
+    #[test]
+    fn what_global_headers_say_of_no_entry_is_not_kept() {
+        let long = "v".repeat(500_000);
+        let tar = [
+            pax(b'g', &[("comment", &long), ("mtime", &format!("{}7", "0".repeat(5000)))]).repeat(3),
+            raw(b'0', b"a", b"", 0, b""),
+        ];
+        assert_eq!(entries(&tar.concat()).unwrap()[0].entry.modified.seconds, 7);
+    }
+
+    #[test]
+    fn numbers_that_linux_has_not_are_refused() {
+        let device = |major: &[u8], minor: &[u8]| {
+            let mut header = Header(raw(b'3', b"a", b"", 0, b"").try_into().unwrap());
+            header.0[DEVICE_MAJOR][..7].copy_from_slice(major);
+            header.0[DEVICE_MINOR][..7].copy_from_slice(minor);
+            header.seal();
+            header.0
+        };
+        assert_eq!(entries(&device(b"0007777", b"3777777")).unwrap().len(), 1);
+        assert!(refused(&device(b"0010001", b"0000003")).contains("device"));
+        assert!(refused(&device(b"0000001", b"4000003")).contains("device"));
+        let nobody = [pax(b'x', &[("uid", "4294967295")]), raw(b'0', b"a", b"", 0, b"")].concat();
+        assert!(refused(&nobody).contains("uid"));
+        let huge =
+            [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "9223372036854775808")];
+        let tar = [pax(b'x', &huge), raw(b'0', b"a", b"", 512, b"0\n")].concat();
+        assert!(refused(&tar).contains("sparse file size"));
     }
 
     #[test]

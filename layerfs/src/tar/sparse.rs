@@ -148,6 +148,10 @@ fn is_incomplete(lines: &[u64]) -> bool {
 impl SparseMap {
     /// Checks the map against the number of bytes that are stored.
     pub(super) fn check(&self, stored_bytes: u64) -> Result<(), EntryFault> {
+        // Positions in files are signed in every system call.
+        if i64::try_from(self.size_bytes).is_err() {
+            return Err(EntryFault::Number("sparse file size"));
+        }
         let (mut end, mut total) = (0_u64, 0_u64);
         for &(offset, length) in &self.pieces {
             let next = offset.checked_add(length).ok_or(EntryFault::Sparse("a piece is too long"))?;

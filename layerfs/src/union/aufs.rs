@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use rustix::{
-    fs::{AtFlags, FileType, Timestamps},
+    fs::{AtFlags, FileType},
     io::{Errno, Result},
 };
 
 use super::{
+    copy_up::restore_times,
     handles::Handle,
     marks::Opacity,
     names::Names,
@@ -46,13 +47,7 @@ impl Upper {
             let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             rustix::fs::unlinkat(&**directory, mark, flags)?;
         }
-        directory.set_times(&Timestamps {
-            last_access: rustix::fs::Timespec { tv_sec: before.st_atime, tv_nsec: before.st_atime_nsec.cast_signed() },
-            last_modification: rustix::fs::Timespec {
-                tv_sec: before.st_mtime,
-                tv_nsec: before.st_mtime_nsec.cast_signed(),
-            },
-        })
+        restore_times(&**directory, &before)
     }
 
     /// Hides what the tree has under a name; what the upper has there stays, without the tree's directory below.

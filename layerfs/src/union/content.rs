@@ -16,7 +16,7 @@ use super::{
     errno,
     node::Node,
 };
-use crate::tree::{FileKind, Tree};
+use crate::tree::{self, FileKind, Tree};
 
 /// Data is moved between two files in pieces of this size where the kernel cannot do it.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -89,22 +89,7 @@ impl<T: Tree> Union<T> {
         }
         let inode = node.lower.ok_or(Errno::STALE)?;
         let size = self.tree.attributes(inode).map_err(errno)?.size_bytes;
-        if offset >= size {
-            return Err(Errno::NXIO);
-        }
-        let mut at = offset;
-        for (start, length) in self.tree.data_extents(inode).map_err(errno)? {
-            let end = start.saturating_add(length).min(size);
-            if end <= at {
-                continue;
-            }
-            match hole {
-                false => return Ok(at.max(start)),
-                true if start > at => return Ok(at),
-                true => at = end,
-            }
-        }
-        if hole { Ok(at.min(size)) } else { Err(Errno::NXIO) }
+        tree::seek(&self.tree.data_extents(inode).map_err(errno)?, size, offset, hole)
     }
 
     /// Copies a range between two files, inside the file system where it can; returns how much was copied.

@@ -115,7 +115,11 @@ impl<T: Tree> Union<T> {
             return Ok(false);
         }
         if node.in_upper() {
-            return self.complete(upper, node).map(|()| false);
+            return self.complete(upper, node, part).map(|()| false);
+        }
+        if attributes.kind == FileKind::CharacterDevice && attributes.device == (0, 0) {
+            // The copy would be a whiteout, as a new one would.
+            return Err(Errno::PERM);
         }
         let inode = node.lower.ok_or(Errno::STALE)?;
         // Parents first: without them nothing can be published, and no data need be moved to find out.
@@ -174,12 +178,14 @@ impl<T: Tree> Union<T> {
 
     /// Gives a file that has its metadata only its content as well, in place. Until the mark is gone, the content is
     /// the tree's, whatever is in the file already.
-    fn complete(&self, upper: &Upper, node: &Arc<Node>) -> Result<()> {
+    fn complete(&self, upper: &Upper, node: &Arc<Node>, part: Part) -> Result<()> {
         let inode = node.lower.ok_or(Errno::STALE)?;
         let handle = self.upper_handle(node)?;
         let stat = handle.stat()?;
         let capability = handle.xattr(CAPABILITY)?;
-        self.copy_data(inode, self.tree.attributes(inode).map_err(errno)?.size_bytes, &handle)?;
+        let size = self.tree.attributes(inode).map_err(errno)?.size_bytes;
+        let wanted = if let Part::Content(wanted) = part { wanted.min(size) } else { size };
+        self.copy_data(inode, wanted, &handle)?;
         if let Some(value) = capability {
             handle.set_xattr(CAPABILITY, &value, XattrFlags::empty())?;
         }

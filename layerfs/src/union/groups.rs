@@ -6,12 +6,16 @@
 //! `index=on`, in a directory of our own. Names that the upper has are not counted here.
 //!
 //! A name and its count change one after the other. `index/counting` is there from before the first of these changes until
-//! the union is closed; found at an opening, it says that a kill may have come in between, and the names are counted again.
+//! the union is closed with all counts written; found at an opening, it says that a kill or a full disk may have come in
+//! between, and the names are counted again.
 
 use std::{
     collections::HashMap,
     os::fd::OwnedFd,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -53,13 +57,15 @@ pub(super) struct Groups {
     index: OwnedFd,
     known: Mutex<HashMap<TreeInode, Group>>,
     is_counting: Mutex<bool>,
+    /// A count could not be written, so that they are to be counted again.
+    is_wrong: AtomicBool,
 }
 
 impl Groups {
     pub(super) fn open(index: OwnedFd) -> Result<Self> {
         let known = Mutex::new(read(&index)?);
         let is_counting = Mutex::new(exists(&index, COUNTING)?);
-        Ok(Self { index, known, is_counting })
+        Ok(Self { index, known, is_counting, is_wrong: AtomicBool::new(false) })
     }
 
     /// Called before a name of a group changes hands.
@@ -72,10 +78,15 @@ impl Groups {
         Ok(())
     }
 
-    /// Called when all counts are right.
+    /// Called where the name is gone, and what was to follow failed.
+    pub(super) fn distrust(&self) {
+        self.is_wrong.store(true, Ordering::Relaxed);
+    }
+
+    /// Called when no more counts will change.
     pub(super) fn settle(&self) -> Result<()> {
         let mut is_counting = lock(&self.is_counting);
-        if *is_counting {
+        if *is_counting && !self.is_wrong.load(Ordering::Relaxed) {
             rustix::fs::unlinkat(&self.index, COUNTING, AtFlags::REMOVEDIR)?;
             *is_counting = false;
         }

@@ -18,9 +18,11 @@
 //! ```
 //!
 //! The work directory holds `nacre/`, locked while in use: `tmp/`, emptied at every opening, and
-//! `index/` (see `groups`), or `overlay/` (see `kernel`). Locks are taken in this order: names of a directory (two of them by number),
-//! then a shard of the node table or the state of a node. Copy-up holds only the `copying` lock of its file
-//! while it moves data.
+//! `index/` (see `groups`), or `overlay/` (see `kernel`); the marks `acls` (there are lists, see `acl`) and `foreign`
+//! (others may have written marks, see `upper`). Locks are taken in this order: `copying` of a file, names of a directory, then a
+//! shard of the node table or the state of a node. Of the names of two directories those of the smaller number come
+//! first; or of a parent and its child those of the parent, where the kernel holds both locked as well. Copy-up holds only
+//! the `copying` lock of its file while it moves data.
 
 mod acl;
 mod attributes;
@@ -120,6 +122,9 @@ pub enum OpenError {
     /// Upper and work directory lie on different file systems, so that nothing can be renamed between them.
     #[error("the upper and the work directory of a copy-on-write layer must be on one file system")]
     SeparateFileSystems,
+    /// One of upper and work directory is the other, or lies in it: what is in the making would be seen.
+    #[error("the upper and the work directory of a copy-on-write layer must not lie in each other")]
+    Nested,
 }
 
 /// A tree with an upper directory over it.

@@ -143,7 +143,7 @@ enum SlotFile {
 #[derive(Debug)]
 pub(super) struct Table {
     shards: [Mutex<HashMap<NodeId, Slot>>; SHARDS],
-    /// Files of the tree that became nodes for an operation, the oldest first. Locked while nothing else is.
+    /// Files of the tree that became nodes for an operation, the oldest first. Let go before a shard is locked.
     recent: Mutex<VecDeque<NodeId>>,
 }
 

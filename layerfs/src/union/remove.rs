@@ -56,12 +56,12 @@ impl<T: Tree> Union<T> {
         } else {
             rustix::fs::unlinkat(&*handle, name, AtFlags::empty())?;
         }
-        self.after_losing(upper, node, parent, name, child.in_upper)?;
         if in_tree {
             names.set(name, UpperName::Whiteout, true);
         } else {
             names.clear(name);
         }
+        self.after_losing(upper, node, parent, name, child.in_upper);
         Ok(())
     }
 
@@ -77,16 +77,17 @@ impl<T: Tree> Union<T> {
         if others || node.state().indexed { Ok(()) } else { self.pin(node) }
     }
 
-    /// Does the accounts of hard links once a name is gone.
-    pub(super) fn after_losing(
-        &self,
-        upper: &Upper,
-        node: &Arc<Node>,
-        parent: &Node,
-        name: &[u8],
-        in_upper: bool,
-    ) -> Result<()> {
+    /// Does the accounts of hard links once a name is gone. That has happened: an error here is no answer to whoever
+    /// removed the name, and the links are counted anew when the upper is next opened.
+    pub(super) fn after_losing(&self, upper: &Upper, node: &Arc<Node>, parent: &Node, name: &[u8], in_upper: bool) {
         self.table.remove_link(node, parent, name);
+        if let Err(error) = self.count_lost_name(upper, node, in_upper) {
+            tracing::warn!(%error, "counting the hard links of a removed file failed");
+            upper.groups.distrust();
+        }
+    }
+
+    fn count_lost_name(&self, upper: &Upper, node: &Arc<Node>, in_upper: bool) -> Result<()> {
         let Some(inode) = node.lower else { return Ok(()) };
         let links = self.tree.attributes(inode).map_err(errno)?.links;
         if links <= 1 {

@@ -237,7 +237,7 @@ impl<T: Tree> Union<T> {
                 target.state().removed = true;
                 self.table.remove_link(target, to.parent, to.name);
             } else {
-                self.after_losing(upper, target, to.parent, to.name, in_upper)?;
+                self.after_losing(upper, target, to.parent, to.name, in_upper);
             }
         }
         self.move_link(source, from, to);

@@ -92,6 +92,10 @@ impl Upper {
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
             return Err(OpenError::System { action: "opening the upper directory", source: Errno::NOTDIR });
         }
+        let reading = failed("reading the directories above");
+        if is_within(&work, &stat).map_err(reading)? || is_within(&upper, &work_stat).map_err(reading)? {
+            return Err(OpenError::Nested);
+        }
         // The caller's descriptors may be O_PATH; ours must list, sync and carry xattrs.
         let root = open_quietly(&upper, b".", DIRECTORY).map_err(failed("opening the upper directory"))?;
         let is_empty = is_empty_directory(&root).map_err(failed("reading the upper directory"))?;
@@ -203,6 +207,28 @@ pub(crate) fn open_quietly(parent: impl std::os::fd::AsFd, name: &[u8], flags: O
     match open(flags | OFlags::NOATIME) {
         Err(Errno::PERM) => open(flags),
         other => other,
+    }
+}
+
+/// Whether a directory is the one with these attributes, or lies in it.
+fn is_within(directory: &OwnedFd, above: &Stat) -> Result<bool> {
+    let mut at = open_quietly(directory, b".", DIRECTORY)?;
+    let mut stat = rustix::fs::fstat(&at)?;
+    loop {
+        if (stat.st_dev, stat.st_ino) == (above.st_dev, above.st_ino) {
+            return Ok(true);
+        }
+        at = match rustix::fs::openat(&at, "..", DIRECTORY | OFlags::PATH, Mode::empty()) {
+            // Who may not look further up was given the directories by somebody who may.
+            Err(Errno::ACCESS) => return Ok(false),
+            found => found?,
+        };
+        let parent = rustix::fs::fstat(&at)?;
+        // The root lies in itself.
+        if (parent.st_dev, parent.st_ino) == (stat.st_dev, stat.st_ino) {
+            return Ok(false);
+        }
+        stat = parent;
     }
 }
 

@@ -220,7 +220,8 @@ fn a_second_opening_of_the_same_upper_is_refused() {
 /// A tree in which reading content waits until it is let.
 struct Slow {
     tree: MemoryTree,
-    gate: std::sync::Arc<(Mutex<(bool, bool)>, Condvar)>,
+    /// How many readings wait, and whether they may go on.
+    gate: std::sync::Arc<(Mutex<(usize, bool)>, Condvar)>,
 }
 
 impl Tree for Slow {
@@ -236,7 +237,7 @@ impl Tree for Slow {
     fn read_at(&self, inode: TreeInode, offset: u64, buffer: &mut [u8]) -> std::io::Result<usize> {
         let (state, changed) = &*self.gate;
         let mut state = state.lock().expect("not poisoned");
-        state.0 = true;
+        state.0 += 1;
         changed.notify_all();
         drop(changed.wait_while(state, |(_, open)| !*open).expect("not poisoned"));
         self.tree.read_at(inode, offset, buffer)
@@ -259,7 +260,7 @@ impl Tree for Slow {
 fn copy_up_stalls_nothing_and_follows_a_renaming() {
     let mut bench = Bench::new("echo content > f; mkdir d");
     bench.unmount_ours();
-    let gate = std::sync::Arc::new((Mutex::new((false, false)), Condvar::new()));
+    let gate = std::sync::Arc::new((Mutex::new((0, false)), Condvar::new()));
     let tree = Slow { tree: bench.tree.clone(), gate: std::sync::Arc::clone(&gate) };
     let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
     let union = Union::open(tree, upper, work, OPTIONS).expect("opens");
@@ -268,7 +269,11 @@ fn copy_up_stalls_nothing_and_follows_a_renaming() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| union.write(file, 0, b"CON"));
         let (state, changed) = &*gate;
-        drop(changed.wait_while(state.lock().expect("not poisoned"), |(reading, _)| !*reading).expect("not poisoned"));
+        drop(
+            changed
+                .wait_while(state.lock().expect("not poisoned"), |(reading, _)| *reading == 0)
+                .expect("not poisoned"),
+        );
         // In the same directory, while the copy is under way.
         let made = union.create(NodeId::ROOT, b"new", owner, 0o644, Making::File).expect("creates");
         union.write(made.id, 0, b"new").expect("writes");
@@ -283,6 +288,36 @@ fn copy_up_stalls_nothing_and_follows_a_renaming() {
     assert_eq!(&content[..length], b"CONtent\n");
     assert_eq!(union.metadata(file).expect("stat").links, 0);
     assert!(union.lookup(NodeId::ROOT, b"f").expect("looks up").is_none());
+}
+
+#[test]
+fn many_operations_that_wait_hold_up_no_other() {
+    const WAITING: usize = 20;
+    let mut bench = Bench::new(&format!("for n in $(seq {WAITING}); do echo $n > f$n; done"));
+    bench.unmount_ours();
+    let gate = std::sync::Arc::new((Mutex::new((0, false)), Condvar::new()));
+    let tree = Slow { tree: bench.tree.clone(), gate: std::sync::Arc::clone(&gate) };
+    let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
+    let union = Union::open(tree, upper, work, OPTIONS).expect("opens");
+    let mounted = layerfs::mount(union, &bench.path("ours"), layerfs::MountOptions::default()).expect("mounts");
+    let (all_wait, made) = std::thread::scope(|scope| {
+        for number in 1..=WAITING {
+            let file = bench.path(&format!("ours/f{number}"));
+            scope.spawn(move || std::fs::read(file).expect("reads"));
+        }
+        let (state, changed) = &*gate;
+        let patience = std::time::Duration::from_secs(60);
+        let some_are_missing = |state: &mut (usize, bool)| state.0 < WAITING;
+        let waited = changed.wait_timeout_while(state.lock().expect("not poisoned"), patience, some_are_missing);
+        let all_wait = !waited.expect("not poisoned").1.timed_out();
+        let made = all_wait.then(|| std::fs::create_dir(bench.path("ours/made")));
+        state.lock().expect("not poisoned").1 = true;
+        changed.notify_all();
+        (all_wait, made)
+    });
+    mounted.unmount().expect("unmounts");
+    assert!(all_wait, "some readings were not even begun");
+    assert!(matches!(made, Some(Ok(()))), "{made:?}");
 }
 
 #[test]

@@ -17,12 +17,13 @@ use crate::{
     memory_tree::MemoryTree,
 };
 
-/// A tree whose content cannot be read behind a position, with an error or by ending the process.
+/// A tree whose content cannot be read behind a position: with an error, by ending the process, or by a panic.
 #[derive(Clone)]
 struct Faulty {
     tree: MemoryTree,
     good_bytes: std::sync::Arc<AtomicU64>,
     is_fatal: std::sync::Arc<AtomicBool>,
+    panics: std::sync::Arc<AtomicBool>,
     reads: std::sync::Arc<AtomicU64>,
 }
 
@@ -32,6 +33,7 @@ impl Faulty {
             tree: tree.clone(),
             good_bytes: std::sync::Arc::new(AtomicU64::new(good_bytes)),
             is_fatal: std::sync::Arc::default(),
+            panics: std::sync::Arc::default(),
             reads: std::sync::Arc::default(),
         }
     }
@@ -55,6 +57,7 @@ impl Tree for Faulty {
         if self.is_fatal.load(Ordering::SeqCst) {
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
         }
+        assert!(!self.panics.load(Ordering::SeqCst), "a fault of ours");
         Err(Error::from(Errno::IO))
     }
     fn data_extents(&self, inode: TreeInode) -> Result<Vec<(u64, u64)>> {
@@ -85,6 +88,9 @@ fn an_error_from_below_arrives_as_itself_and_the_mount_lives_on() {
         let (done, output) = shell(&bench.path("ours"), &format!("{script} > /dev/null"));
         assert!(!done && output.contains("Input/output error"), "{script}: {output}");
     }
+    tree.panics.store(true, Ordering::SeqCst);
+    let (done, output) = shell(&bench.path("ours"), "cat other > /dev/null");
+    assert!(!done && output.contains("Input/output error"), "a panic costs one answer: {output}");
     // Nothing is half done, and what failed works once the fault is gone.
     assert_eq!(std::fs::read_dir(bench.path("work/nacre/tmp")).expect("lists").count(), 0);
     tree.good_bytes.store(u64::MAX, Ordering::SeqCst);
@@ -122,6 +128,49 @@ fn a_full_upper_is_said_and_freed_space_is_used() {
     }
     let seen = lives.1.replace("3000000 644\n3000000 600", "3000000");
     assert_eq!((lives.0, seen), wanted);
+    unmounted.expect("unmounts");
+    assert!(ended, "{output}");
+}
+
+/// The count of names that are left finds no room when the name is gone already.
+#[test]
+fn names_of_a_hard_link_that_went_on_a_full_disk_are_gone_and_counted_later() {
+    let mut bench = Bench::new("echo x > g; for n in 1 2 3 4 5; do ln g g$n; done");
+    bench.unmount_ours();
+    let (made, output) = shell(
+        &bench.path(""),
+        "mkdir small && mount -t tmpfs -o nr_inodes=100 small small && mkdir small/u small/w small/fill",
+    );
+    assert!(made, "{output}");
+    let open = || {
+        let (upper, work) = (open_directory(&bench.path("small/u")), open_directory(&bench.path("small/w")));
+        let union = Union::open(bench.tree.clone(), upper, work, OPTIONS).expect("opens");
+        mount(union, &bench.path("ours"), MountOptions::default()).expect("mounts")
+    };
+    let fill = |free: u32| {
+        let script = format!("cd small/fill; n=0; while : > $n; do n=$((n + 1)); done; seq {free} | xargs -r rm");
+        shell(&bench.path(""), &script)
+    };
+    let ours = |script: &str| shell(&bench.path("ours"), script);
+    let mounted = open();
+    let before = ours("rm g1; echo new > n; echo other > m");
+    fill(1);
+    // The one file that still fits is the whiteout.
+    let removed = ours("rm g2; ls");
+    fill(0);
+    let replaced = ours("mv n g3; ls; cat g3");
+    shell(&bench.path(""), "rm -r small/fill");
+    let after = ours("rm m; echo again > g2; cat g2; stat -c %h g4");
+    let unmounted = mounted.unmount();
+    let mounted = open();
+    let remounted = ours("ls; stat -c %h g g4 g5 g3; cat g2 g3");
+    let unmounted = unmounted.and_then(|()| mounted.unmount());
+    let (ended, output) = shell(&bench.path(""), "umount small");
+    assert_eq!(before, (true, String::new()));
+    assert_eq!(removed, (true, "g\ng3\ng4\ng5\nm\nn\n".to_owned()));
+    assert_eq!(replaced, (true, "g\ng3\ng4\ng5\nm\nnew\n".to_owned()));
+    assert_eq!(after, (true, "again\n3\n".to_owned()));
+    assert_eq!(remounted, (true, "g\ng2\ng3\ng4\ng5\n3\n3\n3\n1\nagain\nnew\n".to_owned()));
     unmounted.expect("unmounts");
     assert!(ended, "{output}");
 }

@@ -1,6 +1,9 @@
 //! What outside suites found that ours had not: each is named after the fact, with the suite's own name behind it.
 
+use std::os::unix::fs::FileExt;
+
 use layerfs::{Making, NodeId, Owner, RenameMode, Union};
+use rustix::fs::SeekFrom;
 
 use crate::{
     bench::{Bench, OPTIONS, listing, open_directory, shell},
@@ -111,4 +114,81 @@ fn an_upper_is_free_once_its_union_is_closed() {
     assert!(open().is_err());
     first.close().expect("writes");
     open().expect("opens beside the first");
+}
+
+/// xfstests generic/285, generic/436: what a program that has not closed its file wrote is still with the kernel.
+#[test]
+fn data_that_the_kernel_has_not_sent_yet_is_no_hole() {
+    let bench = Bench::new("truncate -s 1M holes; yes | head -c 5000 > full; touch empty");
+    let sought = |root: &str| {
+        let mut options = std::fs::File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut found = Vec::new();
+        for (name, offset) in
+            [("holes", 500_000), ("full", 5000), ("full", 90_000), ("empty", 3), ("new", 0), ("new", 1 << 20)]
+        {
+            let file = options.open(bench.path(root).join(name)).expect("opens");
+            file.write_all_at(&[b'x'; 9000], offset).expect("writes");
+            for at in [0, 4096, 8192, offset, offset + 5000, offset + 20_000] {
+                found.push((
+                    name,
+                    at,
+                    rustix::fs::seek(&file, SeekFrom::Data(at)),
+                    rustix::fs::seek(&file, SeekFrom::Hole(at)),
+                ));
+            }
+        }
+        found
+    };
+    assert_eq!(sought("ours"), sought("overlay"));
+}
+
+/// Who waits for the kernel to send data holds a thread; the others must be enough to take it.
+#[test]
+fn many_files_are_sought_in_at_once_while_they_are_written() {
+    let bench = Bench::new("true");
+    std::thread::scope(|scope| {
+        for number in 0..24 {
+            let file = bench.path("ours").join(format!("f{number}"));
+            scope.spawn(move || {
+                let file = std::fs::File::create_new(file).expect("makes");
+                for round in 0..20 {
+                    file.write_all_at(&[b'x'; 30_000], round << 20).expect("writes");
+                    match rustix::fs::seek(&file, SeekFrom::Data(round << 20)) {
+                        Ok(found) => assert_eq!(found, round << 20),
+                        // Too many at once: a program reads everything then.
+                        Err(error) => assert_eq!(error, rustix::io::Errno::INVAL),
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Layers may have it, where a directory would have a whiteout.
+#[test]
+fn a_device_with_the_numbers_of_a_whiteout_can_be_removed_but_not_changed() {
+    let mut bench = Bench::new("mknod zero c 0 0; mknod gone c 0 0; mkdir d; mknod d/zero c 0 0");
+    let script = "for change in 'chmod 600 zero' 'mv zero new' 'ln zero new' 'touch zero' 'rm gone' 'mv d e'; do
+        $change 2> /dev/null; echo $change: $?; done; find . | sort";
+    let wanted = "chmod 600 zero: 1\nmv zero new: 1\nln zero new: 1\ntouch zero: 1\nrm gone: 0\nmv d e: 0\n\
+        .\n./e\n./e/zero\n./zero\n";
+    assert_eq!(shell(&bench.path("ours"), script).1, wanted);
+    bench.remount();
+    assert_eq!(shell(&bench.path("ours"), "find . | sort").1, ".\n./e\n./e/zero\n./zero\n");
+}
+
+/// Kernel overlayfs refuses it too: what is in the making in the work directory would be seen in the mount.
+#[test]
+fn an_upper_and_a_work_directory_in_one_another_are_refused() {
+    let bench = Bench::new("mkdir d");
+    std::fs::create_dir_all(bench.path("upper/within/work")).expect("makes");
+    let open = |upper, work| {
+        let directories = (open_directory(&bench.path(upper)), open_directory(&bench.path(work)));
+        Union::<MemoryTree>::open(bench.tree.clone(), directories.0, directories.1, OPTIONS)
+    };
+    for (upper, work) in [("lower", "lower"), ("upper", "upper/within/work"), ("upper/within/work", "upper")] {
+        let refused = open(upper, work).expect_err("nested");
+        assert!(matches!(refused, layerfs::OpenError::Nested), "{upper} {work}: {refused}");
+    }
 }

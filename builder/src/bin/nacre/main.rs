@@ -1,5 +1,6 @@
 //! The command `nacre`.
 
+mod agent;
 mod args;
 mod attestations;
 mod blobs;
