@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fixtures::registry::Registry;
 
-use crate::peers::{finish, timed};
+use crate::peers::{finish, spread, timed};
 use crate::table::{Table, median};
 
 /// Arguments of `benches build`.
@@ -37,21 +37,23 @@ RUN find /src -type f | xargs sha256sum > /sums
 /// Builds with both, in turns: cold, with nothing changed, with one file changed.
 pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Table> {
     let scratch = tempfile::Builder::new().prefix("nacre-bench-").tempdir_in("/var/tmp")?;
+    spread(scratch.path());
     let registry = Registry::open();
     let context = scratch.path().join("context");
     fill(&context, args)?;
     let base = format!("{}/base", registry.address());
     push_base(nacre, scratch.path(), &args.base, &base)?;
-    let contenders = [
-        Contender::Buildah { root: scratch.path().join("buildah") },
-        Contender::Nacre { program: nacre.to_owned(), store: scratch.path().join("store"), plane: "fuse" },
-        Contender::Nacre { program: nacre.to_owned(), store: scratch.path().join("other"), plane: "overlay" },
-    ];
     let mut table = Table::new(&["buildah", "nacre, fuse", "nacre, overlay"]);
     let mut times: [[Vec<Duration>; 3]; 3] = Default::default();
     for round in 0..rounds {
+        // Where nobody built before: the first build is one, and finds a part of the disk where nothing was removed.
+        let place = |name: &str| scratch.path().join(format!("{name}-{round}"));
+        let contenders = [
+            Contender::Buildah { root: place("buildah") },
+            Contender::Nacre { program: nacre.to_owned(), store: place("fuse"), plane: "fuse" },
+            Contender::Nacre { program: nacre.to_owned(), store: place("overlay"), plane: "overlay" },
+        ];
         for (column, contender) in contenders.iter().enumerate() {
-            contender.forget()?;
             let target = format!("{}/result-{column}", registry.address());
             let mut build = |row: usize| -> anyhow::Result<()> {
                 times[row][column].push(timed(|| contender.build(&context, &base, &target))?);
@@ -77,20 +79,6 @@ enum Contender {
 }
 
 impl Contender {
-    /// The next build is the first one.
-    fn forget(&self) -> anyhow::Result<()> {
-        match self {
-            Self::Buildah { root } => {
-                if root.exists() {
-                    finish(buildah(root).args(["rmi", "--all", "--force"]))?;
-                }
-            }
-            Self::Nacre { store, .. } if store.exists() => fs::remove_dir_all(store)?,
-            Self::Nacre { .. } => {}
-        }
-        Ok(())
-    }
-
     fn build(&self, context: &Path, base: &str, target: &str) -> anyhow::Result<()> {
         let argument = format!("BASE={base}");
         match self {

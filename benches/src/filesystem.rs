@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::peers::{drop_caches, finish, run as run_program, timed};
+use crate::peers::{drop_caches, finish, run as run_program, spread, timed};
 use crate::table::{Table, median};
 use crate::workloads::{TAR, WORKLOADS, Workload};
 
@@ -141,12 +141,6 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
     }
     fs::remove_file(TAR)?;
     Ok(table)
-}
-
-/// Has ext4 put each place elsewhere on the disk (`chattr +T`), as our store does: next to what the contender before has just
-/// removed it makes new files slowly, and nobody's speed but the disk's would show. Elsewhere than on ext4 it does nothing.
-fn spread(scratch: &Path) {
-    _ = run_program("chattr", &[OsString::from("+T"), scratch.into()]);
 }
 
 #[expect(clippy::print_stderr, reason = "a peer that cannot do something is a dash in the table and a line here")]

@@ -10,7 +10,7 @@ use oci_spec::image::Descriptor;
 use registry_client::{Client, Platform};
 
 use crate::cache::{self, StepKey, Work};
-use crate::check;
+use crate::check::{self, Checked};
 use crate::commit::commit_changeset;
 use crate::context::{ContextTree, Directory, Fetched, Fetcher};
 use crate::dockerfile::{Dockerfile, Instruction, Placed, parse_trigger};
@@ -61,8 +61,7 @@ pub struct BuiltImage {
 /// # Errors
 /// The first thing that fails; what was finished before it is kept for the next build.
 pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dyn Events) -> Result<Built, BuildError> {
-    let dockerfile = Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?;
-    report_checks(&dockerfile, request, store, events)?;
+    let dockerfile = checked(request, store, events)?;
     let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh);
     let request = &*epoch::resolve(request, &dockerfile, &fetcher)?;
     // All are planned before any runs: a mistake in one of them costs no time.
@@ -82,19 +81,19 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     Ok(Built { manifest, images, packing: request.packing, steps: caches.steps() })
 }
 
-/// Tells what the build checks find; an error if the Dockerfile says that they are one.
-fn report_checks(
-    dockerfile: &Dockerfile,
-    request: &BuildRequest,
-    store: &Store,
-    events: &dyn Events,
-) -> Result<(), BuildError> {
-    let checked = check::check_file(dockerfile, request, &|name| origins::base_at_hand(store, request, name))?;
+/// Parses the Dockerfile and tells what the build checks find; an error if the Dockerfile says that they are one.
+fn checked(request: &BuildRequest, store: &Store, events: &dyn Events) -> Result<Dockerfile, BuildError> {
+    let (dockerfile, checked) = check::check_file(request, &|name| origins::base_at_hand(store, request, name))?;
+    tell(checked, &dockerfile, events)?;
+    Ok(dockerfile)
+}
+
+fn tell(checked: Checked, dockerfile: &Dockerfile, events: &dyn Events) -> Result<(), BuildError> {
     for warning in &checked.warnings {
         let (name, at) = (dockerfile.source.name(), dockerfile.source.position(warning.span.start));
         events.warning(&format!("{}: {} ({name}:{})", warning.rule, warning.message, at.line));
     }
-    checked.error(dockerfile).map_or(Ok(()), |error| Err(error.into()))
+    checked.error.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// One stage while it is built: what every step of it may use.
@@ -155,7 +154,14 @@ impl<'a> Builder<'a> {
     /// Carries out all instructions.
     pub(crate) fn build(&self) -> Result<StageState, BuildError> {
         let mut stage = self.begin_stage()?;
-        for placed in self.planned().instructions {
+        let planned = self.planned();
+        // What lies on nothing was checked before; what else a stage begins with is known only now.
+        if !matches!(planned.base, Origin::Scratch) && !planned.instructions.is_empty() {
+            let set = stage.variables.iter().map(|(name, _)| name.as_str());
+            let checked = check::undefined_variables(self.shared.dockerfile, self.request(), self.index, set)?;
+            tell(checked, self.shared.dockerfile, self.events)?;
+        }
+        for placed in planned.instructions {
             self.instruction(&mut stage, placed, &self.site(placed.span))?;
         }
         Ok(stage)

@@ -7,7 +7,7 @@ use layerfs::{DiffId, Store, StoreError, digest_of};
 use serde::{Deserialize, Serialize};
 
 /// Changes whenever steps of an older version would be carried out differently now.
-const KEY_VERSION: u32 = 2;
+const KEY_VERSION: u32 = 3;
 
 /// All that a step's result depends on.
 #[derive(Debug, Serialize)]

@@ -2,7 +2,7 @@
 //! of one layer.
 //!
 //! ```text
-//! cache-mounts/<digest of the id>/id        the id as text
+//! cache-mounts/<digest of the id>/id        the id as text, with #uid=, #gid=, #mode= and #from= if it begins so
 //!                                /lock      held by the steps and commands that use it
 //!                                /content   what the step sees; appears whole
 //!                                /draft-*   a content that is not yet whole
@@ -19,7 +19,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use layerfs::{Compression, DirectoryStack, Layer, Packing, Store, StoreError, Tree, WHITEOUT_PREFIX};
+use layerfs::{Compression, DirectoryStack, EntryPath, Layer, Packing, Store, StoreError, Tree, WHITEOUT_PREFIX};
 use oci_spec::image::MediaType;
 use registry_client::{CopyOptions, Destination, ManifestContent, PlatformChoice, Progress, Source, copy};
 use rustix::fs::FlockOperation;
@@ -139,7 +139,8 @@ pub fn export_cache_mount(
     refuse_marks(&content).map_err(failed())?;
     let descriptor: OwnedFd = File::open(&content).map_err(failed())?.into();
     let tree: Arc<dyn Tree> = Arc::new(DirectoryStack::new(vec![descriptor], OPEN_FILES).map_err(failed())?);
-    let diff_id = store.create_layer(|writer| export::append_tree(&tree, writer).map_err(failed()))?;
+    let diff_id =
+        store.create_layer(|writer| export::append_tree(&tree, &EntryPath::root(), writer).map_err(failed()))?;
     let layer = store.pack_layer(&diff_id, Packing::from(Compression::Zstd), threads)?;
     let description = Description {
         id: id.to_owned(),

@@ -11,7 +11,7 @@ use registry_client::{Platform, Reference};
 use crate::context::Patterns;
 use crate::dockerfile::{
     CheckOptions, Dockerfile, DockerfileError, Expander, FileSource, Files, Instruction, Rule, Span, Stage, Warning,
-    Word, finish, lint,
+    Word, finish, lint, lint_before,
 };
 use crate::error::BuildError;
 use crate::image::ImageConfig;
@@ -25,26 +25,47 @@ use crate::step::config::PROXY_ARGUMENTS;
 pub struct Checked {
     /// The findings, by place.
     pub warnings: Vec<Warning>,
-    /// Whether the Dockerfile says that any warning fails the build: `# check=error=true`.
-    pub is_error: bool,
+    /// What makes it impossible to build the Dockerfile as it stands: a mistake, or findings if `# check=error=true` says
+    /// so.
+    pub error: Option<DockerfileError>,
 }
 
 /// Looks up the configuration of a base image, by its name in FROM; `None` if it is not at hand.
-pub type Bases<'a> = &'a dyn Fn(&str) -> Option<ImageConfig>;
+pub type Bases<'a> = &'a dyn Fn(&str) -> Result<Option<ImageConfig>, BuildError>;
 
 /// Checks a Dockerfile without building it: all stages, or those that the target needs.
 ///
 /// # Errors
-/// A Dockerfile or ignore file that cannot be read.
+/// A Dockerfile whose syntax is wrong, or an ignore file that cannot be read.
 pub fn check(request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildError> {
-    let file = Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?;
-    let built = request.target.as_ref().and_then(|_| built_stages(&file, request));
-    check_stages(&file, request, bases, built.as_ref())
+    let (file, mistake) = Dockerfile::parse_as_far_as_possible(request.dockerfile.name(), request.dockerfile.bytes())?;
+    if let Some(mistake) = mistake {
+        return before_mistake(&file, mistake, request);
+    }
+    let plan = Plan::of_text(&file, request, request.platforms.first().unwrap_or(&request.build_platform));
+    let (built, impossible) = match plan {
+        Ok(plan) => (request.target.as_ref().map(|_| plan.needed(request)), None),
+        Err(BuildError::Dockerfile(error)) => (None, Some(error)),
+        Err(other) => return Err(other),
+    };
+    let checked = check_stages(&file, request, bases, built.as_ref())?;
+    Ok(Checked { error: checked.error.or(impossible), ..checked })
 }
 
-/// Checks a parsed Dockerfile that is about to be built.
-pub(crate) fn check_file(file: &Dockerfile, request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildError> {
-    check_stages(file, request, bases, built_stages(file, request).as_ref())
+/// Checks a Dockerfile that is about to be built, and parses it.
+pub(crate) fn check_file(request: &BuildRequest, bases: Bases<'_>) -> Result<(Dockerfile, Checked), BuildError> {
+    let (file, mistake) = Dockerfile::parse_as_far_as_possible(request.dockerfile.name(), request.dockerfile.bytes())?;
+    let checked = match mistake {
+        Some(mistake) => before_mistake(&file, mistake, request)?,
+        None => check_stages(&file, request, bases, built_stages(&file, request).as_ref())?,
+    };
+    Ok((file, checked))
+}
+
+/// What was found before the mistake; it is told together with that.
+fn before_mistake(file: &Dockerfile, mistake: DockerfileError, request: &BuildRequest) -> Result<Checked, BuildError> {
+    let warnings = finish(file, &options(file, request)?, lint_before(file, &mistake)?)?;
+    Ok(Checked { warnings, error: Some(mistake) })
 }
 
 fn check_stages(
@@ -57,7 +78,7 @@ fn check_stages(
     let mut checker = Checker { file, request, bases, warnings: lint(file)? };
     checker.global_arguments();
     checker.default_arguments();
-    checker.stages();
+    checker.stages()?;
     checker.ignored_files()?;
     let mut warnings = finish(file, &options, checker.warnings)?;
     // Stages follow each other: the one that a place is in is the last that begins before it.
@@ -67,12 +88,46 @@ fn check_stages(
         _ => true,
     };
     warnings.retain(|warning| !warning.rule.is_about_built_stages() || is_built(warning));
-    Ok(Checked { warnings, is_error: options.is_error })
+    let error = warnings.first().filter(|_| options.is_error).map(|first| violation(file, first, &warnings));
+    Ok(Checked { warnings, error })
+}
+
+/// The variables that a stage uses and nobody set, once it is known what the stage begins with: its variables are `set`.
+pub(crate) fn undefined_variables<'n>(
+    file: &Dockerfile,
+    request: &BuildRequest,
+    index: usize,
+    set: impl Iterator<Item = &'n str>,
+) -> Result<Checked, BuildError> {
+    let options = options(file, request)?;
+    let mut checker = Checker { file, request, bases: &|_| Ok(None), warnings: Vec::new() };
+    let mut names: Names = set.chain(PROXY_ARGUMENTS).chain(["PATH"]).map(str::to_owned).collect();
+    // Arguments without a value count, too.
+    let mut at = index;
+    while let Some(base) = checker.base_stage(&file.stages[at], at) {
+        let arguments = file.stages[base].instructions.iter().filter_map(|placed| match &placed.value {
+            Instruction::Arg(arguments) => Some(arguments),
+            _ => None,
+        });
+        names.extend(arguments.flatten().map(|argument| argument.name.text.clone()));
+        at = base;
+    }
+    checker.stage(&file.stages[index], names, true);
+    let warnings = finish(file, &options, checker.warnings)?;
+    let error = warnings.first().filter(|_| options.is_error).map(|first| violation(file, first, &warnings));
+    Ok(Checked { warnings, error })
+}
+
+/// The error that findings are if the Dockerfile says so.
+fn violation(file: &Dockerfile, first: &Warning, warnings: &[Warning]) -> DockerfileError {
+    let rules: BTreeSet<&str> = warnings.iter().map(|warning| warning.rule.name()).collect();
+    let rules: Vec<&str> = rules.into_iter().collect();
+    file.source.error(first.span, format!("lint violation found for rules: {}", rules.join(", ")))
 }
 
 /// The stages that the target needs; unknown if the file cannot be built at all, which is told elsewhere.
 fn built_stages(file: &Dockerfile, request: &BuildRequest) -> Option<BTreeSet<usize>> {
-    let plan = Plan::new(file, request, request.platforms.first()?).ok()?;
+    let plan = Plan::of_text(file, request, request.platforms.first()?).ok()?;
     Some(plan.needed(request))
 }
 
@@ -104,16 +159,6 @@ pub(crate) fn base_platform(
             "{RULE}: Base image {image} was pulled with platform \"{found}\", expected \"{wanted}\" for current build"
         )
     })
-}
-
-impl Checked {
-    /// The error that the findings are if the Dockerfile says so.
-    pub(crate) fn error(&self, file: &Dockerfile) -> Option<DockerfileError> {
-        let first = self.warnings.first().filter(|_| self.is_error)?;
-        let rules: BTreeSet<&str> = self.warnings.iter().map(|warning| warning.rule.name()).collect();
-        let rules: Vec<&str> = rules.into_iter().collect();
-        Some(file.source.error(first.span, format!("lint violation found for rules: {}", rules.join(", "))))
-    }
 }
 
 struct Checker<'a> {
@@ -168,42 +213,64 @@ impl Checker<'_> {
         }
     }
 
-    fn stages(&mut self) {
+    fn stages(&mut self) -> Result<(), BuildError> {
         // What a stage that stands on an earlier one inherits; `None` where an unknown image lies below.
         let mut known: Vec<Option<Names>> = Vec::new();
-        for stage in &self.file.stages {
-            let inherited = self.inherited(stage, &known);
+        // Those in which the working directory no longer depends on the base image.
+        let mut with_directory = BTreeSet::new();
+        for (index, stage) in self.file.stages.iter().enumerate() {
+            let inherited = self.inherited(stage, &known)?;
             let is_known = inherited.is_some();
             let names = self.stage(stage, inherited.unwrap_or_default(), is_known);
             known.push(is_known.then_some(names));
+            let has_directory = self.base_stage(stage, index).is_some_and(|base| with_directory.contains(&base));
+            if self.working_directory(stage, has_directory) {
+                with_directory.insert(index);
+            }
         }
+        Ok(())
     }
 
-    fn inherited(&self, stage: &Stage, known: &[Option<Names>]) -> Option<Names> {
+    /// The stage among the first `count` that another stands on.
+    fn base_stage(&self, stage: &Stage, count: usize) -> Option<usize> {
         let base = &stage.from.value.image.text;
-        if self.request.named_context(base, &self.request.build_platform).is_some() {
-            return None;
-        }
-        let earlier = &self.file.stages[..known.len()];
         let is_base = |other: &Stage| other.from.value.name.as_ref().is_some_and(|name| name.text == *base);
-        match earlier.iter().rposition(is_base) {
-            Some(index) => known[index].clone(),
-            None if base == "scratch" => {
-                let set = PROXY_ARGUMENTS.iter().map(|name| (*name).to_owned());
-                Some(set.chain(["PATH".to_owned()]).collect())
-            }
-            None => {
-                let config = (self.bases)(base)?;
-                let set = config.config.env.iter().map(|entry| entry.split('=').next().unwrap_or_default());
-                let always = PROXY_ARGUMENTS.into_iter().chain(["PATH"]);
-                Some(set.chain(always).map(str::to_owned).collect())
-            }
+        self.file.stages[..count].iter().rposition(is_base)
+    }
+
+    /// Only the first WORKDIR is told about: with it the others are mended.
+    fn working_directory(&mut self, stage: &Stage, has_directory: bool) -> bool {
+        let mut words = stage.instructions.iter().filter_map(|placed| match &placed.value {
+            Instruction::Workdir(word) => Some(word),
+            _ => None,
+        });
+        let Some(first) = words.next() else { return has_directory };
+        if !has_directory && !first.text.starts_with(['/', '$']) {
+            let message =
+                format!("Relative workdir \"{}\" can have unexpected results if the base image changes", first.text);
+            self.warn(Rule::WorkdirRelativePath, first.span, message);
         }
+        true
+    }
+
+    fn inherited(&self, stage: &Stage, known: &[Option<Names>]) -> Result<Option<Names>, BuildError> {
+        let base = &stage.from.value.image.text;
+        if self.request.platforms.first().is_some_and(|target| self.request.named_context(base, target).is_some()) {
+            return Ok(None);
+        }
+        let always = || PROXY_ARGUMENTS.into_iter().chain(["PATH"]).map(str::to_owned);
+        Ok(match self.base_stage(stage, known.len()) {
+            Some(index) => known[index].clone(),
+            None if base == "scratch" => Some(always().collect()),
+            None => (self.bases)(base)?.map(|config| {
+                let set = config.config.env.iter().map(|entry| entry.split('=').next().unwrap_or_default().to_owned());
+                set.chain(always()).collect()
+            }),
+        })
     }
 
     /// Walks the instructions of a stage, and gives the names that are set at its end.
     fn stage(&mut self, stage: &Stage, mut names: Names, is_known: bool) -> Names {
-        let mut has_absolute_directory = false;
         for placed in &stage.instructions {
             if is_known {
                 for word in words(&placed.value) {
@@ -218,14 +285,6 @@ impl Checker<'_> {
             match &placed.value {
                 Instruction::Arg(arguments) => names.extend(arguments.iter().map(|one| one.name.text.clone())),
                 Instruction::Env(pairs) => names.extend(pairs.iter().map(|pair| pair.name.text.clone())),
-                Instruction::Workdir(word) if word.text.starts_with('/') => has_absolute_directory = true,
-                Instruction::Workdir(word) if !has_absolute_directory && !word.text.starts_with('$') => {
-                    let message = format!(
-                        "Relative workdir \"{}\" can have unexpected results if the base image changes",
-                        word.text
-                    );
-                    self.warn(Rule::WorkdirRelativePath, word.span, message);
-                }
                 _ => {}
             }
         }
@@ -344,13 +403,13 @@ mod tests {
         let context = tempfile::tempdir().expect("a directory");
         std::fs::write(context.path().join(".dockerignore"), ignore).expect("written");
         let request = BuildRequest::new(Source::new("D", text.as_bytes()), context.path());
-        check(&request, &|_| None).expect(text).warnings.into_iter().map(|warning| warning.rule.name()).collect()
+        check(&request, &|_| Ok(None)).expect(text).warnings.into_iter().map(|warning| warning.rule.name()).collect()
     }
 
     fn messages(text: &str) -> Vec<String> {
         let context = tempfile::tempdir().expect("a directory");
         let request = BuildRequest::new(Source::new("D", text.as_bytes()), context.path());
-        check(&request, &|_| None).expect(text).warnings.into_iter().map(|warning| warning.message).collect()
+        check(&request, &|_| Ok(None)).expect(text).warnings.into_iter().map(|warning| warning.message).collect()
     }
 
     #[test]
@@ -380,7 +439,7 @@ mod tests {
         assert_eq!(rules(text, ""), ["UndefinedVar"; 2]);
         let mut request = BuildRequest::new(Source::new("D", text.as_bytes()), "/nowhere");
         request.target = Some("a".to_owned());
-        let found = check(&request, &|_| None).expect("checked").warnings;
+        let found = check(&request, &|_| Ok(None)).expect("checked").warnings;
         assert_eq!(found.iter().map(|warning| warning.lines.0).collect::<Vec<_>>(), [2]);
     }
 
@@ -390,7 +449,7 @@ mod tests {
         let base = |_: &str| {
             let mut config = ImageConfig::scratch("linux", "amd64", None);
             config.config.env = vec!["A=1".to_owned()];
-            Some(config)
+            Ok(Some(config))
         };
         let found = check(&request, &base).expect("checked").warnings;
         assert_eq!(
@@ -431,13 +490,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_found_before_a_mistake_is_told_with_it() {
+        let text = "FROM scratch AS Bad\nMAINTAINER x\nworkdir a\nBADCMD\nMAINTAINER y";
+        let context = tempfile::tempdir().expect("a directory");
+        let request = BuildRequest::new(Source::new("D", text.as_bytes()), context.path());
+        let checked = check(&request, &|_| Ok(None)).expect("checked");
+        let found: Vec<_> = checked.warnings.iter().map(|warning| warning.rule.name()).collect();
+        assert_eq!(found, ["StageNameCasing", "MaintainerDeprecated"]);
+        assert_eq!(checked.error.expect("a mistake").message, "unknown instruction: BADCMD");
+        // What makes a build impossible is told as well.
+        let request = BuildRequest::new(Source::new("D", b"FROM --platform=$BULIDPLATFORM scratch"), context.path());
+        let error = check(&request, &|_| Ok(None)).expect("checked").error.expect("a mistake");
+        let expected = "empty platform value from expression $BULIDPLATFORM (did you mean BUILDPLATFORM?)";
+        assert_eq!(error.message, expected);
+    }
+
+    #[test]
+    fn only_the_first_relative_directory_is_told_about_and_a_stage_inherits_it() {
+        assert_eq!(rules("FROM scratch\nWORKDIR a\nWORKDIR b", ""), ["WorkdirRelativePath"]);
+        assert_eq!(rules("FROM scratch AS a\nWORKDIR /a\nFROM a AS b\nWORKDIR b\nFROM b\nWORKDIR c", ""), [""; 0]);
+    }
+
+    #[test]
     fn an_error_names_all_rules_at_the_first_place() {
         let text = b"# check=error=true\nFROM scratch AS A\nMAINTAINER x";
-        let file = Dockerfile::parse("D", text).expect("valid");
         let context = tempfile::tempdir().expect("a directory");
-        let checked =
-            check_file(&file, &BuildRequest::new(file.source.clone(), context.path()), &|_| None).expect("checked");
-        let error = checked.error(&file).expect("an error");
+        let request = BuildRequest::new(Source::new("D", text), context.path());
+        let (_, checked) = check_file(&request, &|_| Ok(None)).expect("checked");
+        let error = checked.error.expect("an error");
         assert_eq!(error.place.line, 2);
         assert!(error.message.ends_with("MaintainerDeprecated, StageNameCasing"), "{}", error.message);
     }

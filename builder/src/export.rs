@@ -189,14 +189,31 @@ impl Exporter<'_> {
 /// If the tree cannot be read or the tar not be written.
 pub fn to_tar(tree: &Arc<dyn Tree>, writer: impl Write) -> io::Result<()> {
     let mut writer = TarWriter::new(writer);
-    append_tree(tree, &mut writer)?;
+    append_tree(tree, &EntryPath::root(), &mut writer)?;
     writer.finish().map_err(io::Error::other)?.flush()
 }
 
-/// Writes all entries of a tree but the root itself.
-pub(crate) fn append_tree<W: Write>(tree: &Arc<dyn Tree>, writer: &mut TarWriter<W>) -> io::Result<()> {
+/// Writes trees as one tar, each below a directory of its own; the names are in order.
+pub(crate) fn to_tar_of_several(trees: &[(String, Arc<dyn Tree>)], writer: impl Write) -> io::Result<()> {
+    let mut writer = TarWriter::new(writer);
+    for (name, tree) in trees {
+        let top = EntryPath::root().join(name.as_bytes()).map_err(io::Error::other)?;
+        append_tree(tree, &top, &mut writer)?;
+    }
+    writer.finish().map_err(io::Error::other)?.flush()
+}
+
+/// Writes all entries of a tree below `top`, which itself is written unless it is the root.
+pub(crate) fn append_tree<W: Write>(
+    tree: &Arc<dyn Tree>,
+    top: &EntryPath,
+    writer: &mut TarWriter<W>,
+) -> io::Result<()> {
     let mut found = Vec::new();
-    collect(tree, TreeInode::ROOT, &EntryPath::root(), &mut found)?;
+    if *top != EntryPath::root() {
+        found.push((top.clone(), TreeInode::ROOT));
+    }
+    collect(tree, TreeInode::ROOT, top, &mut found)?;
     // A tar is sorted by whole paths, in which `a.b` comes before `a/b`.
     found.sort_by(|(a, _), (b, _)| a.cmp(b));
     let mut links: HashMap<TreeInode, EntryPath> = HashMap::new();

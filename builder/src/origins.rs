@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use layerfs::Store;
+use oci_spec::image::Descriptor;
 use registry_client::{
     Cause, CopyOptions, Error, OciLayout, Platform, PlatformChoice, Progress, Reference, RegistrySource, Source,
     choose_image, copy,
@@ -12,7 +13,7 @@ use crate::build::Builder;
 use crate::context::{Patterns, ignore_file_names};
 use crate::error::{BuildError, Site};
 use crate::image::ImageConfig;
-use crate::place::{StorePlace, StoredImage};
+use crate::place::{StorePlace, StoredImage, described};
 use crate::plan::Origin;
 use crate::request::{BuildRequest, NamedContext};
 
@@ -57,23 +58,37 @@ fn named(
 
 /// An image that the store has under a name, if it is one for the platform.
 pub fn stored(store: &Store, reference: &Reference, platform: &Platform) -> Result<Option<StoredImage>, Error> {
+    let found = fitting(store, reference, platform)?;
+    found.map(|(manifest, _)| StoredImage::open(store, &manifest)).transpose()
+}
+
+/// The manifest and the configuration of such an image.
+fn fitting(
+    store: &Store,
+    reference: &Reference,
+    platform: &Platform,
+) -> Result<Option<(Descriptor, ImageConfig)>, Error> {
     let Some(manifest) = crate::names::find(store, reference)? else { return Ok(None) };
     let place = StorePlace::existing(store, &reference.familiar(), manifest);
     let manifest = match choose_image(&place, platform) {
         Err(error) if matches!(error.cause(), Cause::Missing(_)) => return Ok(None),
-        chosen => chosen?,
+        chosen => chosen?.descriptor(),
     };
-    let image = StoredImage::open(store, &manifest.descriptor())?;
-    let config = &image.config;
+    let (config, _) = described(store, &manifest)?;
     let is_fitting = config.architecture == platform.architecture() && config.os == platform.os();
-    Ok(is_fitting.then_some(image))
+    Ok(is_fitting.then_some((manifest, config)))
 }
 
-/// The configuration of a base image that the store has, by its name in FROM; for checks, which fetch nothing.
-pub fn base_at_hand(store: &Store, request: &BuildRequest, name: &str) -> Option<ImageConfig> {
-    let reference: Reference = name.parse().ok()?;
-    let image = stored(store, &reference, request.platforms.first()?).ok()??;
-    Some(image.config)
+/// The configuration of a base image that the store has, by its name in FROM; for checks, which fetch nothing. A name that
+/// is none is told about by the build itself.
+///
+/// # Errors
+/// If the store has the image, and what it has is damaged.
+pub fn base_at_hand(store: &Store, request: &BuildRequest, name: &str) -> Result<Option<ImageConfig>, BuildError> {
+    let (Ok(reference), Some(platform)) = (name.parse::<Reference>(), request.platforms.first()) else {
+        return Ok(None);
+    };
+    Ok(fitting(store, &reference, platform)?.map(|(_, config)| config))
 }
 
 /// Copies one image into the store and opens it.

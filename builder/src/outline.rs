@@ -145,7 +145,7 @@ pub fn targets(request: &BuildRequest) -> Result<Vec<Target>, BuildError> {
 pub fn outline(request: &BuildRequest) -> Result<Outline, BuildError> {
     let file = Dockerfile::parse(request.dockerfile.name(), request.dockerfile.bytes())?;
     let platform = request.platforms.first().ok_or_else(|| BuildError::Request("no platform is named".to_owned()))?;
-    let plan = Plan::new(&file, request, platform)?;
+    let plan = Plan::of_text(&file, request, platform)?;
     let mut survey = Survey { file: &file, request, globals: &plan.globals, stages: Vec::new() };
     let global = survey.global_arguments();
     for (index, planned) in plan.stages.iter().enumerate() {

@@ -151,16 +151,7 @@ impl StoredImage {
     /// # Errors
     /// If something of it is missing or damaged.
     pub fn open(store: &Store, manifest: &Descriptor) -> Result<Self, Error> {
-        let place = StorePlace::existing(store, manifest.digest().as_ref(), manifest.clone());
-        let document = place.manifest(None)?;
-        let ManifestContent::Image { config, layers } = document.content() else {
-            let what = "it is an index of several images; name one of them".to_owned();
-            return Err(Error::new(format!("open {}", manifest.digest()), Cause::Malformed(what)));
-        };
-        let opened = |error| place.error("open an image", error);
-        let bytes = store.read_blob(config.digest(), MOST_CONFIG_BYTES).map_err(opened)?;
-        let config: ImageConfig = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::new("read the image's configuration", Cause::Malformed(error.to_string())))?;
+        let (config, layers) = described(store, manifest)?;
         let layers = layers
             .iter()
             .zip(&config.rootfs.diff_ids)
@@ -174,7 +165,7 @@ impl StoredImage {
                 Ok(Layer { diff_id: layer.diff_id, descriptor: descriptor.clone() })
             })
             .collect::<Result<Vec<_>, StoreError>>()
-            .map_err(opened)?;
+            .map_err(|error| opening(store, manifest, error))?;
         Ok(Self { manifest: manifest.clone(), config, layers })
     }
 
@@ -182,6 +173,26 @@ impl StoredImage {
     pub fn diff_ids(&self) -> Vec<DiffId> {
         self.layers.iter().map(|layer| layer.diff_id).collect()
     }
+}
+
+/// What an image says of itself: its configuration, and its layers as the manifest has them.
+///
+/// # Errors
+/// If a document is missing or damaged, or it is no single image.
+pub(crate) fn described(store: &Store, manifest: &Descriptor) -> Result<(ImageConfig, Vec<Descriptor>), Error> {
+    let document = StorePlace::existing(store, manifest.digest().as_ref(), manifest.clone()).manifest(None)?;
+    let ManifestContent::Image { config, layers } = document.content() else {
+        let what = "it is an index of several images; name one of them".to_owned();
+        return Err(Error::new(format!("open {}", manifest.digest()), Cause::Malformed(what)));
+    };
+    let bytes = store.read_blob(config.digest(), MOST_CONFIG_BYTES).map_err(|error| opening(store, manifest, error))?;
+    let config = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::new("read the image's configuration", Cause::Malformed(error.to_string())))?;
+    Ok((config, layers.clone()))
+}
+
+fn opening(store: &Store, manifest: &Descriptor, error: StoreError) -> Error {
+    StorePlace::existing(store, manifest.digest().as_ref(), manifest.clone()).error("open an image", error)
 }
 
 /// Whether a blob is a layer that can be mounted.

@@ -2,11 +2,12 @@
 //!
 //! Invariant: a stage needs only stages before it, so that building on demand ends.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use registry_client::{Platform, Reference};
 
-use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Stage};
+use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Stage, closest};
 use crate::error::{BuildError, Site};
 use crate::machine;
 use crate::request::{BuildRequest, NamedContext};
@@ -78,6 +79,20 @@ impl<'d> Plan<'d> {
         request: &BuildRequest,
         platform: &Platform,
     ) -> Result<Self, BuildError> {
+        let plan = Self::of_text(dockerfile, request, platform)?;
+        plan.check_machine(dockerfile, request)?;
+        Ok(plan)
+    }
+
+    /// Plans a build without regard to what this machine can do.
+    ///
+    /// # Errors
+    /// If a name or platform makes no sense.
+    pub(crate) fn of_text(
+        dockerfile: &'d Dockerfile,
+        request: &BuildRequest,
+        platform: &Platform,
+    ) -> Result<Self, BuildError> {
         let globals = globals(dockerfile, request, platform)?;
         let mut plan = Self { stages: Vec::new(), target: 0, globals, platform: platform.clone() };
         for (index, stage) in dockerfile.stages.iter().enumerate() {
@@ -85,8 +100,24 @@ impl<'d> Plan<'d> {
             plan.stages.push(planned);
         }
         plan.target = plan.find_target(dockerfile, request)?;
-        plan.check_machine(dockerfile, request)?;
+        plan.check_sources(dockerfile, request)?;
         Ok(plan)
+    }
+
+    /// A stage that is named and cannot be used ends the build before its first step, and not after an hour.
+    fn check_sources(&self, dockerfile: &Dockerfile, request: &BuildRequest) -> Result<(), BuildError> {
+        for index in self.needed(request) {
+            for placed in self.stages[index].instructions {
+                let span = match &placed.value {
+                    Instruction::Copy(copy) => copy.from.as_ref().map_or(placed.span, |word| word.span),
+                    _ => placed.span,
+                };
+                for from in sources(&placed.value) {
+                    self.origin(request, index, from, &Site { source: dockerfile.source.clone(), span })?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// What `from` means in an instruction of the stage with number `index`.
@@ -103,10 +134,17 @@ impl<'d> Plan<'d> {
         if let Some(number) = self.stage_named(from, index).or_else(|| self.stage_named(from, self.stages.len())) {
             return match number {
                 earlier if earlier < index => Ok(Origin::Stage(earlier)),
-                same if same == index => {
-                    Err(site.error(format!("circular dependency: stage {from} cannot use itself")).into())
+                later if self.leads_to(later, index) => {
+                    let current = &self.stages[index].label;
+                    Err(site.error(format!("circular dependency detected on stage: {current}")).into())
                 }
-                _ => Err(site.error(format!("cannot use stage {from} before it is defined")).into()),
+                _ => {
+                    let current = &self.stages[index].label;
+                    let message = format!(
+                        "cannot copy from stage {from:?}, it needs to be defined before current stage {current:?}"
+                    );
+                    Err(site.error(message).into())
+                }
             };
         }
         match from.parse::<usize>() {
@@ -119,6 +157,24 @@ impl<'d> Plan<'d> {
             Err(_) if from == "scratch" => Ok(Origin::Scratch),
             Err(_) => Ok(Origin::Image(from.to_owned())),
         }
+    }
+
+    /// Whether what a stage is made of includes another, or is it.
+    fn leads_to(&self, from: usize, to: usize) -> bool {
+        let (mut seen, mut pending) = (BTreeSet::new(), vec![from]);
+        while let Some(index) = pending.pop() {
+            if index == to {
+                return true;
+            }
+            if let Some(stage) = self.stages.get(index)
+                && seen.insert(index)
+            {
+                pending.extend(if let Origin::Stage(base) = stage.base { Some(base) } else { None });
+                let named = stage.instructions.iter().flat_map(|placed| sources(&placed.value));
+                pending.extend(named.filter_map(|name| self.stage_named(name, self.stages.len())));
+            }
+        }
+        false
     }
 
     /// How many steps of the stages that the target needs make a layer, for `[2/7]`.
@@ -155,7 +211,12 @@ impl<'d> Plan<'d> {
     ) -> Result<PlannedStage<'d>, BuildError> {
         let site = Site { source: dockerfile.source.clone(), span: stage.from.span };
         let from = &stage.from.value;
-        let lookup = |name: &str| self.globals.get(name).cloned();
+        let unset = RefCell::new(Vec::new());
+        let lookup = |name: &str| {
+            let value = self.globals.get(name).cloned();
+            unset.borrow_mut().extend(value.is_none().then(|| name.to_owned()));
+            value
+        };
         let expander = Expander::new(dockerfile.directives.escape, &lookup);
         let image = expander.expand(&from.image.text).map_err(site.at(from.image.span).because())?;
         if image.is_empty() {
@@ -165,12 +226,19 @@ impl<'d> Plan<'d> {
         let platform = match &from.platform {
             None => self.platform.clone(),
             Some(word) => {
+                unset.borrow_mut().clear();
                 let text = expander.expand(&word.text).map_err(site.at(word.span).because())?;
+                let names: Vec<&str> = self.globals.keys().map(String::as_str).collect();
+                let near = unset.borrow().iter().find_map(|name| closest(name, &names));
+                let meant = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
                 if text.is_empty() {
-                    let message = format!("empty platform value from expression {}", word.text);
+                    let message = format!("empty platform value from expression {}{meant}", word.text);
                     return Err(site.at(word.span).error(message).into());
                 }
-                text.parse().map_err(site.at(word.span).because())?
+                let wrong = |error: registry_client::Error| {
+                    site.at(word.span).error(format!("failed to parse platform {}: {error}{meant}", word.text))
+                };
+                text.parse().map_err(wrong)?
             }
         };
         let own_context = from.name.as_ref().and_then(|name| request.named_context(&name.text, &platform));
@@ -244,11 +312,9 @@ impl<'d> Plan<'d> {
         let Some(target) = &request.target else { return Ok(self.stages.len() - 1) };
         self.stage_named(target, self.stages.len()).ok_or_else(|| {
             let names: Vec<&str> = self.stages.iter().map(|stage| stage.label.as_str()).collect();
-            let name = dockerfile.source.name();
-            BuildError::Request(format!(
-                "target stage {target:?} could not be found in {name}; it has: {}",
-                names.join(", ")
-            ))
+            let meant = closest(target, &names).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            let (name, all) = (dockerfile.source.name(), names.join(", "));
+            BuildError::Request(format!("target stage {target:?} could not be found{meant}; {name} has: {all}"))
         })
     }
 }
@@ -273,13 +339,15 @@ fn sources(instruction: &Instruction) -> Vec<&str> {
 
 /// What is set before the first ARG.
 /// <https://docs.docker.com/reference/dockerfile/#automatic-platform-args-in-the-global-scope>
-pub(crate) const PLATFORM_ARGUMENTS: [&str; 9] = [
+pub(crate) const PLATFORM_ARGUMENTS: [&str; 11] = [
     "TARGETPLATFORM",
     "TARGETOS",
+    "TARGETOSVERSION",
     "TARGETARCH",
     "TARGETVARIANT",
     "BUILDPLATFORM",
     "BUILDOS",
+    "BUILDOSVERSION",
     "BUILDARCH",
     "BUILDVARIANT",
     "TARGETSTAGE",
@@ -295,10 +363,15 @@ pub(crate) fn globals(
     for (prefix, platform) in [("TARGET", platform), ("BUILD", &request.build_platform)] {
         values.insert(format!("{prefix}PLATFORM"), platform.to_string());
         values.insert(format!("{prefix}OS"), platform.os().to_owned());
+        // Only Windows has one, and nothing for Windows is built with it yet.
+        values.insert(format!("{prefix}OSVERSION"), String::new());
         values.insert(format!("{prefix}ARCH"), platform.architecture().to_owned());
         values.insert(format!("{prefix}VARIANT"), platform.variant().unwrap_or_default().to_owned());
     }
-    values.insert("TARGETSTAGE".to_owned(), request.target.clone().unwrap_or_else(|| "default".to_owned()));
+    // As in BuildKit the last stage goes by its name even if nobody asked for it.
+    let last = dockerfile.stages.last().and_then(|stage| stage.from.value.name.as_ref());
+    let target = request.target.clone().or_else(|| last.map(|name| name.text.to_ascii_lowercase()));
+    values.insert("TARGETSTAGE".to_owned(), target.unwrap_or_else(|| "default".to_owned()));
     for (name, value) in &mut values {
         if let Some(given) = request.build_args.get(name) {
             value.clone_from(given);

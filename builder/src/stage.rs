@@ -9,6 +9,9 @@ use crate::dockerfile::{Expander, ExpansionError, Word};
 use crate::error::{BuildError, Site};
 use crate::image::{DEFAULT_PATH, History, ImageConfig};
 
+/// The system whose images have another shell: their files and settings can be built here, though no RUN.
+const WINDOWS: &str = "windows";
+
 /// A layer of a stage.
 #[derive(Debug, Clone)]
 pub(crate) struct StageLayer {
@@ -40,7 +43,10 @@ pub(crate) struct StageState {
 impl StageState {
     /// A stage on nothing.
     pub(crate) fn scratch(mut config: ImageConfig) -> Self {
-        config.config.set_env("PATH", DEFAULT_PATH);
+        // Windows knows its own, as BuildKit leaves it to the system.
+        if config.os != WINDOWS {
+            config.config.set_env("PATH", DEFAULT_PATH);
+        }
         config.config.working_dir = "/".to_owned();
         Self::on_image(config, Vec::new())
     }
@@ -132,7 +138,8 @@ impl StageState {
     /// What runs the shell form of an instruction.
     pub(crate) fn shell(&self) -> Vec<String> {
         match self.config.config.shell.as_slice() {
-            [] => vec!["/bin/sh".to_owned(), "-c".to_owned()],
+            [] if self.config.os == WINDOWS => ["cmd", "/S", "/C"].map(str::to_owned).to_vec(),
+            [] => ["/bin/sh", "-c"].map(str::to_owned).to_vec(),
             shell => shell.to_vec(),
         }
     }

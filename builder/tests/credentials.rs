@@ -178,3 +178,161 @@ fn a_file_or_helper_that_is_broken_is_named_and_nothing_of_it_is_shown() {
     let text = String::from_utf8(home.run("app").stderr).expect("UTF-8");
     assert!(text.contains("docker-credential-nothere get cannot be run"), "{text}");
 }
+
+/// Nothing that a program shows, and no file that it leaves, but those that are meant to keep them, holds a secret.
+struct Search {
+    home: Home,
+    store: PathBuf,
+}
+
+/// Passwords, tokens and signatures, plain and as they travel.
+const SECRETS: [&str; 5] = ["hunter2", "bWU6aHVudGVyMg", "T0ken", "S1gnature", "St0red"];
+
+impl Search {
+    /// A registry where pulls are redirected to signed URLs that fail, uploads are refused where they are signed, and
+    /// whatever was sent is quoted.
+    fn new() -> Self {
+        let mut home = Home::new().write("auth.json", json!({"auths": {"R": {"auth": "bWU6aHVudGVyMg=="}}}));
+        home.server = FaultServer::start(answer_with_secrets);
+        let home = home.write("auth.json", json!({"auths": {"R": {"auth": "bWU6aHVudGVyMg=="}}}));
+        let home = home.with_variable("REGISTRY_AUTH_FILE", "auth.json").with_variable("NACRE_ROOT", "store");
+        let context = home.path("context");
+        fs::create_dir_all(&context).expect("a directory");
+        fs::write(context.join("file"), vec![7; 9_000_000]).expect("written");
+        fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
+        let store = home.path("store");
+        Self { home, store }
+    }
+
+    /// Runs a command line in which R is the registry, and looks for secrets.
+    #[track_caller]
+    fn run(&self, line: &str) -> String {
+        let address = self.home.server.address();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
+        command.args(
+            line.split(' ')
+                .map(|word| word.replace("R/", &format!("{address}/")).replace("//R", &format!("//{address}"))),
+        );
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home.directory.path()).stdin(Stdio::null());
+        command.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "1").current_dir(self.home.directory.path());
+        command.envs(self.home.variables.iter().map(|(name, path)| (name, path)));
+        let output = command.output().expect("the program starts");
+        let shown = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        for secret in SECRETS {
+            assert!(!shown.contains(secret), "{line} shows {secret}: {shown}");
+        }
+        self.check_files(line);
+        shown
+    }
+
+    #[track_caller]
+    fn check_files(&self, line: &str) {
+        for entry in walkdir::WalkDir::new(&self.store) {
+            // There may be no store yet.
+            let Ok(Ok(bytes)) = entry.as_ref().map(|entry| fs::read(entry.path())) else { continue };
+            let text = String::from_utf8_lossy(&bytes);
+            assert!(!SECRETS.iter().any(|secret| text.contains(secret)), "{line} leaves {entry:?}");
+        }
+    }
+}
+
+fn answer_with_secrets(request: &fixtures::fault::Request) -> Reply {
+    let host = request.header("host").expect("every request has a host").to_owned();
+    let path = request.path.split('?').next().unwrap_or_default();
+    let signed = format!("http://{host}/storage/x?X-Amz-Signature=S1gnature&sig=S1gnature");
+    match request.header("authorization") {
+        _ if path == "/token" => Reply::new(200).body(r#"{"token":"T0ken","refresh_token":"St0red"}"#),
+        _ if path == "/storage/x" => {
+            Reply::new(403).body(format!(r#"{{"errors":[{{"code":"DENIED","message":"{signed}"}}]}}"#))
+        }
+        None => Reply::new(401)
+            .header("WWW-Authenticate", format!(r#"Bearer realm="http://{host}/token?c=St0red",service="s""#)),
+        Some(_) if path.contains("/blobs/uploads/") => Reply::new(202).header("Location", signed),
+        Some(_) if request.method == "HEAD" && path.contains("/blobs/") => Reply::new(404),
+        Some(_) if path.contains("/blobs/") => Reply::new(307).header("Location", signed),
+        Some(_) if path.contains("/app/manifests/") && request.method != "PUT" => {
+            let blob = json!({"mediaType": "application/vnd.oci.image.config.v1+json", "size": 2,
+                "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"});
+            let manifest = json!({"schemaVersion": 2, "config": blob, "layers": []});
+            Reply::new(200)
+                .header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+                .body(manifest.to_string())
+        }
+        Some(header) => {
+            let errors = json!({"errors": [{"code": "NO", "message": format!("not with {header}")}]});
+            Reply::new(400).header("Warning", format!("299 - \"seen: {header}\"")).body(errors.to_string())
+        }
+    }
+}
+
+#[test]
+fn no_verb_shows_a_credential_or_leaves_one_on_disk() {
+    let search = Search::new();
+    search.run("build --debug -t R/app -t plain context");
+    for line in [
+        "pull R/app",
+        "pull R/other",
+        "push plain docker://R/app",
+        "push R/app",
+        "copy docker://R/app oci:layout",
+        "copy plain docker://R/other:2",
+        "tags R/app",
+        "catalog R/",
+        "limits R/app",
+        "delete R/other:1",
+        "referrers R/app",
+        "attach R/other context/file --artifact-type a/b",
+        "manifest inspect docker://R/other",
+        "manifest create docker://R/app:list docker://R/app",
+        "build --push -t R/app context",
+        "login R/ -u me -p hunter2",
+        "login R/ -u me -p hunter2-wrong",
+        "run R/app true",
+        "copy docker://R/app dir:copied",
+    ] {
+        for mode in ["plain", "rawjson"] {
+            search.run(&format!("{line} --debug --progress {mode}"));
+        }
+    }
+    assert!(search.run("pull R/app --progress plain").contains("403"), "the way of the secrets was gone");
+}
+
+#[test]
+fn a_password_that_was_typed_into_a_name_is_not_shown_again() {
+    let search = Search::new();
+    fs::write(search.home.path("context/from"), "FROM me:hunter2@r.invalid/app\n").expect("written");
+    fs::write(search.home.path("context/add"), "FROM scratch\nADD http://me:hunter2@r.invalid/app?sig=S1gnature /x\n")
+        .expect("written");
+    fs::write(search.home.path("list"), "docker://me:hunter2@r.invalid/app docker://R/app\n").expect("written");
+    for line in [
+        "pull me:hunter2@R/app",
+        "push me:hunter2@R/app",
+        "copy docker://me:hunter2@R/app oci:x",
+        "copy oci:x docker://me:hunter2@R/app",
+        "copy http://me:hunter2@R/app oci:x",
+        "tags me:hunter2@R/app",
+        "catalog me:hunter2@R/",
+        "limits me:hunter2@R/",
+        "delete me:hunter2@R/app:1",
+        "login http://me:hunter2@R/",
+        "login me:hunter2@R/ -u me",
+        "logout me:hunter2@R/",
+        "inspect me:hunter2@R/app",
+        "history me:hunter2@R/app",
+        "tag me:hunter2@R/app x",
+        "remove me:hunter2@R/app",
+        "run me:hunter2@R/app true",
+        "mount me:hunter2@R/app x",
+        "referrers me:hunter2@R/app",
+        "attach me:hunter2@R/app context/file",
+        "manifest inspect me:hunter2@R/app",
+        "sync list",
+        "build -t me:hunter2@R/app context",
+        "build --cache-from me:hunter2@R/app context",
+        "build -f context/from context",
+        "build http://me:hunter2@R/context.tar",
+    ] {
+        let shown = search.run(&format!("{line} --progress plain"));
+        assert!(!shown.is_empty(), "{line} says nothing");
+    }
+}

@@ -167,8 +167,35 @@ fn what_is_attached_is_listed_and_travels_with_its_image() {
     assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
     assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
     assert_eq!(desk.run(&["copy", &unnamed, &desk.place("third:1")]).success(), copied);
-    desk.run(&["copy", "--referrers", &name, "oci:nowhere"]).failure(1, "keeps no list");
-    desk.run(&["copy", "--referrers", &desk.place("app:1"), "here"]).failure(2, "keeps no list");
+    desk.run(&["copy", "--referrers", &layout, &format!("dir:{}", desk.text("plain"))]).success();
+    let plain = format!("dir:{}", desk.text("plain"));
+    desk.run(&["copy", "--referrers", &plain, "oci:nowhere"]).failure(1, "keeps no list");
+}
+
+#[test]
+fn what_refers_to_an_image_of_the_store_stays_as_long_as_that_does() {
+    let desk = Desk::new();
+    let image = desk.push("app:1", "linux/amd64", "x");
+    fs::write(desk.path("sbom.json"), "{}").expect("written");
+    let attach = |name: &str| desk.run(&["attach", name, "sbom.json:application/json", "--artifact-type", "a/b"]);
+    let sbom = attach(&desk.at("app:1")).success();
+    let signature = attach(&desk.at(&format!("app@{sbom}"))).success();
+    desk.run(&["remove", &desk.at("app:1")]).success();
+    desk.run(&["prune"]).success();
+    for _ in 0..2 {
+        assert_eq!(desk.run(&["copy", "--referrers", &desk.place("app:1"), "here"]).success(), image);
+    }
+    desk.run(&["prune"]).success();
+    desk.run(&["copy", "--referrers", "here", &desk.place("back:1")]).success();
+    let all = desk.run(&["referrers", &desk.at("back:1"), "--all"]).success();
+    assert!(all.contains(&sbom) && all.contains(&signature), "{all}");
+    assert_eq!(desk.run(&["images", "--quiet"]).success(), image, "they are no images");
+    desk.run(&["remove", "here"]).success();
+    desk.run(&["prune", "--all"]).success();
+    let blobs = fs::read_dir(desk.path("store/blobs/sha256")).expect("readable").count();
+    assert_eq!(blobs, 0, "the image is gone, and with it what referred to it");
+    let index = fs::read_to_string(desk.path("store/index.json")).expect("text");
+    assert!(!index.contains(&sbom) && !index.contains(&signature), "{index}");
 }
 
 #[test]
@@ -288,4 +315,54 @@ fn compressed_archives_are_read() {
         assert_eq!(packed, desk.run(&["copy", &plain, &desk.place("plain:1")]).success());
         assert!(transport == "docker-archive" || packed == digest);
     }
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_read() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "content");
+    let (name, store) = (desk.at("app:1"), desk.text("store"));
+    // A mount namespace of its own, in which the store is read-only.
+    let run = |arguments: &[&str]| -> Ended {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", "mount --bind -o ro \"$0\" \"$0\"; exec \"$@\"", &store]);
+        command.arg(env!("CARGO_BIN_EXE_nacre")).args(["--root", &store, "--progress", "quiet"]).args(arguments);
+        command.env("HOME", desk.path("home")).output().expect("unshare runs").into()
+    };
+    assert_eq!(run(&["images", "--quiet"]).success(), digest);
+    assert!(run(&["inspect", &name]).success().contains(&digest));
+    run(&["history", &name]).success();
+    assert_eq!(run(&["push", &name, &desk.place("again:1")]).success(), digest);
+    run(&["copy", &name, &format!("oci:{}", desk.text("layout"))]).success();
+    run(&["tag", &name, "other"]).failure(1, "Read-only file system");
+    run(&["prune"]).failure(1, "ead-only file");
+    run(&["pull", &desk.at("again:1")]).failure(1, "Read-only file system");
+}
+
+#[test]
+fn a_command_runs_in_the_image_of_its_platform_pulled_as_it_is_asked_for() {
+    let desk = Desk::new();
+    let context = desk.path("context");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::copy("/bin/busybox", context.join("sh")).expect("busybox (Debian package busybox-static)");
+    fs::write(context.join("Dockerfile"), "FROM scratch\nARG TARGETARCH\nCOPY sh /bin/sh\nENV BUILT_FOR=$TARGETARCH\n")
+        .expect("written");
+    let places = ["amd64", "arm64"].map(|architecture| {
+        let name = desk.at(&format!("app:{architecture}"));
+        let platform = format!("linux/{architecture}");
+        desk.run(&["build", "--platform", &platform, "-t", &name, &desk.text("context")]).success();
+        desk.run(&["push", &name]).success();
+        format!("docker://{name}")
+    });
+    let image = desk.at("app:1");
+    desk.run(&["manifest", "create", &desk.place("app:1"), &places[0], &places[1]]).success();
+    let run = |flags: &[&str]| desk.run(&[&["run"], flags, &[&image, "sh", "-c", "echo $BUILT_FOR"]].concat());
+    run(&["--pull", "never", "--platform", "linux/amd64"]).failure(125, "is not in the store");
+    assert_eq!(run(&["--platform", "linux/amd64"]).success(), "amd64");
+    assert_eq!(run(&["--pull", "never", "--platform", "linux/amd64"]).success(), "amd64");
+    run(&["--pull", "never", "--platform", "linux/arm64"]).failure(125, "linux/arm64 is not in the store");
+    assert_eq!(run(&["--platform", "linux/arm64"]).success(), "arm64");
+    desk.run(&["manifest", "remove", &desk.place("app:1"), "linux/arm64"]).success();
+    assert_eq!(run(&["--platform", "linux/arm64"]).success(), "arm64", "what the store has is not asked for");
+    run(&["--pull", "always", "--platform", "linux/arm64"]).failure(125, "no image for linux/arm64");
 }

@@ -249,7 +249,10 @@ fn seccomp_and_capabilities_forbid_mounts_and_namespaces() {
         }
     }
     process.user.uid = 0;
+    process.argv[2] = "ls /dev/fuse /dev/loop-control /dev/net/tun".into();
+    assert!(!run(&process).text.lines().any(|line| line.starts_with("/dev")));
     process.security = Security::Insecure;
+    assert_eq!(run(&process).success(), "/dev/fuse\n/dev/loop-control\n/dev/net/tun\n");
     process.argv[2] = "unshare -m true && mount -t tmpfs none /tmp && hostname other && hostname".into();
     assert_eq!(run(&process).success(), "other\n");
 }

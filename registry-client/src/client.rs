@@ -21,6 +21,7 @@ use crate::ranges::{LaneBudget, RangePolicy};
 use crate::reference::Reference;
 use crate::repository::Repository;
 use crate::retry::{RetryPolicy, parse_retry_after};
+use crate::secret::{self, Secret, without_credentials};
 use crate::transport::{Body, Method, Response, Transport, TransportOptions};
 use crate::url::{Origin, Url};
 
@@ -304,7 +305,7 @@ impl Client {
             let peer = host.peer_at(url.origin());
             let response = self.shared.transport.send(call.method, &url, &peer, &headers, (call.body)()?)?;
             tracing::debug!(method = %call.method, %url, status = response.status, "answered");
-            self.note_warnings(&call.purpose.host.name, &response);
+            self.note_warnings(host, &response);
             let keeps_method = matches!(call.method, Method::Get | Method::Head);
             let is_redirect =
                 matches!(response.status, 307 | 308) || (keeps_method && matches!(response.status, 301..=303));
@@ -355,7 +356,10 @@ impl Client {
         if status == 429 && (is_used_up || is_long_wait) {
             return Cause::Quota { host, limits, retry_after };
         }
-        let clean = |text: String| text.chars().filter(|c| !c.is_control()).take(500).collect::<String>();
+        let clean = |text: String| {
+            let text = self.without_secrets(call.purpose.host, &text);
+            text.chars().filter(|c| !c.is_control()).take(500).collect::<String>()
+        };
         let request = format!("{} {}", call.method, call.url);
         let (code, message) = (code.map(clean), message.map(clean));
         Cause::Answer(Answer { status, request, code, message, retry_after })
@@ -363,10 +367,17 @@ impl Client {
 
     /// Shows each `Warning: 299` once
     /// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#warnings>).
-    fn note_warnings(&self, registry: &str, response: &Response) {
+    fn note_warnings(&self, host: &Host, response: &Response) {
         for text in response.headers("warning").filter_map(|value| value.strip_prefix("299 - ")) {
-            self.warn_once(registry, text.trim_matches('"'));
+            self.warn_once(&host.name, &self.without_secrets(host, text.trim_matches('"')));
         }
+    }
+
+    /// What a host said, without what it was told in confidence: some quote the request.
+    fn without_secrets(&self, host: &Host, text: &str) -> String {
+        let secrets = self.shared.authenticator.secrets();
+        let of_host = host.headers.iter().map(|(_, value)| value.reveal());
+        without_credentials(&secret::without(text, secrets.iter().map(Secret::reveal).chain(of_host)))
     }
 
     fn warn_once(&self, registry: &str, text: &str) {

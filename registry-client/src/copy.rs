@@ -79,6 +79,7 @@ pub fn copy(
     plan.add(source, &top, 0)?;
     // The largest first: begun last, it would keep one lane busy while the others are idle.
     plan.blobs.make_contiguous().sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size()));
+    progress.planned(plan.blobs.make_contiguous());
     let results = Transfer::new(source, destination, progress, plan.blobs).run(options.jobs)?;
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;

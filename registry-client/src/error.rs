@@ -1,6 +1,7 @@
 //! What can go wrong: every error says what could not be done, to what, and why.
 //!
-//! Invariant: no message holds a secret. URLs are shown without their query, tokens are types that cannot be printed.
+//! Invariant: no message holds a secret. URLs are shown without their query, tokens are types that cannot be printed,
+//! and a password that somebody wrote into a name or an URL is taken out.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,9 +9,11 @@ use std::time::Duration;
 
 use oci_spec::image::Digest;
 
+use crate::secret::without_credentials;
+
 /// A failure: `cannot <doing>: <cause>`.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {doing}: {cause}")]
+#[error("cannot {doing}: {}", without_credentials(&cause.to_string()))]
 pub struct Error {
     doing: String,
     cause: Box<Cause>,
@@ -167,7 +170,7 @@ impl std::fmt::Display for Answer {
 impl Error {
     /// An error while `doing` ("push the blob sha256:..."), because of `cause`.
     pub fn new(doing: impl Into<String>, cause: Cause) -> Self {
-        Self { doing: doing.into(), cause: Box::new(cause), is_local: false }
+        Self { doing: without_credentials(&doing.into()), cause: Box::new(cause), is_local: false }
     }
 
     /// An error about the user's own files, in which no registry had a part.
@@ -201,7 +204,8 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match *self.cause {
             _ if self.is_local => ErrorKind::User,
-            Cause::Input(_) | Cause::Disk { .. } | Cause::Credential(_) | Cause::Place(_) => ErrorKind::User,
+            Cause::Place(ref place) => carried(&**place).map_or(ErrorKind::User, Self::kind),
+            Cause::Input(_) | Cause::Disk { .. } | Cause::Credential(_) => ErrorKind::User,
             _ => ErrorKind::Registry,
         }
     }
@@ -257,6 +261,20 @@ impl Cause {
     }
 }
 
+/// The error of ours that another crate met when it read from us.
+fn carried<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    let mut cause = Some(error);
+    while let Some(inner) = cause {
+        if let Some(ours) = inner.downcast_ref() {
+            return Some(ours);
+        }
+        // An I/O error shows the causes of what it carries, but not that itself.
+        let carried = inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = carried.map(|carried| carried as &(dyn std::error::Error + 'static)).or_else(|| inner.source());
+    }
+    None
+}
+
 /// An error of another crate with its causes, which nobody could reach through ours.
 fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     let mut words = error.to_string();
@@ -290,4 +308,18 @@ fn quota_in_words(limits: Option<&str>, retry_after: Option<Duration>) -> String
 /// Statuses worth another try: timeouts, rate limits and broken gateways; 499 and 522 are nginx's and Cloudflare's.
 pub(crate) fn is_transient_status(status: u16) -> bool {
     matches!(status, 408 | 429 | 499 | 500 | 502 | 503 | 504 | 522)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_failed_because_a_registry_did_is_no_fault_of_the_user() {
+        let kind = |error: io::Error| Error::new("keep it", Cause::Place(Box::new(io::Error::other(error)))).kind();
+        let ours = Error::new("fetch it", Cause::Malformed("not what it says".to_owned()));
+        assert_eq!(kind(ours.into()), ErrorKind::Registry);
+        assert_eq!(kind(io::Error::other("full")), ErrorKind::User);
+        assert_eq!(kind(Error::local("read it", Cause::Missing("gone".to_owned())).into()), ErrorKind::User);
+    }
 }

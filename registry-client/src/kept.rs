@@ -33,10 +33,7 @@ impl KeptSession {
     /// The place for a blob on its way to a repository; `None` while another process pushes it there. A session that
     /// cannot be kept costs an upload after a kill and nothing else, so a failure is none of the push.
     pub(crate) fn open(directory: &Path, to: &Origin, descriptor: &Descriptor) -> Option<Self> {
-        let digest = descriptor.digest();
-        let repository = digest_of(format!("{}/{}", to.registry, to.repository).as_bytes());
-        let name = format!("{}-{}-{}.upload", digest.algorithm(), digest.digest(), &repository.digest()[..16]);
-        let path = directory.join(name);
+        let path = path(directory, to, descriptor);
         let open = || {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             open_locked(&path)
@@ -46,6 +43,14 @@ impl KeptSession {
             None
         });
         file.map(|file| Self { file, path })
+    }
+
+    /// Forgets what a process that was killed kept of a blob that the repository has by now.
+    pub(crate) fn forget_of_stored(directory: &Path, to: &Origin, descriptor: &Descriptor) {
+        let path = path(directory, to, descriptor);
+        if let Some(kept) = path.exists().then(|| Self::open(directory, to, descriptor)).flatten() {
+            kept.forget();
+        }
     }
 
     /// What was kept there by a process that is gone.
@@ -75,5 +80,34 @@ impl KeptSession {
     pub(crate) fn forget(&self) {
         // One that stays behind is asked about once, in vain.
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn path(directory: &Path, to: &Origin, descriptor: &Descriptor) -> PathBuf {
+    let digest = descriptor.digest();
+    let repository = digest_of(format!("{}/{}", to.registry, to.repository).as_bytes());
+    directory.join(format!("{}-{}-{}.upload", digest.algorithm(), digest.digest(), &repository.digest()[..16]))
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::MediaType;
+
+    use super::*;
+
+    #[test]
+    fn the_session_of_a_blob_that_is_there_is_forgotten_unless_somebody_uses_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let to = Origin { registry: "r.example".to_owned(), repository: "a".to_owned() };
+        let blob = Descriptor::new(MediaType::ImageLayer, 1, digest_of(b"x"));
+        let files = || std::fs::read_dir(directory.path()).expect("readable").count();
+        KeptSession::forget_of_stored(directory.path(), &to, &blob);
+        assert_eq!(files(), 0, "nothing is made to be forgotten");
+        let kept = KeptSession::open(directory.path(), &to, &blob).expect("free");
+        KeptSession::forget_of_stored(directory.path(), &to, &blob);
+        assert_eq!(files(), 1, "it is in use");
+        drop(kept);
+        KeptSession::forget_of_stored(directory.path(), &to, &blob);
+        assert_eq!(files(), 0);
     }
 }

@@ -339,7 +339,7 @@ pub(crate) fn blob_name(digest: &Digest) -> String {
 }
 
 /// Writes a small file whole.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = unpublished(parent(path))?;
     file.write_all(bytes)?;
     publish(file, path)

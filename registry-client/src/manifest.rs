@@ -102,6 +102,15 @@ impl Manifest {
         Descriptor::new(MediaType::from(self.media_type.as_str()), self.bytes.len() as u64, self.digest.clone())
     }
 
+    /// A descriptor of it as lists of referrers have it: with the type of the artifact and its annotations.
+    pub fn listed(&self) -> Descriptor {
+        let mut descriptor = self.descriptor();
+        descriptor.set_artifact_type(self.artifact_type().map(|text| MediaType::from(text.as_str())));
+        let annotations = self.annotations();
+        descriptor.set_annotations((!annotations.is_empty()).then(|| annotations.into_iter().collect()));
+        descriptor
+    }
+
     /// The manifest that it is about, for an artifact.
     pub fn subject(&self) -> Option<Descriptor> {
         self.document().subject.and_then(|subject| serde_json::from_value(subject).ok())

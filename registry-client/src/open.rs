@@ -5,6 +5,7 @@
 use crate::archive::docker::{DockerArchiveDestination, DockerArchiveSource};
 use crate::archive::oci::{OciArchiveDestination, OciArchiveSource};
 use crate::client::Client;
+use crate::directory::ImageDirectory;
 use crate::error::Error;
 use crate::layout::OciLayout;
 use crate::place::{Destination, Source};
@@ -20,6 +21,7 @@ pub fn open_source(client: &Client, name: &ImageName) -> Result<Option<Box<dyn S
     Ok(Some(match name {
         ImageName::Registry(reference) => Box::new(RegistrySource::new(client, reference)?),
         ImageName::OciLayout { directory, tag } => Box::new(OciLayout::new(directory, tag.clone())),
+        ImageName::Directory(path) => Box::new(ImageDirectory::new(path)),
         ImageName::OciArchive { file, tag } => Box::new(OciArchiveSource::open(file, tag.clone())?),
         ImageName::DockerArchive { file, reference } => Box::new(DockerArchiveSource::open(file, reference.as_ref())?),
         ImageName::Store(_) => return Ok(None),
@@ -34,6 +36,7 @@ pub fn open_destination(client: &Client, name: &ImageName) -> Result<Option<Box<
     Ok(Some(match name {
         ImageName::Registry(reference) => Box::new(RegistryDestination::new(client, reference)?),
         ImageName::OciLayout { directory, tag } => Box::new(OciLayout::new(directory, tag.clone())),
+        ImageName::Directory(path) => Box::new(ImageDirectory::new(path)),
         ImageName::OciArchive { file, tag } => Box::new(OciArchiveDestination::create(file, tag.clone())?),
         ImageName::DockerArchive { file, reference } => {
             Box::new(DockerArchiveDestination::create(file, reference.clone())?)

@@ -8,6 +8,10 @@ use oci_spec::image::{Descriptor, Digest};
 
 /// Callbacks of a transfer, from several threads at once. Every one may be left out.
 pub trait Progress: Send + Sync {
+    /// These blobs will move next, each of which is then told of as done or as skipped, unless the transfer fails.
+    fn planned(&self, blobs: &[Descriptor]) {
+        let _ = blobs;
+    }
     /// A blob begins to move.
     fn blob_started(&self, descriptor: &Descriptor) {
         let _ = descriptor;

@@ -6,6 +6,7 @@ use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
 use crate::error::{Answer, Cause, Error};
+use crate::kept::KeptSession;
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Stored};
 use crate::pull::selector;
@@ -48,7 +49,11 @@ impl Destination for RegistryDestination {
     }
 
     fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
-        self.repository.has_blob(descriptor)
+        let is_there = self.repository.has_blob(descriptor)?;
+        if let Some(directory) = self.repository.client().options().spool.as_ref().filter(|_| is_there) {
+            KeptSession::forget_of_stored(directory, &self.repository.origin(), descriptor);
+        }
+        Ok(is_there)
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {

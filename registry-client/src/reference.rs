@@ -10,6 +10,7 @@ use std::str::FromStr;
 use oci_spec::image::Digest;
 
 use crate::error::{Cause, Error};
+use crate::secret::without_credentials;
 
 /// An image at a registry: `[registry/]repository[:tag][@digest]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,6 +33,8 @@ pub enum ImageName {
         /// The name of the image in it.
         tag: Option<String>,
     },
+    /// `dir:DIRECTORY`, of one image.
+    Directory(PathBuf),
     /// `oci-archive:FILE[:TAG]`.
     OciArchive {
         /// The tar file.
@@ -55,8 +58,8 @@ const DEFAULT_TAG: &str = "latest";
 /// Repository names are at most this long in Docker's grammar.
 const NAME_LIMIT: usize = 255;
 /// skopeo's other prefixes: to be refused by name instead of taken for a repository.
-const OTHER_TRANSPORTS: [&str; 8] =
-    ["containers-storage", "dir", "docker-daemon", "ostree", "sif", "tarball", "atomic", "docker-tar"];
+const OTHER_TRANSPORTS: [&str; 7] =
+    ["containers-storage", "docker-daemon", "ostree", "sif", "tarball", "atomic", "docker-tar"];
 
 impl Reference {
     /// The registry, `host[:port]`; `docker.io` for Docker Hub.
@@ -93,6 +96,9 @@ impl Reference {
     }
 
     fn parse(text: &str) -> Result<Self, String> {
+        if without_credentials(text) != text {
+            return Err("a name holds no user and password; `nacre login` keeps them".to_owned());
+        }
         let (rest, digest) = match text.split_once('@') {
             Some((rest, digest)) => (rest, Some(parse_digest(digest)?)),
             None => (text, None),
@@ -165,6 +171,9 @@ impl FromStr for ImageName {
                 let (directory, tag) = path_and_tag();
                 Self::OciLayout { directory, tag: tag.map(str::to_owned) }
             }
+            // Colons belong to the path: nothing follows it.
+            "dir" if !rest.is_empty() => return Ok(Self::Directory(PathBuf::from(rest))),
+            "dir" => return Err(fail("dir: is followed by a path".to_owned())),
             "oci-archive" => {
                 let (file, tag) = path_and_tag();
                 Self::OciArchive { file, tag: tag.map(str::to_owned) }
@@ -194,6 +203,7 @@ impl fmt::Display for ImageName {
         match self {
             Self::Registry(reference) => write!(f, "docker://{reference}"),
             Self::OciLayout { directory, tag } => write!(f, "oci:{}{}", directory.display(), tail(tag.clone())),
+            Self::Directory(path) => write!(f, "dir:{}", path.display()),
             Self::OciArchive { file, tag } => write!(f, "oci-archive:{}{}", file.display(), tail(tag.clone())),
             Self::DockerArchive { file, reference } => {
                 let reference = reference.as_ref().map(ToString::to_string);
@@ -341,7 +351,9 @@ mod tests {
         assert_eq!(parse("oci-archive:/x/a.tar"), ImageName::OciArchive { file: "/x/a.tar".into(), tag: None });
         assert_eq!(parse("docker-archive:a.tar:app:2").to_string(), "docker-archive:a.tar:docker.io/library/app:2");
         assert_eq!(parse("app:1"), ImageName::Store("app:1".to_owned()));
-        for bad in ["docker:app", "oci:", "oci::tag", "docker-archive:", "dir:/x", "docker://A", "docker-archive:a:@1"]
+        assert_eq!(parse("dir:/x:y"), ImageName::Directory("/x:y".into()));
+        for bad in
+            ["docker:app", "oci:", "oci::tag", "docker-archive:", "dir:", "sif:/x", "docker://A", "docker-archive:a:@1"]
         {
             assert!(bad.parse::<ImageName>().is_err(), "{bad}");
         }

@@ -306,6 +306,8 @@ fn cause_of(error: ureq::Error, host: &str) -> Cause {
         ureq::Error::ConnectionFailed => {
             Cause::Broken { host, source: io::Error::new(io::ErrorKind::NotConnected, "no connection could be made") }
         }
+        // Its words quote the URL, and with it signatures.
+        ureq::Error::BadUri(_) => Cause::Malformed(format!("a URL at {host} is not understood")),
         // A half-answer of a dying peer breaks the protocol too: it is worth another try.
         other => Cause::Broken { host, source: io::Error::other(other.to_string()) },
     }

@@ -186,8 +186,10 @@ impl<'a> Upload<'a> {
         Some(Session { location, chunk_bytes: CHUNK_BYTES })
     }
 
+    /// A session at another host is not kept: its URL is signed, and whoever reads it may do what we may.
     fn keep_session(&self, session: &Session) {
-        if let Some(kept) = &self.kept {
+        let is_ours = session.location.origin() == self.repository.host().endpoint.origin();
+        if let Some(kept) = self.kept.as_ref().filter(|_| is_ours) {
             kept.keep(&session.location);
         }
     }

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::secret::without_credentials;
+
 /// `scheme://host[:port]/path[?query]`; never with user information or fragment.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Url {
@@ -24,7 +26,7 @@ pub(crate) struct Origin {
 impl Url {
     /// Parses an absolute URL; the message says what is wrong.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let shown = text.split(['?', '#']).next().unwrap_or_default();
+        let shown = without_credentials(text.split(['?', '#']).next().unwrap_or_default());
         let fail = |what: &str| Err(format!("{shown:?} is not a usable URL: {what}"));
         let lower = text.get(..8).unwrap_or(text).to_ascii_lowercase();
         let (is_https, rest) = if lower.starts_with("https://") {
@@ -195,6 +197,7 @@ mod tests {
         let url = Url::parse("https://cdn.example/blob?X-Signature=secret").expect("valid");
         assert_eq!(format!("{url} {url:?}"), "https://cdn.example/blob Url(https://cdn.example/blob)");
         assert!(!Url::parse("ftp://cdn.example/blob?X-Signature=secret").unwrap_err().contains("secret"));
+        assert!(!Url::parse("ftp://me:secret@cdn.example/blob").unwrap_err().contains("secret"));
     }
 
     #[test]

@@ -2,18 +2,19 @@
 //!
 //! Invariant: what was fetched lies in the store as a layer, so that it is read, kept and collected as every other layer;
 //! a commit that was fetched once is not fetched again. Nothing depends on when it was fetched. Each source is asked
-//! once in a build, so that all steps see the same. Not here: the file of an ADD, a blob that each ADD asks for.
+//! once in a build, so that all steps see the same. The file of an ADD is a blob.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use layerfs::{DiffId, FileKind, Store, Time, Tree, TreeInode};
+use layerfs::{DiffId, Digest, Digester, FileKind, Store, Time, Tree, TreeInode};
+use oci_spec::image::{Descriptor, MediaType};
 use registry_client::Client;
 
 use super::directory::Directory;
@@ -91,6 +92,7 @@ pub struct Fetcher<'a> {
     secrets: &'a BTreeMap<String, Secret>,
     agents: &'a BTreeMap<String, PathBuf>,
     known: Flights<String, Fetched>,
+    blobs: Flights<String, FetchedBlob>,
 }
 
 /// Files that were fetched.
@@ -126,9 +128,16 @@ impl Fetched {
 }
 
 /// A file of the web, in the store's temporary directory without a name.
-pub(crate) struct Download {
-    pub(crate) file: File,
-    pub(crate) size_bytes: u64,
+struct Download {
+    file: File,
+    size_bytes: u64,
+    modified_seconds: Option<i64>,
+}
+
+/// A file of the web, in the store.
+#[derive(Debug, Clone)]
+pub(crate) struct FetchedBlob {
+    pub(crate) digest: Digest,
     pub(crate) modified_seconds: Option<i64>,
 }
 
@@ -141,7 +150,7 @@ impl<'a> Fetcher<'a> {
         secrets: &'a BTreeMap<String, Secret>,
         agents: &'a BTreeMap<String, PathBuf>,
     ) -> Self {
-        Self { store, client, access, secrets, agents, known: Flights::new() }
+        Self { store, client, access, secrets, agents, known: Flights::new(), blobs: Flights::new() }
     }
 
     /// The files of a place.
@@ -238,8 +247,20 @@ impl<'a> Fetcher<'a> {
         Ok(commit_changeset(self.store, &changes, None)?)
     }
 
-    /// Fetches a file of the web.
-    pub(crate) fn download(&self, url: &str) -> Result<Download, BuildError> {
+    /// A file of the web as it is, whatever it holds.
+    pub(crate) fn blob(&self, url: &str) -> Result<FetchedBlob, BuildError> {
+        self.blobs.once(&url.to_owned(), || {
+            let mut download = self.download(url)?;
+            let temporary = self.store.temporary();
+            let digest = digest_of_file(&mut download.file).map_err(BuildError::file("read a file in", temporary))?;
+            let media_type = MediaType::Other("application/octet-stream".to_owned());
+            let descriptor = Descriptor::new(media_type, download.size_bytes, digest.clone());
+            self.store.put_blob(download.file, &descriptor)?;
+            Ok(FetchedBlob { digest, modified_seconds: download.modified_seconds })
+        })
+    }
+
+    fn download(&self, url: &str) -> Result<Download, BuildError> {
         let temporary = self.store.temporary();
         let mut file = tempfile::tempfile_in(temporary).map_err(BuildError::file("create a file in", temporary))?;
         let authorization = self.web_authorization(url);
@@ -331,6 +352,20 @@ impl<'a> Fetcher<'a> {
         cache::record(self.store, &key, layer)?;
         Ok(layer)
     }
+}
+
+fn digest_of_file(file: &mut File) -> io::Result<Digest> {
+    let mut digester = Digester::new();
+    let mut buffer = vec![0; 1 << 17];
+    file.seek(SeekFrom::Start(0))?;
+    loop {
+        match file.read(&mut buffer)? {
+            0 => break,
+            count => digester.update(&buffer[..count]),
+        }
+    }
+    file.seek(SeekFrom::Start(0))?;
+    Ok(digester.digest())
 }
 
 /// All that the files of a checkout depend on. The remote is part of it: submodules may be named relative to it; a

@@ -81,7 +81,10 @@ impl Patterns {
             if line.is_empty() {
                 continue;
             }
-            let cleaned = if text.is_empty() { String::new() } else { clean(text) };
+            if text.is_empty() {
+                return Err(error("illegal exclusion pattern: \"!\"".to_owned()));
+            }
+            let cleaned = clean(text);
             let relative = cleaned.strip_prefix('/').filter(|rest| !rest.is_empty()).unwrap_or(&cleaned);
             patterns.extend(Pattern::new(&format!("{bang}{relative}")).map_err(|bad| error(bad.to_string()))?);
         }

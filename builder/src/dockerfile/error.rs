@@ -56,14 +56,15 @@ impl std::fmt::Display for DockerfileError {
 impl std::error::Error for DockerfileError {}
 
 /// The candidate closest to a misspelt name, for a hint; `None` when none is close.
-pub(super) fn closest<'a>(given: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn closest<'a>(given: &str, candidates: &[&'a str]) -> Option<&'a str> {
     // Longer names are no misspelling of any of ours, and the distance below is quadratic.
     if given.chars().count() > 32 {
         return None;
     }
     let nearest = candidates.iter().map(|candidate| (edit_distance(given, candidate), *candidate)).min()?;
-    // Two slips in a name of four letters or more, one in a shorter one.
-    (nearest.0 <= if given.len() < 4 { 1 } else { 2 }).then_some(nearest.1)
+    // Two slips in a name of four letters or more, or where the end is missing; one in a shorter one.
+    let most = if given.len() < 4 && !nearest.1.starts_with(given) { 1 } else { 2 };
+    (nearest.0 <= most).then_some(nearest.1)
 }
 
 /// Insertions, deletions, substitutions and swaps of neighbours that make `b` of `a`, upper and lower case being equal.
@@ -94,6 +95,7 @@ mod tests {
     fn a_near_miss_is_suggested_and_a_stranger_is_not() {
         assert_eq!(closest("FRMO", &["FROM", "RUN"]), Some("FROM"));
         assert_eq!(closest("chwon", &["chown", "chmod"]), Some("chown"));
+        assert_eq!(closest("tmp", &["bind", "tmpfs"]), Some("tmpfs"));
         assert_eq!(closest("colour", &["source", "target"]), None);
     }
 }

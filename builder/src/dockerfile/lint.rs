@@ -104,6 +104,24 @@ pub(crate) fn lint(file: &Dockerfile) -> Result<Vec<Warning>, DockerfileError> {
     Ok(warnings)
 }
 
+/// What reading the text alone tells, up to a mistake that ends it; nothing left out: [`finish`] does that.
+///
+/// # Errors
+/// As for [`lint`].
+pub(crate) fn lint_before(file: &Dockerfile, mistake: &DockerfileError) -> Result<Vec<Warning>, DockerfileError> {
+    let (_, statements) = parser::parse(&file.source)?;
+    let is_before = |at| file.source.position(at).line < mistake.place.instruction_line;
+    let mut warnings = Vec::new();
+    statements.iter().for_each(|statement| check_statement(statement, &mut warnings));
+    check_descriptions(file, &mut warnings);
+    warnings.retain(|warning| match warning.rule {
+        // Lines are put together before any instruction is understood.
+        Rule::NoEmptyContinuation => true,
+        rule => rule.is_about_reading() && is_before(warning.span.start),
+    });
+    Ok(warnings)
+}
+
 /// Leaves out what options and comments skip, finds the lines of the rest, and sorts it by place.
 ///
 /// # Errors

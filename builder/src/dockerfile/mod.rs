@@ -25,6 +25,7 @@ mod words;
 
 pub use directives::Directives;
 pub(crate) use directives::is_own_frontend;
+pub(crate) use error::closest;
 pub use error::{DockerfileError, Place};
 pub use expansion::{Expander, ExpansionError, Lookup};
 pub use heredoc::Heredoc;
@@ -34,7 +35,7 @@ pub use instructions::{
     Script, Security, Sharing, parse_trigger,
 };
 pub use lint::{CheckOptions, Warning};
-pub(crate) use lint::{finish, lint};
+pub(crate) use lint::{finish, lint, lint_before};
 pub use parser::{Arguments, Pair, Statement, parse};
 pub use rules::Rule;
 pub use source::{Position, Source, Span, Word};
@@ -144,7 +145,7 @@ mod tests {
         let error = Dockerfile::parse("D", b"FROM a\nCOPY --link \\\n   --chwon=1 \\\n  b c\n").expect_err("a typo");
         assert_eq!((error.place.line, error.place.column, error.place.width), (3, 4, 7));
         assert_eq!(error.place.instruction_line, 2);
-        assert_eq!(error.hint.as_deref(), Some("did you mean --chown?"));
+        assert_eq!(error.hint.as_deref(), Some("did you mean chown?"));
         assert_eq!(error.to_string(), "D:3:4: unknown flag: --chwon (in the instruction of line 2)");
     }
 

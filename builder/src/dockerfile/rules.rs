@@ -175,6 +175,18 @@ impl Rule {
         self == Rule::InvalidDefinitionDescription
     }
 
+    /// Whether it is found while the instructions are read one by one, and so also before a mistake in a later one.
+    #[must_use]
+    pub(crate) fn is_about_reading(self) -> bool {
+        matches!(
+            self,
+            Rule::MaintainerDeprecated
+                | Rule::StageNameCasing
+                | Rule::FromAsCasing
+                | Rule::InvalidDefinitionDescription
+        )
+    }
+
     /// Whether it looks at what a stage does, so that it says nothing of a stage that is not built.
     #[must_use]
     pub(crate) fn is_about_built_stages(self) -> bool {

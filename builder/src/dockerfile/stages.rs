@@ -6,7 +6,7 @@
 use super::directives::Directives;
 use super::error::DockerfileError;
 use super::instructions::{BaseImage, BuildArgument, Instruction, Placed, instruction};
-use super::parser;
+use super::parser::{self, Statement};
 use super::source::{Source, Span};
 
 /// A Dockerfile that BuildKit's parser would accept.
@@ -37,6 +37,18 @@ impl Dockerfile {
     /// # Errors
     /// The first mistake: all of the syntax before any of the instructions, as BuildKit does it.
     pub fn parse(name: &str, bytes: &[u8]) -> Result<Self, DockerfileError> {
+        let (file, mistake) = Self::parse_as_far_as_possible(name, bytes)?;
+        mistake.map_or(Ok(file), Err)
+    }
+
+    /// What stands before the first instruction that is wrong, and what is wrong with that; there may be no stage then.
+    ///
+    /// # Errors
+    /// The first mistake of the syntax.
+    pub(crate) fn parse_as_far_as_possible(
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<(Self, Option<DockerfileError>), DockerfileError> {
         let source = Source::new(name, bytes);
         let (directives, statements) = parser::parse(&source)?;
         if let Some(syntax) = directives.foreign_syntax() {
@@ -44,30 +56,34 @@ impl Dockerfile {
                 format!("the frontend {:?} is not supported: only docker/dockerfile is built in", syntax.text);
             return Err(source.error(syntax.span, message));
         }
-        let mut global_arguments = Vec::new();
-        let mut stages: Vec<Stage> = Vec::new();
-        for statement in &statements {
-            let Placed { value, span, text, comments } = instruction(&source, statement)?;
-            match (value, stages.last_mut()) {
-                (Instruction::From(value), _) => {
-                    stages.push(Stage { from: Placed { value, span, text, comments }, instructions: Vec::new() });
-                }
-                (value, Some(stage)) => stage.instructions.push(Placed { value, span, text, comments }),
-                (Instruction::Arg(value), None) => global_arguments.push(Placed { value, span, text, comments }),
-                (other, None) => {
-                    let message = format!(
-                        "no build stage in current context: only ARG may stand before FROM, not {}",
-                        other.keyword()
-                    );
-                    return Err(source.error(statement.keyword.span, message));
-                }
+        let mut file = Self { source, directives, global_arguments: Vec::new(), stages: Vec::new() };
+        let mistake = statements.iter().try_for_each(|statement| file.take(statement)).err();
+        let has_none = file.stages.is_empty() && mistake.is_none();
+        let mistake = mistake.or_else(|| {
+            let end = file.source.bytes().len();
+            has_none.then(|| file.source.error(Span { start: end, end }, "dockerfile contains no stages to build"))
+        });
+        Ok((file, mistake))
+    }
+
+    fn take(&mut self, statement: &Statement) -> Result<(), DockerfileError> {
+        let Placed { value, span, text, comments } = instruction(&self.source, statement)?;
+        match (value, self.stages.last_mut()) {
+            (Instruction::From(value), _) => {
+                let from = Placed { value, span, text, comments };
+                self.stages.push(Stage { from, instructions: Vec::new() });
+            }
+            (value, Some(stage)) => stage.instructions.push(Placed { value, span, text, comments }),
+            (Instruction::Arg(value), None) => self.global_arguments.push(Placed { value, span, text, comments }),
+            (other, None) => {
+                let message = format!(
+                    "no build stage in current context: only ARG may stand before FROM, not {}",
+                    other.keyword()
+                );
+                return Err(self.source.error(statement.keyword.span, message));
             }
         }
-        if stages.is_empty() {
-            let end = source.bytes().len();
-            return Err(source.error(Span { start: end, end }, "dockerfile contains no stages to build"));
-        }
-        Ok(Self { source, directives, global_arguments, stages })
+        Ok(())
     }
 }
 

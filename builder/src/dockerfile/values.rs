@@ -8,28 +8,46 @@
 pub struct ValueError(String);
 
 /// The ports that one expanded word of EXPOSE stands for, as an image's config names them: `80/tcp`.
-/// `8000-8002/udp` is a range; of `ip:host:container` only the last part counts.
+/// `8000-8002/udp` is a range; of `ip:host:container` only the last part counts, but all of it has to make sense.
 ///
 /// # Errors
-/// A port that is no number below 65536, a range that runs backwards, a protocol other than tcp, udp or sctp.
+/// A port that is no number below 65536, a range that runs backwards or does not fit that of the host, an address that
+/// is none, a protocol other than tcp, udp or sctp.
 pub fn exposed_ports(word: &str) -> Result<Vec<String>, ValueError> {
-    let (mapping, protocol) = word.split_once('/').unwrap_or((word, "tcp"));
-    let protocol = protocol.to_lowercase();
-    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
-        return Err(ValueError(format!("invalid proto in port {word:?}: one of tcp, udp, sctp")));
+    let invalid = |what: &str| ValueError(format!("invalid port: {word:?}: {what}"));
+    let (mapping, container) = word.rsplit_once(':').unwrap_or(("", word));
+    let (address, host) = mapping.rsplit_once(':').unwrap_or(("", mapping));
+    let (container, protocol) = container.split_once('/').unwrap_or((container, ""));
+    if container.is_empty() {
+        return Err(invalid("no port specified"));
     }
-    let container = mapping.rsplit(':').next().unwrap_or_default();
-    let (first, last) = container.split_once('-').unwrap_or((container, container));
-    let number = |text: &str| {
-        let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        let parsed = text.parse::<u16>().ok().filter(|_| is_number);
-        parsed.ok_or_else(|| ValueError(format!("invalid containerPort: {word}")))
+    let protocol = match protocol.to_lowercase() {
+        none if none.is_empty() => "tcp".to_owned(),
+        known if matches!(known.as_str(), "tcp" | "udp" | "sctp") => known,
+        _ => return Err(invalid(&format!("invalid proto: {protocol}"))),
     };
-    let (first, last) = (number(first)?, number(last)?);
-    if first > last {
-        return Err(ValueError(format!("invalid range of ports: {word}")));
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    if !bare.is_empty() && bare.parse::<std::net::IpAddr>().is_err() {
+        return Err(ValueError(format!("invalid IP address: {bare}")));
+    }
+    let wrong = |which: &str, ports: &str| ValueError(format!("invalid {which}: {ports}"));
+    let (first, last) = port_range(container).ok_or_else(|| wrong("containerPort", container))?;
+    if !host.is_empty() {
+        let (host_first, host_last) = port_range(host).ok_or_else(|| wrong("hostPort", host))?;
+        if first != last && host_last - host_first != last - first {
+            return Err(ValueError(format!(
+                "invalid ranges specified for container and host Ports: {container} and {host}"
+            )));
+        }
     }
     Ok((first..=last).map(|port| format!("{port}/{protocol}")).collect())
+}
+
+/// A number or a range that runs forwards.
+fn port_range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some((first, last))
 }
 
 /// Linux signals without the real-time ones: `man 7 signal`.
@@ -70,7 +88,25 @@ mod tests {
         assert_eq!(exposed_ports("443/TCP").expect("valid"), ["443/tcp"]);
         assert_eq!(exposed_ports("8000-8002/udp").expect("valid"), ["8000/udp", "8001/udp", "8002/udp"]);
         assert_eq!(exposed_ports("127.0.0.1:8080:80/sctp").expect("valid"), ["80/sctp"]);
-        for bad in ["eighty", "", "80/", "80/icmp", "9-8", "65536", "-1", "+1", "1-", "80/tcp/udp"] {
+        assert_eq!(exposed_ports("80/").expect("valid"), ["80/tcp"]);
+        for address in ["[2001:4860:0:2001::68]::", "2001:4860:0:2001::68::", "[::1]:80:", "::1:80:", "::::"] {
+            assert_eq!(exposed_ports(&format!("{address}80")).expect(address), ["80/tcp"]);
+        }
+        assert_eq!(exposed_ports("0.0.0.0:1234-1235:3333-3334/tcp").expect("valid"), ["3333/tcp", "3334/tcp"]);
+        assert_eq!(exposed_ports("1-9:80").expect("valid"), ["80/tcp"]);
+        for bad in [
+            "eighty",
+            "",
+            "80/icmp",
+            "9-8",
+            "65536",
+            "-1",
+            "1-",
+            "80/tcp/udp",
+            "localhost:1:1",
+            "1.2.3.4:1-2:",
+            "1-3:1-2",
+        ] {
             assert!(exposed_ports(bad).is_err(), "{bad}");
         }
     }

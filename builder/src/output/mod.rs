@@ -145,9 +145,8 @@ impl Output {
             }
             OutputTarget::Oci(_) => self.form.check(platforms, true),
             OutputTarget::Docker(_) => one_image("type=docker"),
-            OutputTarget::Tar(_) => one_image("type=tar"),
             OutputTarget::Local { is_split: Some(false), .. } => one_image("type=local,platform-split=false"),
-            OutputTarget::Local { .. } | OutputTarget::CacheOnly => Ok(()),
+            OutputTarget::Local { .. } | OutputTarget::Tar(_) | OutputTarget::CacheOnly => Ok(()),
         }
     }
 
@@ -178,10 +177,7 @@ impl Output {
                 Ok(None)
             }
             OutputTarget::Tar(path) => {
-                let image = only_image(built, "type=tar")?;
-                let file = std::fs::File::create(path).map_err(BuildError::file("create", path))?;
-                let writer = std::io::BufWriter::with_capacity(1 << 20, file);
-                export::to_tar(&tree(store, image)?, writer).map_err(BuildError::file("write", path))?;
+                write_tar(store, built, path)?;
                 Ok(None)
             }
             OutputTarget::CacheOnly => Ok(None),
@@ -297,7 +293,28 @@ fn several_images(kind: &str, count: usize) -> String {
     )
 }
 
-/// One directory, or below it one for each platform, called `linux_amd64` as BuildKit does.
+/// What the files for a platform lie below where there are several, as BuildKit calls it: `linux_amd64`.
+fn directory_name(platform: &Platform) -> String {
+    platform.to_string().replace('/', "_")
+}
+
+/// One root file system, or one for each platform below a directory of its own.
+fn write_tar(store: &Store, built: &Built, path: &Path) -> Result<(), BuildError> {
+    let file = std::fs::File::create(path).map_err(BuildError::file("create", path))?;
+    let writer = std::io::BufWriter::with_capacity(1 << 20, file);
+    let mut trees = Vec::new();
+    for image in &built.images {
+        trees.push((directory_name(&image.platform), tree(store, image)?));
+    }
+    trees.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let written = match trees.as_slice() {
+        [(_, tree)] => export::to_tar(tree, writer),
+        several => export::to_tar_of_several(several, writer),
+    };
+    written.map_err(BuildError::file("write", path))
+}
+
+/// One directory, or below it one for each platform.
 fn write_directories(
     store: &Store,
     built: &Built,
@@ -312,7 +329,7 @@ fn write_directories(
     for image in &built.images {
         let path = match is_split {
             false => path.to_owned(),
-            true => path.join(image.platform.to_string().replace('/', "_")),
+            true => path.join(directory_name(&image.platform)),
         };
         std::fs::create_dir_all(&path).map_err(BuildError::file("create", &path))?;
         let tree = tree(store, image)?;

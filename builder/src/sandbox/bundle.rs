@@ -8,6 +8,7 @@ use rustix::thread::CapabilitySet;
 use serde_json::{Value, json};
 
 use super::cgroup_files::{PERIOD_US, Version, settings};
+use super::devices::INSECURE_NODES;
 use super::{During as _, Failure, Network, Process, Security, Source, mounts, privileges, seccomp};
 use crate::rootless::is_first_namespace;
 
@@ -84,6 +85,16 @@ fn config(process: &Process, mounts: &[Value]) -> Result<Value, Failure> {
         linux["seccomp"] = seccomp::as_oci();
         linux["maskedPaths"] = json!(mounts::masked().collect::<Vec<_>>());
         linux["readonlyPaths"] = json!(mounts::READ_ONLY);
+    } else if std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_first_namespace(&map)) {
+        linux["devices"] = INSECURE_NODES
+            .into_iter()
+            .map(|(name, is_block, major, minor)| {
+                let kind = if is_block { "b" } else { "c" };
+                json!({"path": format!("/dev/{name}"), "type": kind, "major": major, "minor": minor, "fileMode": 0o666})
+            })
+            .collect();
+        linux["resources"]["devices"] =
+            json!([{"allow": true, "type": "c", "access": "rwm"}, {"allow": true, "type": "b", "access": "rwm"}]);
     }
     Ok(json!({
         "ociVersion": "1.0.2",

@@ -12,12 +12,30 @@ use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
 use super::mounts::{Kind, attach, built_in, clone_tree, new_mount};
-use super::{During as _, Failure, Process, root, stubs};
+use super::{During as _, Failure, Process, Security, root, stubs};
 
 /// Name, major and minor number: the runtime specification's default devices.
 /// https://github.com/opencontainers/runtime-spec/blob/main/config-linux.md#default-devices
 const NODES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// What a step without a sandbox finds besides, as with BuildKit: block devices are `true`.
+pub(super) const INSECURE_NODES: [(&str, bool, u32, u32); 14] = [
+    ("kmsg", false, 1, 11),
+    ("cuse", false, 10, 203),
+    ("fuse", false, 10, 229),
+    ("kvm", false, 10, 232),
+    ("net/tun", false, 10, 200),
+    ("loop-control", false, 10, 237),
+    ("loop0", true, 7, 0),
+    ("loop1", true, 7, 1),
+    ("loop2", true, 7, 2),
+    ("loop3", true, 7, 3),
+    ("loop4", true, 7, 4),
+    ("loop5", true, 7, 5),
+    ("loop6", true, 7, 6),
+    ("loop7", true, 7, 7),
+];
 
 /// https://github.com/opencontainers/runtime-spec/blob/main/runtime-linux.md#dev-symbolic-links
 const LINKS: [(&str, &str); 6] = [
@@ -49,6 +67,9 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
             Err(error) => return Err(error).during(action),
         }
     }
+    if process.security == Security::Insecure {
+        make_insecure(&dev)?;
+    }
     for (name, to) in LINKS {
         rustix::fs::symlinkat(to, &dev, name).during(|| format!("make the link /dev/{name}"))?;
     }
@@ -63,6 +84,21 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
     mount_directory(root, &dev, "shm", shm)?;
     mount_directory(root, &dev, "mqueue", new_mount("mqueue", &[], shm_flags))?;
     mount_directory(root, &dev, "pts", new_terminals(nosuid_noexec))
+}
+
+/// The nodes of a step without a sandbox. A user namespace may have none of them: there they are left out.
+fn make_insecure(dev: &OwnedFd) -> Result<(), Failure> {
+    rustix::fs::mkdirat(dev, "net", Mode::from_raw_mode(0o755)).during(|| "make /dev/net".into())?;
+    for (name, is_block, major, minor) in INSECURE_NODES {
+        let kind = if is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let mode = Mode::from_raw_mode(0o666);
+        match rustix::fs::mknodat(dev, name, kind, mode, makedev(major, minor)) {
+            Err(Errno::PERM) => return Ok(()),
+            made => made.and_then(|()| rustix::fs::chmodat(dev, name, mode, rustix::fs::AtFlags::empty())),
+        }
+        .during(|| format!("make /dev/{name}"))?;
+    }
+    Ok(())
 }
 
 /// The name of the terminal on standard input. The open file itself is no mount source: its mount is in the namespace of the

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::helper::forward;
 use super::{During as _, Exit, Failure, Limits, Process, bundle};
 use crate::image::DEFAULT_PATH;
+use crate::sys;
 
 /// The runtime of a step.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,8 @@ pub(super) fn run(process: &Process, runtime: &Runtime, lifeline: &OwnedFd) -> R
 fn run_bundle(process: &Process, runtime: &Runtime, bundle: &Path, lifeline: &OwnedFd) -> Result<Exit, Failure> {
     let id = format!("nacre-{}", std::process::id());
     let action = || format!("run the step with {}", runtime.program.display());
+    // The builder blocks signals, and a runtime hands on to the step what it finds.
+    sys::unblock_all_signals().during(|| "unblock signals".into())?;
     let mut child =
         runtime.command(&process.limits).args(["run", "--bundle"]).arg(bundle).arg(&id).spawn().during(action)?;
     // Also what is left of a container whose runtime was killed.

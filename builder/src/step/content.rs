@@ -13,17 +13,20 @@ use layerfs::{Attributes, DiffId, Digester, FileKind, Store, StoreError, Tree, T
 
 use crate::build::{Identity, Input};
 use crate::changeset::join;
+use crate::context::Patterns;
 
 /// Bytes read from a file at a time: enough for sequential reading to cost no more than that.
 const READ_BYTES: usize = 256 << 10;
 
 /// How a digest is taken.
 #[derive(Clone, Copy)]
-pub(crate) struct ContentRules {
+pub(crate) struct ContentRules<'a> {
     /// Whether the times of files go into the layer.
     pub(crate) keeps_times: bool,
     /// Threads that read.
     pub(crate) threads: usize,
+    /// What is left out below a directory, with the text of it.
+    pub(crate) exclude: Option<(&'a Patterns, &'a [String])>,
 }
 
 struct Found {
@@ -38,12 +41,16 @@ pub(crate) fn identify(
     store: &Store,
     input: &Input,
     top: TreeInode,
-    rules: ContentRules,
+    rules: ContentRules<'_>,
 ) -> Result<String, Box<dyn std::error::Error>> {
     let Identity::Chain(chain) = &input.identity else {
         return listed(store, &input.tree, top, rules);
     };
-    let place = layerfs::digest_of(format!("{chain} {} {}", top.0, rules.keeps_times).as_bytes());
+    let mut place = format!("{chain} {} {}", top.0, rules.keeps_times);
+    if let Some((_, texts)) = rules.exclude {
+        place.push_str(&format!(" {texts:?}"));
+    }
+    let place = layerfs::digest_of(place.as_bytes());
     let note = format!("content-{}", place.digest());
     let noted = store.note(&note)?.and_then(|bytes| String::from_utf8(bytes).ok());
     if let Some(digest) = noted.filter(|text| text.parse::<DiffId>().is_ok()) {
@@ -58,7 +65,7 @@ fn listed(
     store: &Store,
     tree: &Arc<dyn Tree>,
     top: TreeInode,
-    rules: ContentRules,
+    rules: ContentRules<'_>,
 ) -> Result<String, Box<dyn std::error::Error>> {
     let (digest, listing) = digest(tree, top, rules)?;
     listing.note(store, &digest)?;
@@ -66,9 +73,9 @@ fn listed(
 }
 
 /// The digest of `top` and all below it, and what of it is where.
-fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules) -> io::Result<(String, Listing)> {
+fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules<'_>) -> io::Result<(String, Listing)> {
     let mut found = Vec::new();
-    collect(tree, top, Vec::new(), &mut found)?;
+    collect(tree, top, Vec::new(), rules.exclude.map(|(patterns, _)| patterns), &mut found)?;
     let contents = digest_files(tree, &found, rules.threads)?;
     let mut whole = Digester::new();
     let mut listing = Listing::default();
@@ -184,13 +191,32 @@ impl Listing {
     }
 }
 
-fn collect(tree: &Arc<dyn Tree>, inode: TreeInode, path: Vec<u8>, found: &mut Vec<Found>) -> io::Result<()> {
+/// Everything that is copied, in the order of the walk; an excluded directory is there only if something in it is.
+fn collect(
+    tree: &Arc<dyn Tree>,
+    inode: TreeInode,
+    path: Vec<u8>,
+    exclude: Option<&Patterns>,
+    found: &mut Vec<Found>,
+) -> io::Result<()> {
     let attributes = tree.attributes(inode)?;
+    let matched = exclude.filter(|_| !path.is_empty()).map(|patterns| (patterns, patterns.path(&path)));
+    let is_excluded = matched.as_ref().is_some_and(|(_, matched)| matched.is_excluded());
+    let is_directory = attributes.kind == FileKind::Directory;
+    if let Some((patterns, matched)) = matched.filter(|_| is_excluded)
+        && !(is_directory && patterns.can_take_back_below(&path, &matched))
+    {
+        return Ok(());
+    }
+    let begin = found.len();
     found.push(Found { path: path.clone(), inode, attributes });
-    if attributes.kind == FileKind::Directory {
+    if is_directory {
         for entry in tree.entries(inode, 0, usize::MAX)? {
-            collect(tree, entry.inode, join(&path, &entry.name), found)?;
+            collect(tree, entry.inode, join(&path, &entry.name), exclude, found)?;
         }
+    }
+    if is_excluded && found.len() == begin + 1 {
+        found.pop();
     }
     Ok(())
 }

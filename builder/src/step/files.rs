@@ -239,7 +239,11 @@ impl Job {
 
     /// Everything of the sources that makes a difference for the layer.
     fn inputs(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, Box<dyn std::error::Error>> {
-        let rules = ContentRules { keeps_times: self.options.modified.is_none(), threads: builder.request().threads };
+        let rules = ContentRules {
+            keeps_times: self.options.modified.is_none(),
+            threads: builder.request().threads,
+            exclude: self.options.exclude.as_ref().map(|patterns| (patterns, self.excludes.as_slice())),
+        };
         let mut inputs = Vec::new();
         for item in &self.items {
             match item {
@@ -381,7 +385,7 @@ fn select(source: &Source, input: &Input, pattern: &str, site: &Site) -> Result<
         Some(selected) => Ok(Item::Files(selected)),
         None => {
             let path = String::from_utf8_lossy(&clean(pattern.as_bytes())).into_owned();
-            Err(site.error(format!("\"/{path}\" not found in {}", input.label)).into())
+            Err(site.error(format!("\"/{path}\": not found in {}", input.label)).into())
         }
     }
 }

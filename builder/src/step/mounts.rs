@@ -28,6 +28,9 @@ use crate::export;
 use crate::sandbox;
 use crate::stage::StageState;
 
+/// The mode of a new cache's directory.
+const CACHE_MODE: u32 = 0o755;
+
 /// All mounts of one RUN.
 pub(crate) struct StepMounts {
     kinds: Vec<(MountKind, Site)>,
@@ -174,7 +177,7 @@ impl StepMounts {
                 Sharing::Locked => FlockOperation::NonBlockingLockExclusive,
                 Sharing::Private => continue,
             };
-            let (held, _) = wanted.entry(cache_name(builder, cache)).or_insert((operation, site));
+            let (held, _) = wanted.entry(cache_name(builder, cache, site)?).or_insert((operation, site));
             if matches!(cache.sharing, Sharing::Locked) {
                 *held = operation;
             }
@@ -224,7 +227,7 @@ impl Prepared {
         place: &Path,
         site: &Site,
     ) -> Result<(), BuildError> {
-        let mut name = cache_name(builder, cache);
+        let mut name = cache_name(builder, cache, site)?;
         if matches!(cache.sharing, Sharing::Private) {
             name = self.claim_copy(builder, &name, site)?;
         }
@@ -232,7 +235,7 @@ impl Prepared {
         let content = claimed.content();
         if !content.exists() {
             let draft = claimed.draft().map_err(site.because())?;
-            own(draft.path(), cache.ownership, 0o755).map_err(site.because())?;
+            own(draft.path(), cache.ownership, CACHE_MODE).map_err(site.because())?;
             if let Some(from) = &cache.from {
                 let input = builder.input(from, site)?;
                 let path = resolved(&input, cache.source.as_deref(), site)?;
@@ -348,7 +351,7 @@ fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Result<Vec<u8>,
     let found = view.select_literal(given.as_bytes()).map_err(site.because())?;
     found.map(|(path, _)| path).ok_or_else(|| {
         let path = String::from_utf8_lossy(&clean(given.as_bytes())).into_owned();
-        site.error(format!("\"/{path}\" not found in {}", input.label)).into()
+        site.error(format!("\"/{path}\": not found in {}", input.label)).into()
     })
 }
 
@@ -361,7 +364,7 @@ fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &S
         // A whole image is known by its layers: digesting all of it would take longer than most steps.
         Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
         _ => {
-            let rules = ContentRules { keeps_times: true, threads: builder.request().threads };
+            let rules = ContentRules { keeps_times: true, threads: builder.request().threads, exclude: None };
             content::identify(builder.store, input, inode, rules).map_err(site.because())
         }
     }
@@ -390,9 +393,25 @@ fn serve(tree: &Arc<dyn Tree>, is_writable: bool, place: &Path) -> Result<layerf
     Ok(mounted)
 }
 
-/// What a cache is called in the store.
-fn cache_name(builder: &Builder<'_>, cache: &CacheMount) -> String {
-    builder.shared.frontend.cache_id(cache.id.as_deref().unwrap_or(&cache.target))
+/// What a cache is called in the store. As in BuildKit, caches of one id that begin with something else are not the same:
+/// one of another owner or mode, which their users could not write to, and one that begins with other files.
+fn cache_name(builder: &Builder<'_>, cache: &CacheMount, site: &Site) -> Result<String, BuildError> {
+    let mut name = builder.shared.frontend.cache_id(cache.id.as_deref().unwrap_or(&cache.target));
+    let ownership = &cache.ownership;
+    // A part of a cache has the owner that it has.
+    let is_part = cache.source.as_ref().is_some_and(|source| !clean(source.as_bytes()).is_empty());
+    if !is_part || cache.from.is_some() {
+        for (key, id) in [("uid", ownership.uid), ("gid", ownership.gid)] {
+            name.extend(id.filter(|id| *id != 0).map(|id| format!("#{key}={id}")));
+        }
+        name.extend(ownership.mode.filter(|mode| *mode != CACHE_MODE).map(|mode| format!("#mode={mode:o}")));
+    }
+    if let Some(from) = &cache.from {
+        let begin = identity(builder, &builder.input(from, site)?, cache.source.as_deref(), site)?;
+        // So many digits tell the contents of one machine's caches apart.
+        name.push_str(&format!("#from={:.16}", layerfs::digest_of(begin.as_bytes()).digest()));
+    }
+    Ok(name)
 }
 
 /// The directory of a cache, locked; `None` while others have it.

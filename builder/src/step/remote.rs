@@ -4,12 +4,10 @@
 //! Invariant: a layer depends on the bytes that came and on nothing that a server says of them. ETags are not trusted;
 //! `Last-Modified` counts only where a build keeps real times.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
 use std::sync::Arc;
 
-use layerfs::{Digest, Digester, Time};
-use oci_spec::image::{Descriptor, DigestAlgorithm, MediaType};
+use layerfs::{Digest, Time};
+use oci_spec::image::DigestAlgorithm;
 
 use crate::build::Builder;
 use crate::changeset::{Content, Node, Owner};
@@ -72,7 +70,7 @@ impl Sources<'_> {
                 return Err(site.error(format!("checksum mismatch {checksum:?} != {query:?}")).into());
             }
             if checksum.is_empty() || !checksum.bytes().all(|c| c.is_ascii_hexdigit()) {
-                let message = format!("invalid checksum {checksum:?} for a git URL, expected a hexadecimal commit id");
+                let message = format!("invalid checksum {checksum:?} for a git URL, expected hex commit hash");
                 return Err(site.error(message).into());
             }
             reference.checksum = Some(checksum.clone());
@@ -109,17 +107,13 @@ impl Remote {
         {
             return Self::of_blob(builder, url, digest.clone(), at(epoch));
         }
-        let mut download = builder.shared.fetcher.download(url).map_err(site.of())?;
-        let temporary = builder.store.temporary();
-        let digest = digest_of_file(&mut download.file).map_err(BuildError::file("read a file in", temporary))?;
+        let blob = builder.shared.fetcher.blob(url).map_err(site.of())?;
+        let digest = blob.digest;
         if let Some(expected) = expected.filter(|expected| **expected != digest) {
             let message = format!("digest mismatch: {} has the digest {digest}, not {expected}", shown(url));
             return Err(site.error(message).into());
         }
-        let media_type = MediaType::Other("application/octet-stream".to_owned());
-        let descriptor = Descriptor::new(media_type, download.size_bytes, digest.clone());
-        builder.store.put_blob(download.file, &descriptor)?;
-        Self::of_blob(builder, url, digest, at(epoch.or(download.modified_seconds).unwrap_or(0)))
+        Self::of_blob(builder, url, digest, at(epoch.or(blob.modified_seconds).unwrap_or(0)))
     }
 
     fn of_blob(builder: &Builder<'_>, url: &str, digest: Digest, modified: Time) -> Result<Self, BuildError> {
@@ -151,31 +145,17 @@ impl Remote {
 
 /// Reads the value of `--checksum`.
 fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
-    let digest: Digest =
-        text.parse().map_err(|_| site.error(format!("invalid checksum {text:?}: it is no digest as sha256:<hex>")))?;
+    let wrong = |_| site.error(format!("invalid checksum digest format {text:?}: it is none as sha256:<hex>"));
+    let digest: Digest = text.parse().map_err(wrong)?;
     match digest.algorithm() {
         DigestAlgorithm::Sha256 => Ok(digest),
-        other => Err(site.error(format!("checksum algorithm {other} is not supported: only sha256")).into()),
+        other => Err(site.error(format!("unsupported digest algorithm {other} in checksum: only sha256")).into()),
     }
 }
 
 /// A URL without its query, which may hold a signature.
 pub(crate) fn shown(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or_default()
-}
-
-fn digest_of_file(file: &mut File) -> io::Result<Digest> {
-    let mut digester = Digester::new();
-    let mut buffer = vec![0; 1 << 17];
-    file.seek(SeekFrom::Start(0))?;
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => digester.update(&buffer[..count]),
-        }
-    }
-    file.seek(SeekFrom::Start(0))?;
-    Ok(digester.digest())
 }
 
 /// The last part of the URL's path, percent-decoded; never one that leads elsewhere.

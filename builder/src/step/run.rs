@@ -280,17 +280,15 @@ fn environment(stage: &StageState) -> Vec<String> {
     env
 }
 
-/// What the build was given for proxies, where the stage says nothing of its own.
+/// What the build was given for proxies, where the stage says nothing of its own. As in BuildKit a variable is given in
+/// any case, and set in both that programs look for; the one that sorts last counts.
 fn proxies(builder: &Builder<'_>, stage: &StageState) -> Vec<String> {
-    let mut proxies = Vec::new();
-    for name in PROXY_ARGUMENTS {
-        if let Some(value) = builder.request().build_args.get(name)
-            && stage.variable(name).is_none()
-        {
-            proxies.push(format!("{name}={value}"));
-        }
-    }
-    proxies
+    let given = |name: &str| {
+        let mut arguments = builder.request().build_args.iter().rev();
+        arguments.find(|(other, value)| other.eq_ignore_ascii_case(name) && !value.is_empty()).map(|(_, value)| value)
+    };
+    let unset = PROXY_ARGUMENTS.into_iter().filter(|name| stage.variable(name).is_none());
+    unset.filter_map(|name| Some(format!("{name}={}", given(name)?))).collect()
 }
 
 /// Makes the device files below a mount point data only. Where we are root, an image or a step could open the disks of

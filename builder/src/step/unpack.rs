@@ -19,7 +19,11 @@ use crate::changeset::{ChangeSet, Content, Node, clean, join, parent};
 /// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
 const MOST_MEMBERS: usize = 4 << 20;
 
-/// The first block of a tar, and the reader of all others.
+/// What all headers before a member may take, its long names, PAX records and map of holes together. Libraries read them
+/// into memory; Linux has neither paths nor attributes beyond 64 KiB.
+const MOST_HEADER_BYTES: u64 = 16 << 20;
+
+/// The begin of a tar, and the reader of the rest.
 type Begun<'a> = (Vec<u8>, Box<dyn Read + 'a>);
 
 /// An archive whose tar lies in a file, ready to be read in place.
@@ -102,47 +106,54 @@ impl<'a> Unpacked<'a> {
             _ => Box::new(reader),
         };
         let mut decoder = decoder;
-        // The first header tells whether this is a tar, before anything is written.
-        let mut head = Vec::new();
-        match decoder.by_ref().take(512).read_to_end(&mut head) {
-            Ok(512) => {}
-            // Broken compression is some other file that happens to begin like one.
-            _ => return Ok(None),
-        }
-        let is_tar = tar::Archive::new(head.as_slice()).entries()?.next().is_some_and(|entry| entry.is_ok());
-        if !is_tar {
-            return Ok(None);
-        }
-        Ok(Some((head, decoder)))
+        // The first member's headers tell whether this is a tar, before anything is written. Broken compression is some
+        // other file that happens to begin like one.
+        let mut head = Kept { reader: decoder.by_ref().take(MOST_HEADER_BYTES), bytes: Vec::new() };
+        let is_tar = tar::Archive::new(&mut head).entries()?.next().is_some_and(|entry| entry.is_ok());
+        let head = head.bytes;
+        Ok(is_tar.then_some((head, decoder)))
     }
 
     fn put_all(&self, changes: &mut ChangeSet, top: &[u8], options: &CopyOptions) -> io::Result<()> {
-        let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 18, self.tar.as_ref()));
-        for (number, entry) in archive.entries()?.enumerate() {
+        let budget = Cell::new(MOST_HEADER_BYTES);
+        let tar = BufReader::with_capacity(1 << 13, self.tar.as_ref());
+        let mut archive = tar::Archive::new(Budgeted { reader: tar, left_bytes: &budget });
+        for (number, entry) in archive.entries_with_seek()?.enumerate() {
             if number == MOST_MEMBERS {
                 return Err(io::Error::other(format!("the archive has more than {MOST_MEMBERS} members")));
             }
             let mut entry = entry?;
-            let name = entry.path_bytes().into_owned();
-            let wanted = clean(&name);
-            if wanted.is_empty() && entry.header().entry_type() == EntryType::Directory {
-                continue;
-            }
-            let path = below(changes, top, &wanted)?;
-            make_parents(changes, &path, options)?;
-            if entry.header().entry_type() == EntryType::Link {
-                link(changes, top, &path, &entry)?;
-                continue;
-            }
-            let Some(node) = self.node(&mut entry, options)? else { continue };
-            let is_directory = node.attributes.kind == FileKind::Directory;
-            let was = changes.stat(&path)?.map(|attributes| attributes.kind);
-            if !is_directory && was == Some(FileKind::Directory) {
-                changes.remove_directory(&path);
-            }
-            changes.put(&path, node)?;
+            // What the member itself reads is bounded elsewhere.
+            budget.set(u64::MAX);
+            self.put(changes, top, options, &mut entry)?;
+            budget.set(MOST_HEADER_BYTES);
         }
         Ok(())
+    }
+
+    fn put<R: Read>(
+        &self,
+        changes: &mut ChangeSet,
+        top: &[u8],
+        options: &CopyOptions,
+        entry: &mut tar::Entry<'_, R>,
+    ) -> io::Result<()> {
+        let wanted = clean(&entry.path_bytes());
+        if wanted.is_empty() && entry.header().entry_type() == EntryType::Directory {
+            return Ok(());
+        }
+        let path = below(changes, top, &wanted)?;
+        make_parents(changes, &path, options)?;
+        if entry.header().entry_type() == EntryType::Link {
+            return link(changes, top, &path, entry);
+        }
+        let Some(node) = self.node(entry, options)? else { return Ok(()) };
+        let is_directory = node.attributes.kind == FileKind::Directory;
+        let was = changes.stat(&path)?.map(|attributes| attributes.kind);
+        if !is_directory && was == Some(FileKind::Directory) {
+            changes.remove_directory(&path);
+        }
+        changes.put(&path, node).map(drop)
     }
 
     fn node<R: Read>(&self, entry: &mut tar::Entry<'_, R>, options: &CopyOptions) -> io::Result<Option<Node>> {
@@ -164,13 +175,18 @@ impl<'a> Unpacked<'a> {
             }
             _ => (0, 0),
         };
-        let modified = Time { seconds: i64::try_from(header.mtime()?).unwrap_or(i64::MAX), nanoseconds: 0 };
+        let old = header.as_old();
+        let seconds = number(header.mtime(), &old.mtime)?;
+        let modified = Time { seconds: i64::try_from(seconds).unwrap_or(i64::MAX), nanoseconds: 0 };
         let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("an owner is no 32-bit number"));
         let owner = match options.owner {
             Some(owner) => owner,
-            None => crate::changeset::Owner { uid: id(header.uid()?)?, gid: id(header.gid()?)? },
+            None => crate::changeset::Owner {
+                uid: id(number(header.uid(), &old.uid)?)?,
+                gid: id(number(header.gid(), &old.gid)?)?,
+            },
         };
-        let mode = header.mode()? & 0o7777;
+        let mode = number(header.mode(), &old.mode)? & 0o7777;
         let is_sparse = header.entry_type() == EntryType::GNUSparse;
         let target = entry.link_name_bytes().filter(|_| kind == FileKind::Symlink).map(|name| name.into_owned());
         let mut xattrs = Vec::new();
@@ -178,6 +194,12 @@ impl<'a> Unpacked<'a> {
             let extension = extension?;
             if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") {
                 xattrs.push((name.to_vec(), extension.value_bytes().to_vec()));
+            }
+            // Its data begins with a map of the holes: taken as content it would be another file.
+            if extension.key_bytes().starts_with(b"GNU.sparse.") {
+                return Err(io::Error::other(
+                    "sparse files in an archive of POSIX form are not supported: tar --format=gnu",
+                ));
             }
         }
         xattrs.sort();
@@ -212,6 +234,49 @@ impl<'a> Unpacked<'a> {
         let size_bytes = io::copy(entry, &mut file)?;
         Ok(Content::Range(Arc::new(file), 0, size_bytes))
     }
+}
+
+/// A reader that keeps what was read from it.
+struct Kept<R> {
+    reader: R,
+    bytes: Vec<u8>,
+}
+
+impl<R: Read> Read for Kept<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        self.bytes.extend_from_slice(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// A reader that fails once more was read than is left: what claims to be a header would be read into memory.
+struct Budgeted<'a, R> {
+    reader: R,
+    left_bytes: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Budgeted<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.reader.read(buffer)?;
+        let left = self.left_bytes.get().checked_sub(read as u64);
+        let too_large =
+            || io::Error::other(format!("the headers of a member take more than {MOST_HEADER_BYTES} bytes"));
+        self.left_bytes.set(left.ok_or_else(too_large)?);
+        Ok(read)
+    }
+}
+
+impl<R: Seek> Seek for Budgeted<'_, R> {
+    fn seek(&mut self, position: SeekFrom) -> io::Result<u64> {
+        self.reader.seek(position)
+    }
+}
+
+/// A number of a header. A blank field is 0, as Go reads it; there are archivers that write it so.
+fn number<N: Default>(read: io::Result<N>, field: &[u8]) -> io::Result<N> {
+    let is_blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
+    if is_blank { Ok(N::default()) } else { read }
 }
 
 /// Where a member goes: links in its directories are followed inside the root, its last name is kept.
@@ -260,6 +325,43 @@ mod tests {
         let mut changes = ChangeSet::new(store.tree(&[]).expect("nothing"));
         let content = Content::Range(Arc::new(file), 0, size_bytes);
         Ok(unpack_whole(&mut changes, &content, directory.path())?.is_some())
+    }
+
+    #[test]
+    fn an_archive_is_known_also_if_it_begins_with_records_about_its_first_member() {
+        for (format, name) in [("pax", "a".repeat(90)), ("gnu", "b".repeat(250)), ("pax", "c".repeat(250))] {
+            let mut archive = tar::Builder::new(Vec::new());
+            if format == "pax" {
+                archive.append_pax_extensions([("mtime", b"1.5".as_slice())]).expect("written");
+            }
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            archive.append_data(&mut header, &name, io::empty()).expect("written");
+            let bytes = archive.into_inner().expect("written");
+            assert!(is_archive(&Content::Bytes(bytes.into())), "{format} {}", name.len());
+        }
+    }
+
+    #[test]
+    fn a_header_that_would_fill_the_memory_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        archive.append_data(&mut header, "first", io::empty()).expect("written");
+        let mut bytes = archive.into_inner().expect("written");
+        bytes.truncate(512);
+        let mut record = tar::Header::new_ustar();
+        record.set_entry_type(EntryType::XHeader);
+        record.set_size(1 << 40);
+        record.set_cksum();
+        bytes.extend_from_slice(record.as_bytes());
+        bytes.resize(bytes.len() + (MOST_HEADER_BYTES as usize) + 1024, b'x');
+        let store = layerfs::Store::open(&directory.path().join("store")).expect("a store");
+        let mut changes = ChangeSet::new(store.tree(&[]).expect("nothing"));
+        let content = Content::Bytes(bytes.into());
+        let error = unpack_whole(&mut changes, &content, directory.path()).expect_err("too large");
+        assert!(error.to_string().contains("headers of a member"), "{error}");
     }
 
     #[test]

@@ -10,4 +10,4 @@ mod signals;
 
 pub(crate) use kernel::{bring_loopback_up, install_seccomp_filter, make_read_only, unshare};
 pub(crate) use process::{Forked, close_on_exec_from, execute, exit_now, fork, inherited, spawn};
-pub(crate) use signals::{block_all_signals, reset_signals, wait_for_signal};
+pub(crate) use signals::{block_all_signals, reset_signals, unblock_all_signals, wait_for_signal};

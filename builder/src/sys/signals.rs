@@ -27,6 +27,17 @@ pub(crate) fn block_all_signals() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Blocks nothing. Programs inherit what is blocked, and few of them look.
+pub(crate) fn unblock_all_signals() -> io::Result<()> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the set is filled before use; the previous mask is not asked for.
+    let result = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Waits for the next blocked signal and takes it.
 pub(crate) fn wait_for_signal() -> io::Result<Received> {
     let mut set = MaybeUninit::uninit();

@@ -8,12 +8,12 @@ use serde_json::Value;
 
 use crate::support::{Bench, OrdinaryUser, SHELL};
 
-/// The id is the target.
-const ID: &str = "/cache";
+/// The id is the target, with what else the mount begins with.
+const ID: &str = "/cache#uid=7#mode=711";
 
 fn machine(step: &str) -> Bench {
     let bench = Bench::with_busybox();
-    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target={ID},uid=7,mode=0711 {step}\n"));
+    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target=/cache,uid=7,mode=0711 {step}\n"));
     bench
 }
 
@@ -85,11 +85,11 @@ fn what_is_no_cache_mount_changes_none() {
     bench.build(&["-o", "type=oci,dest=image,tar=false"]).succeeds();
     assert!(bench.nacre(&["cache-mount", "import", ID, "oci:image"]).fails(1).contains("no cache mount"));
     assert!(bench.nacre(&["cache-mount", "import", ID, "app"]).fails(2).contains("app"));
-    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target={ID} {CHECK}\n"));
+    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target=/cache,uid=7,mode=0711 {CHECK}\n"));
     bench.build(&[]).succeeds();
     // A name that would remove others from a layer is no reason to lose it silently.
     bench
-        .dockerfile(&format!("{SHELL}RUN --mount=type=cache,target={ID} echo > /cache/d/.wh.a\n"))
+        .dockerfile(&format!("{SHELL}RUN --mount=type=cache,target=/cache,uid=7,mode=0711 echo > /cache/d/.wh.a\n"))
         .build(&[])
         .succeeds();
     assert!(bench.nacre(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains("d/.wh.a"));

@@ -212,7 +212,7 @@ fn flags_of_add_agree_with_the_url_or_fail() {
     add("--chmod=600 --chown=1:2 --keep-git-dir=true", "app?keep-git-dir=1").succeeds();
     for (flags, rest, said) in [
         ("--checksum=0123", "app", "expected checksum to match 0123"),
-        ("--checksum=xyz", "app", "hexadecimal commit id"),
+        ("--checksum=xyz", "app", "hex commit hash"),
         ("--checksum=0123", "app?checksum=4567", "checksum mismatch"),
         ("--keep-git-dir=false", "app?keep-git-dir=true", "inconsistent keep-git-dir"),
         ("", "app?x=y", "unexpected query"),
@@ -301,7 +301,7 @@ fn standard_input_is_an_archive_or_a_dockerfile() {
     with_input(&["-f", "-", "context"], b"FROM scratch\nCOPY name /b\n").succeeds();
     assert_eq!(text(bench.path("out/b")), "one");
     let error = with_input(&["-"], b"FROM scratch\nCOPY name /b\n");
-    assert!(error.stderr.contains("\"/name\" not found"), "{}", error.stderr);
+    assert!(error.stderr.contains("\"/name\": not found"), "{}", error.stderr);
     assert!(with_input(&["-f", "-", "-"], b"").fails(2).contains("both"));
     assert!(with_input(&["-f", "x", "-"], b"FROM scratch").fails(2).contains("no archive"));
     let context = bench.path("context");
@@ -325,6 +325,8 @@ fn a_dockerfile_comes_from_the_web_with_the_secret_of_its_host() {
     let only = FaultServer::start(|_| Reply::new(200).body("FROM scratch\nCOPY context /c\n"));
     let out = tree(&bench, &[&format!("http://{}/any", only.address())]);
     assert_eq!(text(out.join("c")), "FROM scratch\nCOPY context /c\n");
+    // Such a context is the Dockerfile, whatever --file calls it.
+    tree(&bench, &["-f", "any.Dockerfile", &format!("http://{}/any", only.address())]);
     build(&bench, &["-f", &url, "context"]).fails(3);
 }
 

@@ -159,7 +159,7 @@ fn a_runtime_gives_the_same_digest_and_the_same_exit_codes() {
         "{SHELL}WORKDIR /w\nUSER 5:7\nUSER 0\n\
          RUN --mount=type=secret,id=s --mount=type=cache,target=/c --mount=type=bind,target=/b \\\n\
          cat /run/secrets/s > /w/s; touch /c/x /w/f; cp /b/busybox /w/; chmod 4755 /w/f; ln /w/f /w/g; rm /bin/yes; mknod /w/p p\n\
-         RUN --network=none grep -c : /proc/net/dev > /n; id > /id; umask > /umask; cat /proc/self/status | grep ^Cap > /cap\n\
+         RUN --network=none grep -c : /proc/net/dev > /n; id > /id; umask > /umask; cat /proc/self/status | grep -e ^Cap -e ^SigBlk > /cap\n\
          RUN <<E\n#!/bin/sh\necho script > /script\nE\n"
     );
     bench.file("../secret", "hush");

@@ -9,6 +9,7 @@ mod failures;
 mod frontend;
 mod hostile;
 mod interrupted;
+mod language;
 mod outputs;
 mod public;
 mod remote_cache;

@@ -50,6 +50,10 @@ impl Store {
         let written = sink.tar.into_inner().map_err(io::IntoInnerError::into_error);
         let (tar, digester) = written.at("writing a layer in", self.lease.directory())?.into_parts();
         let diff_id = digester.diff_id();
+        // Steps that change nothing all make the same layer.
+        if self.has_layer(&diff_id)? {
+            return Ok(diff_id);
+        }
         let mut reader = TarReader::of_file(tar.reopen()?);
         let builder = index_tar(&mut reader).map_err(StoreError::from)?;
         let index = finish_index("the new layer", builder, diff_id)?;

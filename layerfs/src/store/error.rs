@@ -136,6 +136,14 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether the system refused to write.
+    pub(super) fn is_read_only(&self) -> bool {
+        let refusals = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+        matches!(self, Self::Io { source, .. } if refusals.contains(&source.kind()))
+    }
+}
+
 /// The result of what the store does.
 pub(super) type Result<T, E = StoreError> = std::result::Result<T, E>;
 

@@ -18,14 +18,32 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 pub(super) struct Draft {
     path: PathBuf,
     file: File,
+    early: Option<Early>,
 }
+
+/// How far a draft is on its way to the disk.
+#[derive(Debug, Default)]
+struct Early {
+    written_bytes: u64,
+    begun_bytes: u64,
+}
+
+/// The disk is told of so much at a time: large against the cost of telling, small against a layer.
+const EARLY_BYTES: u64 = 4 << 20;
 
 impl Draft {
     /// A new empty file in a directory that belongs to this session.
     pub(super) fn new(directory: &Path) -> Result<Self> {
         let path = directory.join(format!("draft-{}", NEXT.fetch_add(1, Ordering::Relaxed)));
         let file = File::options().read(true).write(true).create_new(true).open(&path).at("creating", &path)?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, early: None })
+    }
+
+    /// A new file that is written to the disk while it grows, so that [`Self::sync`] finds little left to wait for.
+    pub(super) fn written_early(directory: &Path) -> Result<Self> {
+        let mut draft = Self::new(directory)?;
+        draft.early = Some(Early::default());
+        Ok(draft)
     }
 
     /// Another handle of the file, at its start.
@@ -84,7 +102,16 @@ impl Draft {
 
 impl Write for Draft {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        let count = self.file.write(bytes)?;
+        if let Some(Early { written_bytes, begun_bytes }) = &mut self.early {
+            *written_bytes += count as u64;
+            if *written_bytes - *begun_bytes >= EARLY_BYTES {
+                // What it does not begin now, the sync does.
+                let _ = crate::sys::begin_writing(&self.file, *begun_bytes..*written_bytes);
+                *begun_bytes = *written_bytes;
+            }
+        }
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {

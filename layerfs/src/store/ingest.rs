@@ -45,7 +45,7 @@ impl Store {
             check_diff_id(descriptor, expected, &layer.diff_id)?;
             return Ok(Layer { diff_id: layer.diff_id, descriptor: descriptor.clone() });
         }
-        let blob = Draft::new(self.lease.directory())?;
+        let blob = Draft::written_early(self.lease.directory())?;
         let draft = self.receive_layer(source, Some(blob), descriptor, expected)?;
         self.publish_layer(draft)
     }
@@ -72,7 +72,7 @@ impl Store {
         expected: Option<&DiffId>,
     ) -> Result<LayerDraft> {
         let what = format!("blob {}", descriptor.digest());
-        let tar = Draft::new(self.lease.directory())?;
+        let tar = Draft::written_early(self.lease.directory())?;
         let (chunks, incoming) = sync_channel(CHUNKS);
         let (used, empty) = channel();
         let (decoded, indexed) = std::thread::scope(|scope| {

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a digest is written to the lease under the shared lock of the store *before* its file is
 //! looked for or published, and collection holds that lock exclusively: what a session has seen is
-//! leased. A lease counts while its file is locked, so it ends with its process.
+//! leased. A lease counts while its file is locked, so it ends with its process. A session that cannot
+//! write holds that lock shared instead, from begin to end.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -21,9 +22,20 @@ use super::uppers;
 pub(super) struct Lease {
     root: PathBuf,
     directory: PathBuf,
-    /// Locked exclusively as long as the session lives; one digest in hexadecimal a line.
-    file: Mutex<File>,
-    held: Mutex<HashSet<String>>,
+    hold: Hold,
+}
+
+/// How collection is kept away from what a session has seen.
+#[derive(Debug)]
+enum Hold {
+    /// By its digests.
+    Digests {
+        /// Locked exclusively as long as the session lives; one digest in hexadecimal a line.
+        file: Mutex<File>,
+        held: Mutex<HashSet<String>>,
+    },
+    /// Where no lease can be written: the lock of the store is held shared for all of the session.
+    All { _lock: Lock },
 }
 
 impl Lease {
@@ -34,7 +46,19 @@ impl Lease {
         let path = directory.join("lease");
         let file = File::options().append(true).create_new(true).open(&path).at("creating the lease", &path)?;
         file.lock().at("locking the lease", &path)?;
-        Ok(Self { root: root.to_owned(), directory, file: Mutex::new(file), held: Mutex::default() })
+        let hold = Hold::Digests { file: Mutex::new(file), held: Mutex::default() };
+        Ok(Self { root: root.to_owned(), directory, hold })
+    }
+
+    /// Starts a session with a store that cannot be written: what it would write fails, with the system's reason.
+    pub(super) fn of_read_only(root: &Path) -> Result<Self> {
+        let hold = Hold::All { _lock: Lock::shared_of_existing(&root.join("lock"))? };
+        Ok(Self { root: root.to_owned(), directory: root.join("tmp"), hold })
+    }
+
+    /// Whether nothing can be written.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self.hold, Hold::All { .. })
     }
 
     /// Where drafts of this session are born.
@@ -49,12 +73,13 @@ impl Lease {
         digests: impl IntoIterator<Item = &'a str>,
         work: impl FnOnce() -> Result<T>,
     ) -> Result<T> {
+        let Hold::Digests { file, held } = &self.hold else { return work() };
         let _lock = Lock::shared(&self.root.join("lock"))?;
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
         let new: Vec<&str> = digests.into_iter().filter(|digest| !held.contains(*digest)).collect();
         if !new.is_empty() {
             let lines = new.iter().flat_map(|digest| [digest, "\n"]).collect::<String>();
-            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
             file.write_all(lines.as_bytes()).at("writing the lease", &self.directory)?;
             held.extend(new.into_iter().map(str::to_owned));
         }
@@ -65,7 +90,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let file = self.file.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Hold::Digests { file, .. } = &mut self.hold else { return };
+        let file = file.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = file.unlock(); // closing the file would do, if no child had a copy
         // What remains is swept with the next opening.
         let _ = fs::remove_dir_all(&self.directory);

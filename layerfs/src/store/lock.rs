@@ -29,6 +29,13 @@ impl Lock {
         Ok(Self { file })
     }
 
+    /// The same of a file that need not be writable, and is never made.
+    pub(super) fn shared_of_existing(path: &Path) -> Result<Self> {
+        let file = File::open(path).at("opening the lock", path)?;
+        file.lock_shared().at("locking", path)?;
+        Ok(Self { file })
+    }
+
     /// An exclusive lock if nobody holds any.
     pub(super) fn try_exclusive(path: &Path) -> Result<Option<Self>> {
         let file = open(path)?;

@@ -87,25 +87,39 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store in a directory, and makes it if there is none.
+    /// Opens the store in a directory, and makes it if there is none. One that this process may not write can be
+    /// read: garbage collection of others then waits until this session ends.
     ///
     /// # Errors
-    /// If the directory cannot be written, or holds a store of another layout version.
+    /// If there is no store and none can be made, or one of another layout version.
     pub fn open(root: &Path) -> Result<Self> {
+        let lease = match Self::start(root) {
+            Err(error) if error.is_read_only() && root.join("nacre-store").exists() => {
+                let root = root.canonicalize().at("opening the store", root)?;
+                check_version(&root)?;
+                Lease::of_read_only(&root)?
+            }
+            started => started?,
+        };
+        let root = root.canonicalize().at("opening the store", root)?.into();
+        // A tar of a layer has no limit of its own; this one keeps a bomb from filling most disks.
+        Ok(Self { root, lease: Arc::new(lease), layer_max_bytes: 128 << 30 })
+    }
+
+    /// Makes what is missing, and starts a session that writes.
+    fn start(root: &Path) -> Result<Lease> {
         for directory in DIRECTORIES {
             let path = root.join(directory);
             fs::create_dir_all(&path).at("creating the directory", &path)?;
         }
         spread(&root.join("uppers"));
-        let root: Arc<Path> = root.canonicalize().at("opening the store", root)?.into();
+        let root = root.canonicalize().at("opening the store", root)?;
         {
             let _lock = Lock::exclusive(&root.join("index.lock"))?;
             check_layout(&root)?;
         }
         lease::sweep_if_idle(&root)?;
-        let lease = Arc::new(Lease::new(&root)?);
-        // A tar of a layer has no limit of its own; this one keeps a bomb from filling most disks.
-        Ok(Self { root, lease, layer_max_bytes: 128 << 30 })
+        Lease::new(&root)
     }
 
     /// The same store, with another limit on what one layer may expand to, be it received or made.
@@ -183,6 +197,10 @@ fn check_layout(root: &Path) -> Result<()> {
             write_new(&path, content.as_bytes())?;
         }
     }
+    check_version(root)
+}
+
+fn check_version(root: &Path) -> Result<()> {
     let path = root.join("nacre-store");
     let found = fs::read_to_string(&path).at("reading", &path)?;
     if found.trim() == LAYOUT_VERSION {

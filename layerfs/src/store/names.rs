@@ -11,6 +11,7 @@ use super::Store;
 use super::error::{AtPath, Result, StoreError};
 use super::files::Draft;
 use super::lock::Lock;
+use crate::digest::Digest;
 
 /// An image in the store under a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +83,38 @@ impl Store {
         })
     }
 
+    /// What the list holds without a name, as other tools write it and as referrers are kept.
+    ///
+    /// # Errors
+    /// If `index.json` cannot be read or is malformed.
+    pub fn unnamed(&self) -> Result<Vec<Descriptor>> {
+        Ok(self.read_index()?.manifests().iter().filter(|manifest| name_of(manifest).is_none()).cloned().collect())
+    }
+
+    /// Lists a manifest that is in the store without a name. If it has a subject, it stays as long as that does.
+    ///
+    /// # Errors
+    /// If it is not there, or `index.json` cannot be read or written.
+    pub fn add_unnamed(&self, descriptor: &Descriptor) -> Result<()> {
+        if !self.has_blob(descriptor.digest())? {
+            return Err(self.not_found(format!("blob {}", descriptor.digest())));
+        }
+        let is_same = |entry: &Descriptor| name_of(entry).is_none() && entry.digest() == descriptor.digest();
+        self.change_index(|manifests| {
+            let is_new = !manifests.iter().any(is_same);
+            manifests.extend(is_new.then(|| descriptor.clone()));
+            is_new
+        })
+        .map(drop)
+    }
+
+    /// Takes entries without a name away. The caller holds both locks.
+    pub(super) fn remove_unnamed(&self, mut index: ImageIndex, is_stale: impl Fn(&Digest) -> bool) -> Result<()> {
+        let is_kept = |entry: &&Descriptor| name_of(entry).is_some() || !is_stale(entry.digest());
+        index.set_manifests(index.manifests().iter().filter(is_kept).cloned().collect());
+        self.write_index(&index)
+    }
+
     pub(super) fn read_index(&self) -> Result<ImageIndex> {
         let path = self.root.join("index.json");
         let bytes = std::fs::read(&path).at("reading", &path)?;
@@ -90,7 +123,6 @@ impl Store {
 
     /// Changes the list of manifests under the lock; written only if `change` says that it changed.
     fn change_index(&self, change: impl FnOnce(&mut Vec<Descriptor>) -> bool) -> Result<bool> {
-        let path = self.root.join("index.json");
         let _lock = Lock::exclusive(&self.root.join("index.lock"))?;
         let mut index = self.read_index()?;
         let mut manifests = index.manifests().clone();
@@ -98,13 +130,18 @@ impl Store {
             return Ok(false);
         }
         index.set_manifests(manifests);
-        let bytes = serde_json::to_vec(&index).map_err(|source| StoreError::Json { path: path.clone(), source })?;
-        self.lease.with([], || Draft::publish_bytes(self.lease.directory(), &bytes, &path))?;
+        self.lease.with([], || self.write_index(&index))?;
         Ok(true)
+    }
+
+    fn write_index(&self, index: &ImageIndex) -> Result<()> {
+        let path = self.root.join("index.json");
+        let bytes = serde_json::to_vec(index).map_err(|source| StoreError::Json { path: path.clone(), source })?;
+        Draft::publish_bytes(self.lease.directory(), &bytes, &path)
     }
 }
 
-fn name_of(descriptor: &Descriptor) -> Option<&str> {
+pub(super) fn name_of(descriptor: &Descriptor) -> Option<&str> {
     descriptor.annotations().as_ref()?.get(ANNOTATION_REF_NAME).map(String::as_str)
 }
 

@@ -2,18 +2,21 @@
 //!
 //! Invariant: under the store's exclusive lock, so that no session leases or publishes anything between
 //! marking and sweeping. Roots are the names, the leases of live sessions, the stacks of uppers, and
-//! the step records unless they go too. Marking needs no knowledge of document types: every digest in
+//! the step records unless they go too; a referrer is none, it lives as long as its subject. Marking needs no knowledge of document types: every digest in
 //! a reachable document is reachable.
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::Path;
 
+use oci_spec::image::ImageIndex;
 use serde_json::Value;
 
 use super::error::{AtPath, Result};
 use super::files::{read_if_present, remove_if_present};
 use super::lock::Lock;
+use super::names::name_of;
 use super::{Store, lease, uppers};
 use crate::digest::{DiffId, Digest};
 use crate::index::{IndexFile, Subject};
@@ -45,13 +48,26 @@ pub struct Pruned {
     pub freed_bytes: u64,
 }
 
+/// An entry of the list that is no root: it lives as long as its subject. Both in hexadecimal.
+struct Referrer {
+    digest: String,
+    subject: String,
+}
+
 impl Store {
     /// Removes what nothing needs. Waits for other processes' short steps, not for their sessions.
     ///
     /// # Errors
     /// What the system gives; everything that is still there is whole.
     pub fn prune(&self, options: PruneOptions) -> Result<Pruned> {
-        let _lock = Lock::exclusive(&self.root.join("lock"))?;
+        let path = self.root.join("lock");
+        if self.lease.is_read_only() {
+            // This session holds the lock itself.
+            return Err(io::Error::from(io::ErrorKind::ReadOnlyFilesystem)).at("collecting garbage under", &path);
+        }
+        // In the order in which whoever changes a name takes them.
+        let _index_lock = Lock::exclusive(&self.root.join("index.lock"))?;
+        let _lock = Lock::exclusive(&path)?;
         let mut pruned = Pruned::default();
         let mut marked = lease::live(&self.root)?;
         for path in uppers::directories(&self.root)? {
@@ -62,8 +78,8 @@ impl Store {
                 marked.extend(uppers::stack_of(&path)?.unwrap_or_default().iter().map(DiffId::hex));
             }
         }
-        let mut roots = Vec::new();
-        collect_digests(&read_if_present(&self.root.join("index.json"))?.unwrap_or_default(), &mut roots);
+        let index = self.read_index()?;
+        let (mut roots, referrers) = self.roots(&index)?;
         if options.keep_steps {
             for path in files_in(&self.root.join("steps"))? {
                 collect_digests(&read_if_present(&path)?.unwrap_or_default(), &mut roots);
@@ -71,8 +87,52 @@ impl Store {
         }
         roots.extend(marked.drain());
         self.mark(roots, &mut marked)?;
+        self.mark_referrers(&referrers, &mut marked)?;
+        if referrers.iter().any(|referrer| !marked.contains(&referrer.digest)) {
+            let is_stale = |digest: &Digest| {
+                let of_list = referrers.iter().any(|referrer| referrer.digest == digest.digest());
+                of_list && !marked.contains(digest.digest())
+            };
+            self.remove_unnamed(index, is_stale)?;
+        }
         self.sweep(&marked, options, &mut pruned)?;
         Ok(pruned)
+    }
+
+    /// What the list of manifests leads to, but for the referrers in it.
+    fn roots(&self, index: &ImageIndex) -> Result<(Vec<String>, Vec<Referrer>)> {
+        let (mut roots, mut referrers) = (Vec::new(), Vec::new());
+        for entry in index.manifests() {
+            let digest = entry.digest().digest().to_owned();
+            let subject = if name_of(entry).is_none() { self.subject_of(&digest)? } else { None };
+            match subject {
+                Some(subject) => referrers.push(Referrer { digest, subject }),
+                None => roots.push(digest),
+            }
+        }
+        Ok((roots, referrers))
+    }
+
+    fn subject_of(&self, digest: &str) -> Result<Option<String>> {
+        let path = self.root.join("blobs/sha256").join(digest);
+        if !fs::metadata(&path).is_ok_and(|found| found.len() <= DOCUMENT_MAX_BYTES) {
+            return Ok(None);
+        }
+        let document: Value = serde_json::from_slice(&read_if_present(&path)?.unwrap_or_default()).unwrap_or_default();
+        Ok(document["subject"]["digest"].as_str().and_then(hex_of))
+    }
+
+    /// A referrer is needed if what it refers to is, which may be a referrer.
+    fn mark_referrers(&self, referrers: &[Referrer], marked: &mut HashSet<String>) -> Result<()> {
+        loop {
+            let is_due =
+                |referrer: &&Referrer| marked.contains(&referrer.subject) && !marked.contains(&referrer.digest);
+            let due: Vec<String> = referrers.iter().filter(is_due).map(|referrer| referrer.digest.clone()).collect();
+            if due.is_empty() {
+                return Ok(());
+            }
+            self.mark(due, marked)?;
+        }
     }
 
     /// Adds to `marked` all that is reachable from some digests.

@@ -42,14 +42,15 @@ impl Store {
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
-    /// Records a step, in place of what was recorded under the key.
+    /// Records a step, in place of what was recorded under the key. After a crash of the machine it may be missing: a part
+    /// of a record is none.
     ///
     /// # Errors
     /// A key that is no file name, or what writing gives.
     pub fn put_step<T: Serialize>(&self, key: &str, record: &T) -> Result<()> {
         let path = self.step_path(key)?;
         let bytes = serde_json::to_vec(record).map_err(|source| StoreError::Json { path: path.clone(), source })?;
-        self.lease.with([], || Draft::publish_bytes(self.lease.directory(), &bytes, &path))
+        self.lease.with([], || Draft::publish_derived(self.lease.directory(), [&bytes[..]], &path))
     }
 
     /// The right to carry out a step, which one process has at a time; `None` while another has it. It is about work done

@@ -110,6 +110,20 @@ impl Authenticator {
         }))
     }
 
+    /// All that was sent or may be: passwords, tokens, and the forms in which they travel.
+    pub(crate) fn secrets(&self) -> Vec<Secret> {
+        let mut secrets = self.tokens.secrets();
+        for credential in lock(&self.found).values().flatten() {
+            match credential {
+                Credential::Password { password, .. } => secrets.push(password.clone()),
+                Credential::IdentityToken(token) => secrets.push(token.clone()),
+            }
+            let basic = token::basic_authorization(credential);
+            secrets.extend(basic.iter().filter_map(|basic| basic.reveal().strip_prefix("Basic ")).map(Secret::new));
+        }
+        secrets
+    }
+
     fn answer(
         &self,
         transport: &Transport,

@@ -112,6 +112,15 @@ impl Tokens {
         *slot = Some(Token { text: text.clone(), expires: Instant::now() + lifetime });
         Ok(text)
     }
+
+    /// The tokens that are kept now.
+    pub(crate) fn secrets(&self) -> Vec<Secret> {
+        let slots =
+            self.slots.lock().unwrap_or_else(|poison| poison.into_inner()).values().cloned().collect::<Vec<_>>();
+        let lock =
+            |slot: &Slot| slot.lock().unwrap_or_else(|poison| poison.into_inner()).as_ref().map(|t| t.text.clone());
+        slots.iter().filter_map(lock).collect()
+    }
 }
 
 /// The token server's answer (<https://distribution.github.io/distribution/spec/auth/token/#token-response-fields>).

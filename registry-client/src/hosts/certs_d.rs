@@ -113,11 +113,12 @@ impl HostDirectory {
             return Ok(Self { hosts: Vec::new(), server: Some(server) });
         };
         let wrong = |what: String| wrong(&path, what);
-        let file: File = toml::from_str(&text).map_err(|error| wrong(error.to_string()))?;
+        let file: File = toml::from_str(&text).map_err(|error| wrong(super::words_of(&error, &text)))?;
         let mut hosts = Vec::new();
         for (address, settings) in file.host {
-            let settings: Settings =
-                settings.try_into().map_err(|error| wrong(format!("host {address:?}: {error}")))?;
+            let settings: Settings = settings
+                .try_into()
+                .map_err(|error| wrong(format!("host {address:?}: {}", super::words_of(&error, ""))))?;
             hosts.push(settings.entry(Some(address), directory, &path)?);
         }
         let server = file.own.entry(file.server.filter(|server| !server.is_empty()), directory, &path)?;
@@ -310,8 +311,19 @@ mod tests {
         assert!(!format!("{:?}", find().expect_err("no PEM")).contains("hunter2"));
         std::fs::write(own.join("hosts.toml"), "[header]\nx = \"hunter2\"").expect("written");
         assert!(!format!("{:?}", find().expect("valid")).contains("hunter2"));
-        std::fs::write(own.join("hosts.toml"), "[header]\nx = \"hunter2\\n\"").expect("written");
-        assert!(!format!("{:?}", find().expect_err("no header")).contains("hunter2"));
+        for text in [
+            "[header]\nx = \"hunter2\\n\"",
+            "[header]\nx = \"hunter2",
+            "header = \"hunter2\"",
+            "[header]\nx = [\"hunter2\", 1]",
+            "[host.\"https://m.example\"]\nheader = \"x \\\"hunter2\\\"\"",
+            "[host.\"https://me:hunter2@m.example\"]\nx = 1",
+        ] {
+            std::fs::write(own.join("hosts.toml"), text).expect("written");
+            let error = find().expect_err("no header");
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error} {error:?}");
+            assert!(error.to_string().contains("hosts.toml"), "{error}");
+        }
     }
 
     #[test]

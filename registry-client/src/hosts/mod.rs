@@ -219,6 +219,19 @@ impl Host {
     }
 }
 
+/// What is wrong with a settings file, without the line itself and without texts: a header's value may be a password.
+fn words_of(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message();
+    let message = match (message.find("string \""), message.rfind('"')) {
+        (Some(start), Some(end)) if end > start + 7 => format!("{}a text{}", &message[..start], &message[end + 1..]),
+        _ => message.to_owned(),
+    };
+    match error.span().and_then(|span| text.get(..span.start)) {
+        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
+        None => message,
+    }
+}
+
 /// A small text file; `None` where there is none.
 fn read_optional(path: &Path) -> Result<Option<String>, Error> {
     match std::fs::read_to_string(path) {

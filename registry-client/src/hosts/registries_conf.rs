@@ -117,7 +117,7 @@ impl RegistriesConf {
         let wrong = |what: String| {
             Error::local("read the registries' settings", Cause::Input(format!("{}: {what}", path.display())))
         };
-        let file: File = toml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+        let file: File = toml::from_str(text).map_err(|error| wrong(super::words_of(&error, text)))?;
         let helpers = file.credential_helpers.unwrap_or_default();
         if let Some(helper) = helpers.iter().find(|helper| *helper != "containers-auth.json") {
             return Err(wrong(format!("the credential helper {helper:?} is not supported here; name it in auth.json")));

@@ -91,6 +91,22 @@ fn a_layout_keeps_the_contract() {
 }
 
 #[test]
+fn a_directory_keeps_the_contract_and_holds_one_image() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("a/b");
+    let place = || ImageDirectory::new(&path);
+    check(&Place { destination: &|| Box::new(place()), source: &|| Ok(Box::new(place())) });
+    let image = MemoryImage::of_tars("last");
+    copy(&image, &place(), &CopyOptions::default(), &Silent).expect("stored");
+    let files = std::fs::read_dir(&path).expect("there").count();
+    assert_eq!(files, image.blobs().len() + 2, "the image before it left files");
+    std::fs::write(directory.path().join("mine"), "mine").expect("written");
+    let error = copy(&image, &ImageDirectory::new(directory.path()), &CopyOptions::default(), &Silent);
+    assert!(error.expect_err("it is not empty").to_string().contains("none of an image"));
+    assert!(directory.path().join("mine").exists());
+}
+
+#[test]
 fn an_oci_archive_keeps_the_contract() {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("image.tar");

@@ -545,6 +545,35 @@ fn no_error_shows_a_secret() {
 }
 
 #[test]
+fn what_a_registry_quotes_of_a_secret_is_not_shown() {
+    let server = FaultServer::start(|request| {
+        let token = "T0ken-of-the-realm";
+        let host = request.header("host").expect("every request has a host");
+        match request.header("authorization") {
+            _ if request.path.starts_with("/token") => Reply::new(200).body(format!(r#"{{"token":"{token}"}}"#)),
+            None => {
+                Reply::new(401).header("WWW-Authenticate", format!(r#"Bearer realm="http://{host}/token?k=s3cret""#))
+            }
+            Some(header) => {
+                let words = format!("no {header} for me:{PASSWORD}@{host}, {PASSWORD}");
+                let body = format!(r#"{{"errors": [{{"code": "{token}", "message": "{words}"}}]}}"#);
+                Reply::new(400).header("Warning", format!("299 - \"{words}\"")).body(body)
+            }
+        }
+    });
+    let progress = Arc::new(Heard::default());
+    let options = ClientOptions { progress: Arc::clone(&progress) as Arc<dyn Progress>, ..with_password(&server) };
+    let reference: Reference = format!("{}/a:1", server.address()).parse().expect("a reference");
+    let repository = Client::new(options).repository(&reference).expect("a host");
+    let error = pull_from(&repository, &blob().1).expect_err("refused");
+    let shown = format!("{error} {error:?} {:?}", progress.0.lock().expect("no panic"));
+    assert!(shown.contains("no Bearer ***"), "{shown}");
+    for secret in [PASSWORD, "T0ken", "s3cret"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+}
+
+#[test]
 fn a_host_where_nobody_listens_is_named_at_once() {
     let server = FaultServer::start(|_| Reply::new(200));
     let address = server.address().to_owned();

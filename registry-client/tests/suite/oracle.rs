@@ -38,6 +38,7 @@ fn skopeo_reads_what_we_write() {
     let name: Reference = "app:1".parse().expect("a reference");
     let layout = OciLayout::new(at("layout"), Some("t".to_owned()));
     skopeo_reads(&image, &layout, &format!("oci:{}:t", show(&at("layout"))));
+    skopeo_reads(&image, &ImageDirectory::new(at("dir")), &format!("dir:{}", show(&at("dir"))));
     let archive = OciArchiveDestination::create(&at("o.tar"), None).expect("created");
     skopeo_reads(&image, &archive, &format!("oci-archive:{}", show(&at("o.tar"))));
     let archive = DockerArchiveDestination::create(&at("d.tar"), Some(name)).expect("created");

@@ -156,7 +156,8 @@ impl ContextArgs {
         if self.file.as_deref() == Some("-") {
             return dockerfile_from_standard_input();
         }
-        if let (None, true) = (&self.file, context.is_single_file) {
+        // As in BuildKit, a URL that is no archive is the Dockerfile, whatever it is called.
+        if context.is_single_file {
             let bytes = context.read_single().with_context(|| format!("cannot read {}", self.context))?;
             return Ok(Source::new("Dockerfile", &bytes.unwrap_or_default()));
         }

@@ -1,7 +1,9 @@
 //! The command `nacre`.
 
+mod agent;
 mod args;
 mod attestations;
+mod blobs;
 mod commands;
 mod contexts;
 mod flags;
@@ -17,10 +19,12 @@ mod report;
 mod server;
 mod session;
 mod shell;
+mod stored;
 mod terminal;
 mod transfer;
 mod units;
 mod usage;
+mod wanted;
 
 use std::process::ExitCode;
 

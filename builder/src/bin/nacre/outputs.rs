@@ -34,7 +34,7 @@ pub(crate) struct OutputArgs {
     /// index-descriptor [default: manifest]
     #[arg(long, value_name = "SPEC", value_parser = Annotation::parse)]
     annotation: Vec<Vec<Annotation>>,
-    /// Write the image's digest to a file
+    /// Write the image's id to a file: the digest of its configuration, or that of the index of several platforms
     #[arg(long, value_name = "FILE")]
     iidfile: Option<PathBuf>,
     /// Write the result as JSON to a file
@@ -178,7 +178,8 @@ impl Outputs {
         let image = written.as_ref().unwrap_or(built);
         let digest = image.manifest.digest().to_string();
         if let Some(path) = &self.iidfile {
-            std::fs::write(path, &digest).with_context(|| format!("cannot write {}", path.display()))?;
+            let id = config_digest(image).unwrap_or_else(|| digest.clone());
+            std::fs::write(path, id).with_context(|| format!("cannot write {}", path.display()))?;
         }
         if let Some(path) = &self.metadata_file {
             write_metadata(path, image, &names)?;
@@ -224,6 +225,12 @@ fn write_one(mut output: Output, built: &Built, delivery: Delivery<'_>) -> anyho
     }
 }
 
+/// The id of an image in docker; an index has no configuration of its own.
+fn config_digest(built: &Built) -> Option<String> {
+    let [only] = built.images.as_slice() else { return None };
+    Some(only.config.digest().to_string())
+}
+
 /// What buildx writes, under its names.
 fn write_metadata(path: &Path, built: &Built, names: &[String]) -> anyhow::Result<()> {
     let names = names.iter().map(|name| name.parse::<Reference>().map(|reference| reference.to_string()));
@@ -233,9 +240,8 @@ fn write_metadata(path: &Path, built: &Built, names: &[String]) -> anyhow::Resul
         "containerimage.digest": built.manifest.digest().to_string(),
         "image.name": names.join(","),
     });
-    // An index has no configuration of its own.
-    if let [only] = built.images.as_slice() {
-        metadata["containerimage.config.digest"] = only.config.digest().to_string().into();
+    if let Some(digest) = config_digest(built) {
+        metadata["containerimage.config.digest"] = digest.into();
     }
     let mut text = serde_json::to_string_pretty(&metadata)?;
     text.push('\n');

@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use builder::{Events, StepEnd, StepNumber};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::Progress;
+use registry_client::{Progress, without_credentials};
 
+use crate::blobs::{Blobs, Position};
 use crate::units::human_size;
 
 /// How many of the last lines of a running step a terminal shows.
@@ -50,7 +51,8 @@ enum View {
 #[derive(Default)]
 struct State {
     steps: HashMap<StepNumber, Step>,
-    blobs: HashMap<String, Blob>,
+    blobs: Blobs,
+    bars: Bars,
     /// What was said once, in order; shown in the end, where it is not scrolled away.
     warnings: Vec<String>,
     tally: Tally,
@@ -73,10 +75,11 @@ struct Step {
     tail: Vec<String>,
 }
 
-struct Blob {
-    size: u64,
-    started: Instant,
-    bar: Option<ProgressBar>,
+/// What a terminal shows of blobs: a bar for each that moves, and below them one for all.
+#[derive(Default)]
+struct Bars {
+    each: HashMap<String, ProgressBar>,
+    all: Option<ProgressBar>,
 }
 
 impl Display {
@@ -114,6 +117,9 @@ impl Display {
 
     /// Shows the warnings, each once. Call it when the work is over.
     pub(crate) fn finish(&self) {
+        // Of a transfer that failed some are left.
+        let bars = std::mem::take(&mut self.lock().bars);
+        bars.each.into_values().chain(bars.all).for_each(|bar| bar.finish_and_clear());
         let warnings = std::mem::take(&mut self.lock().warnings);
         warnings.iter().for_each(|text| self.line(&format!("warning: {text}")));
     }
@@ -169,6 +175,42 @@ impl Display {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A blob is there: it has no bar any more, and counts in the one for all.
+    fn end_blob(&self, digest: &Digest) -> Option<(u64, Duration)> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let ended = state.blobs.finish(digest, now);
+        if let Some(bar) = state.bars.each.remove(digest.as_ref()) {
+            bar.finish_and_clear();
+        }
+        if let View::Tty(bars) = &self.view {
+            let all = state.blobs.all(now);
+            self.show_all(bars, &mut state, all);
+        }
+        ended
+    }
+
+    /// The bar for all blobs, as long as there are several.
+    fn show_all(&self, bars: &MultiProgress, state: &mut State, all: Option<Position>) {
+        let Some(all) = all else {
+            return state.bars.all.take().into_iter().for_each(|bar| bar.finish_and_clear());
+        };
+        let bar = state.bars.all.get_or_insert_with(|| bars.add(ProgressBar::new(0).with_style(style(BAR))));
+        let (done, of) = state.blobs.counts();
+        bar.set_prefix(format!("{:<12}", format!("{done} of {of}")));
+        place(bar, &all);
+    }
+
+    /// How far a blob, or all of them, have come; without a terminal.
+    fn tell(&self, digest: Option<&str>, position: &Position) {
+        let Position { moved_bytes, size_bytes, rate } = *position;
+        self.line(&format!("{} {}", digest.map_or("all blobs".to_owned(), short), position.words()));
+        let fields = serde_json::json!({
+            "digest": digest, "position": moved_bytes, "size": size_bytes, "rate": rate, "seconds_left": position.seconds_left(),
+        });
+        self.json("progress", fields);
+    }
+
     fn show_output_line(&self, number: StepNumber, step: &mut Step, line: &[u8]) {
         let text = String::from_utf8_lossy(line);
         let text = text.trim_end_matches('\r');
@@ -206,6 +248,7 @@ impl Step {
 
 impl Events for Display {
     fn step_started(&self, number: StepNumber, name: &str) {
+        let name = &without_credentials(name);
         let mut step = Step {
             name: name.to_owned(),
             started: Instant::now(),
@@ -285,12 +328,13 @@ impl Events for Display {
     }
 
     fn warning(&self, text: &str) {
+        let text = without_credentials(text);
         let mut state = self.lock();
         // Several platforms say the same.
-        if state.warnings.iter().any(|said| said == text) {
+        if state.warnings.contains(&text) {
             return;
         }
-        state.warnings.push(text.to_owned());
+        state.warnings.push(text.clone());
         drop(state);
         self.json("warning", serde_json::json!({ "text": text }));
     }
@@ -301,48 +345,66 @@ impl Events for Display {
 }
 
 impl Progress for Display {
+    fn planned(&self, blobs: &[Descriptor]) {
+        self.lock().blobs.plan(blobs);
+    }
+
     fn blob_started(&self, descriptor: &Descriptor) {
         let digest = descriptor.digest().to_string();
-        let bar = match &self.view {
-            View::Tty(bars) => {
-                let template = "{prefix} {wide_bar:.cyan/dim} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-                let bar = bars.add(ProgressBar::new(descriptor.size()).with_style(style(template)));
-                bar.set_prefix(short(&digest));
-                Some(bar)
-            }
-            _ => None,
-        };
+        let mut state = self.lock();
+        state.blobs.start(descriptor, Instant::now());
+        if let View::Tty(bars) = &self.view {
+            let bar = ProgressBar::new(descriptor.size()).with_style(style(BAR)).with_prefix(short(&digest));
+            let bar = match &state.bars.all {
+                Some(all) => bars.insert_before(all, bar),
+                None => bars.add(bar),
+            };
+            state.bars.each.insert(digest.clone(), bar);
+        }
+        drop(state);
         self.json("blob", serde_json::json!({ "digest": digest, "size": descriptor.size() }));
-        self.lock().blobs.insert(digest, Blob { size: descriptor.size(), started: Instant::now(), bar });
     }
 
     fn blob_moved(&self, digest: &Digest, position_bytes: u64) {
-        if let Some(Blob { bar: Some(bar), .. }) = self.lock().blobs.get(&digest.to_string()) {
-            bar.set_position(position_bytes);
+        let now = Instant::now();
+        let mut state = self.lock();
+        let position = state.blobs.advance(digest, position_bytes, now);
+        let all = state.blobs.all(now);
+        if let View::Tty(bars) = &self.view {
+            if let Some((bar, position)) = state.bars.each.get(digest.as_ref()).zip(position) {
+                place(bar, &position);
+            }
+            self.show_all(bars, &mut state, all);
+            return;
+        }
+        let every = if matches!(self.view, View::Json) { JSON_INTERVAL } else { PLAIN_INTERVAL };
+        let Some(moving) = state.blobs.due(now, every) else { return };
+        drop(state);
+        for (digest, position) in &moving {
+            self.tell(Some(digest), position);
+        }
+        if let Some(all) = &all {
+            self.tell(None, all);
         }
     }
 
     fn blob_done(&self, digest: &Digest) {
-        let digest = digest.to_string();
-        let Some(blob) = self.lock().blobs.remove(&digest) else { return };
-        if let Some(bar) = blob.bar {
-            bar.finish_and_clear();
-        }
-        let seconds = blob.started.elapsed().as_secs_f64();
-        let rate = (blob.size as f64 / seconds.max(0.001)) as u64;
-        let (size, rate) = (indicatif::HumanBytes(blob.size), indicatif::HumanBytes(rate));
-        self.line(&format!("{} {size} {seconds:.1}s {rate}/s", short(&digest)));
-        self.json("blob-end", serde_json::json!({ "digest": digest, "size": blob.size, "seconds": seconds }));
+        let Some((size, took)) = self.end_blob(digest) else { return };
+        let (digest, seconds) = (digest.to_string(), took.as_secs_f64());
+        let rate = human_size((size as f64 / seconds.max(0.001)) as u64);
+        self.line(&format!("{} {} {seconds:.1}s {rate}/s", short(&digest), human_size(size)));
+        self.json("blob-end", serde_json::json!({ "digest": digest, "size": size, "seconds": seconds }));
     }
 
     fn blob_skipped(&self, descriptor: &Descriptor) {
+        self.end_blob(descriptor.digest());
         let digest = descriptor.digest().to_string();
-        self.line(&format!("{} {} already there", short(&digest), indicatif::HumanBytes(descriptor.size())));
+        self.line(&format!("{} {} already there", short(&digest), human_size(descriptor.size())));
         self.json("blob-skipped", serde_json::json!({ "digest": digest, "size": descriptor.size() }));
     }
 
     fn retrying(&self, what: &str, cause: &str, wait: Duration) {
-        let text = format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64());
+        let text = without_credentials(&format!("{what}: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
         self.line(&format!("warning: {text}"));
         self.json("warning", serde_json::json!({ "text": text }));
     }
@@ -364,6 +426,19 @@ impl Tally {
             }
         }
     }
+}
+
+/// How often programs are told of what moves, and how often a log of CI is.
+const JSON_INTERVAL: Duration = Duration::from_secs(1);
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The line of a blob. Rate and time left are ours: the library's do not know of blobs that begin anew.
+const BAR: &str = "{prefix} {wide_bar:.cyan/dim} {msg}";
+
+fn place(bar: &ProgressBar, position: &Position) {
+    bar.set_length(position.size_bytes);
+    bar.set_position(position.moved_bytes);
+    bar.set_message(position.words());
 }
 
 /// Columns for the time of a step, or how it ended: `1234.5s`.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use builder::BuildError;
 use builder::dockerfile::{DockerfileError, Place};
-use registry_client::ErrorKind;
+use registry_client::{ErrorKind, without_credentials};
 
 use crate::server::Foreign;
 
@@ -49,6 +49,7 @@ pub(crate) fn show(text: &str) {
 }
 
 /// An error in words, and its exit code.
+/// Passwords that were typed into names and URLs, where they may be quoted, are not shown.
 pub(crate) fn render(error: &anyhow::Error) -> (String, u8) {
     /// What a shell shows for a program that SIGPIPE ended.
     const CLOSED_CODE: u8 = 128 + 13;
@@ -63,14 +64,14 @@ pub(crate) fn render(error: &anyhow::Error) -> (String, u8) {
         Some(error) => return describe_failure(error),
         None => describe(error, &mut text),
     };
-    (text, code)
+    (without_credentials(&text), code)
 }
 
 /// A failed build in words, and its exit code.
 pub(crate) fn describe_failure(error: &BuildError) -> (String, u8) {
     let mut text = String::new();
     let code = describe_build(error, &mut text);
-    (text, code)
+    (without_credentials(&text), code)
 }
 
 fn describe_build(error: &BuildError, text: &mut String) -> u8 {

@@ -209,8 +209,14 @@ pub(crate) fn path() -> Vec<PathBuf> {
 /// The files that hold credentials, the first to be asked first.
 fn credential_files() -> Vec<PathBuf> {
     let own = env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from);
-    let runtime = env::var_os("XDG_RUNTIME_DIR").map(|directory| Path::new(&directory).join("containers/auth.json"));
-    [own, docker_config(), runtime, home(".config/containers/auth.json")].into_iter().flatten().collect()
+    [own, docker_config(), runtime_auth_file(), home(".config/containers/auth.json")].into_iter().flatten().collect()
+}
+
+/// Where `podman login` keeps credentials until the machine stops (containers-auth.json(5)).
+fn runtime_auth_file() -> Option<PathBuf> {
+    let directory = env::var_os("XDG_RUNTIME_DIR").filter(|directory| !directory.is_empty()).map(PathBuf::from);
+    let uid = builder::rootless::identity().ok()?.uid;
+    Some(directory.unwrap_or_else(|| format!("/run/containers/{uid}").into()).join("containers/auth.json"))
 }
 
 /// The file that login and logout change.

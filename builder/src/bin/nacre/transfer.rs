@@ -14,6 +14,7 @@ use registry_client::{
 
 use crate::report::Usage;
 use crate::session::{self, Session};
+use crate::stored::StoreWithReferrers;
 
 /// Flags of `pull` and `copy`.
 #[derive(clap::Args)]
@@ -88,14 +89,18 @@ impl<'a> Places<'a> {
                 let name = name.to_string();
                 // Under another name no verb would find it again.
                 name.parse::<Reference>()?;
-                Ok(Box::new(StorePlace::new(self.store()?, Some(&name))))
+                Ok(self.kept(StorePlace::new(self.store()?, Some(&name)))?)
             }
         }
     }
 
+    fn kept<'b>(&'b self, place: StorePlace<'b>) -> anyhow::Result<Box<StoreWithReferrers<'b>>> {
+        Ok(Box::new(StoreWithReferrers { place, store: self.store()? }))
+    }
+
     fn stored(&self, name: &str) -> anyhow::Result<Box<dyn Source + '_>> {
         let store = self.store()?;
-        Ok(Box::new(StorePlace::existing(store, name, session::lookup(store, name)?)))
+        Ok(self.kept(StorePlace::existing(store, name, session::lookup(store, name)?))?)
     }
 
     /// The same place under another tag.
@@ -108,9 +113,9 @@ impl<'a> Places<'a> {
             ImageName::OciLayout { directory, .. } => Ok(Box::new(OciLayout::new(directory, Some(tag.to_owned())))),
             ImageName::Store(typed) => {
                 let name = with_tag(&typed.parse()?, tag)?.familiar();
-                Ok(Box::new(StorePlace::new(self.store()?, Some(&name))))
+                Ok(self.kept(StorePlace::new(self.store()?, Some(&name)))?)
             }
-            other => Err(Usage(format!("{other}: an archive holds one image; it takes no further tag")).into()),
+            other => Err(Usage(format!("{other}: it holds one image; it takes no further tag")).into()),
         }
     }
 }
@@ -118,6 +123,11 @@ impl<'a> Places<'a> {
 /// A repository's image of a tag.
 pub(crate) fn with_tag(repository: &Reference, tag: &str) -> anyhow::Result<Reference> {
     Ok(format!("{}/{}:{tag}", repository.registry(), repository.repository()).parse()?)
+}
+
+/// An image at a registry, with or without skopeo's `docker://`.
+pub(crate) fn at_registry(text: &str) -> Result<Reference, registry_client::Error> {
+    text.strip_prefix("docker://").unwrap_or(text).parse()
 }
 
 /// A repository, typed without tag.

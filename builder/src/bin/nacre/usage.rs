@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory};
+use registry_client::without_credentials;
 
 use crate::args::Cli;
 use crate::commands::run::OWN_FAILURE;
@@ -40,7 +41,7 @@ const VERBS: [(&str, &str); 24] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&str, &[&str], &str); 21] = [
+const FLAGS: [(&str, &[&str], &str); 19] = [
     ("run", &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
     ("run", &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
@@ -55,8 +56,6 @@ const FLAGS: [(&str, &[&str], &str); 21] = [
         &["--dns", "--dns-search", "--dns-option"],
         "the command has this machine's resolv.conf; -v can mount another on it",
     ),
-    ("run", &["--platform"], "`nacre pull --platform P IMAGE` brings the image of a platform into the store"),
-    ("run", &["--pull"], "`nacre pull IMAGE` asks the registry; a missing image is pulled by itself"),
     ("run", &["-l", "--label", "--annotation"], "labels are an image's: `nacre build --label`"),
     (
         "run",
@@ -117,7 +116,13 @@ pub(crate) fn answer(mut error: clap::Error) -> ExitCode {
             // Clap's own takes variables of the environment for arguments that were given.
             let asked = verbs.iter().fold(&mut command, |at, verb| at.find_subcommand_mut(verb).expect("it was found"));
             error.insert(ContextKind::Usage, ContextValue::StyledStr(asked.render_usage()));
-            _ = error.print();
+            // Clap quotes what was typed.
+            let text = error.render();
+            let plain = text.to_string();
+            match without_credentials(&plain) {
+                hidden if hidden != plain => report::show(&hidden),
+                _ => _ = error.print(),
+            }
         }
     }
     ExitCode::from(if verb == "run" { OWN_FAILURE } else { 2 })

@@ -67,7 +67,7 @@ impl<'a> Flags<'a> {
     /// Refuses what is left.
     pub(super) fn finish(self) -> Result<(), DockerfileError> {
         let Some(unknown) = self.rest.first() else { return Ok(()) };
-        let hint = closest(&unknown.name.text, &self.known).map(|near| format!("did you mean --{near}?"));
+        let hint = closest(&unknown.name.text, &self.known).map(|near| format!("did you mean {near}?"));
         Err(self.source.error(unknown.name.span, format!("unknown flag: --{}", unknown.name.text)).with_hint(hint))
     }
 }

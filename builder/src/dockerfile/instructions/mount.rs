@@ -134,6 +134,9 @@ pub enum MountError {
     Invalid(String),
 }
 
+/// Kinds of mounts.
+const TYPES: [&str; 5] = ["bind", "cache", "tmpfs", "secret", "ssh"];
+
 /// Every spelling of every option, and its canonical name.
 const KEYS: [(&str, &str); 19] = [
     ("type", "type"),
@@ -319,7 +322,10 @@ impl Values {
                 is_required: self.boolean("required")?.unwrap_or(false),
                 ownership: self.ownership()?,
             },
-            _ => return invalid(format!("unsupported mount type {name:?}: one of bind, cache, tmpfs, secret, ssh")),
+            _ => {
+                let near = closest(&name, &TYPES).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+                return invalid(format!("unsupported mount type {name:?}{near}: one of {}", TYPES.join(", ")));
+            }
         };
         self.drop_what_says_nothing(&kind);
         match self.0.first() {

@@ -240,6 +240,12 @@ impl<'a> Typing<'a> {
 
     fn run(&self) -> Result<Instruction, DockerfileError> {
         let mut flags = Flags::new(self.source, self.statement);
+        // It is in no stable release of the language; BuildKit's own parser knows it only where it was built for that.
+        if let Some(device) = self.statement.flags.iter().find(|flag| flag.name.text == "device") {
+            let message =
+                "RUN --device is not supported: it is of docker/dockerfile:1-labs, and not of the stable language";
+            return Err(self.error(&device.name, message));
+        }
         let mounts =
             flags.strings("mount")?.iter().map(|word| Mount::parse(self.source, word)).collect::<Result<_, _>>()?;
         let network = match flags.string("network")? {

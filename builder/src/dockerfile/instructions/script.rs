@@ -32,7 +32,7 @@ impl Run {
         };
         match self.heredocs.as_slice() {
             [] => Script::Shell(text.clone()),
-            [body] if heredoc::opening(text).is_some() && body.content.starts_with("#!") => {
+            [body] if heredoc::opening(text).is_some() && body.text().starts_with("#!") => {
                 Script::Program { name: body.delimiter.clone(), content: body.text() }
             }
             [body] if heredoc::opening(text).is_some() => Script::Shell(body.text()),
@@ -67,6 +67,7 @@ mod tests {
     fn a_body_with_a_shebang_is_a_program() {
         let program = Script::Program { name: "EOF".into(), content: "#!/bin/awk -f\nBEGIN {}\n".into() };
         assert_eq!(script("RUN <<EOF\n#!/bin/awk -f\nBEGIN {}\nEOF\n"), program);
+        assert_eq!(script("RUN <<-EOF\n\t#!/bin/awk -f\n\tBEGIN {}\n\tEOF\n"), program);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::referrers::subject;
 use crate::flags;
 use crate::report::Usage;
 use crate::session::Session;
+use crate::transfer::at_registry;
 
 /// By this annotation oras and others name the file that a blob was.
 const TITLE: &str = "org.opencontainers.image.title";
@@ -23,7 +24,7 @@ const DEFAULT_FILE_TYPE: &str = "application/octet-stream";
     --artifact-type application/spdx+json\n  oras pull ghcr.io/me/app@DIGEST      # brings the files back")]
 pub(crate) struct Args {
     /// The image at its registry
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = at_registry)]
     name: Reference,
     /// Files, each with its media type if it has one
     #[arg(value_name = "FILE[:TYPE]")]

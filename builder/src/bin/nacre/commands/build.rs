@@ -1,7 +1,6 @@
 //! `nacre build`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +12,7 @@ use registry_client::Platform;
 
 use super::call::CallFlags;
 use super::engine::EngineFlags;
+use crate::agent::Agent;
 use crate::attestations::AttestationFlags;
 use crate::contexts::{ContextArgs, Opened};
 use crate::flags;
@@ -75,7 +75,8 @@ pub(crate) struct Args {
     /// A secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long, value_name = "SPEC")]
     secret: Vec<String>,
-    /// An agent's socket for RUN --mount=type=ssh: default | NAME[=SOCKET]
+    /// An agent for RUN --mount=type=ssh and git over ssh, by its socket or the keys that it has:
+    /// default | NAME[=SOCKET|KEY[,KEY]]
     #[arg(long, value_name = "SPEC")]
     ssh: Vec<String>,
     /// Permit what a Dockerfile may not do by itself
@@ -100,7 +101,9 @@ pub(crate) struct Args {
 /// Builds, and writes all outputs.
 pub(crate) fn run(session: &Session, args: Args) -> anyhow::Result<ExitCode> {
     args.attestations.check()?;
-    let mut request = request(session, &args)?;
+    // They live as long as the build.
+    let agents = args.ssh.iter().map(|text| Agent::open(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut request = request(session, &args, &agents)?;
     request.sandbox.on_failure = args.steps.on_failure(session)?;
     if let Some(code) = args.call.answer(session, &request)? {
         return Ok(code);
@@ -120,11 +123,11 @@ fn summarize(display: &Display, started: Instant, built: &Built) {
     display.summary(started.elapsed(), layers.len(), layers.values().sum());
 }
 
-fn request(session: &Session, args: &Args) -> anyhow::Result<BuildRequest> {
+fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<BuildRequest> {
     let build_args = args.build_arg.iter().filter_map(|text| flags::variable(text).transpose());
     let build_args = build_args.collect::<Result<BTreeMap<_, _>, _>>()?;
     let secrets = args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
-    let ssh = args.ssh.iter().map(|text| agent(text)).collect::<Result<_, _>>()?;
+    let ssh = agents.iter().map(|agent| (agent.id.clone(), agent.socket.clone())).collect();
     let keep_git_dir = build_args.get("BUILDKIT_CONTEXT_KEEP_GIT_DIR").map(String::as_str);
     let fetch = session::fetch_access().keeping_git_dir(keep_git_dir);
     // An argument that is given counts before the environment's variable.
@@ -246,14 +249,4 @@ fn secret(text: &str) -> anyhow::Result<(String, Secret)> {
         }
     };
     Ok((id, Secret(Arc::from(bytes))))
-}
-
-fn agent(text: &str) -> Result<(String, PathBuf), Usage> {
-    if let Some((id, socket)) = text.split_once('=') {
-        return Ok((id.to_owned(), socket.into()));
-    }
-    let socket = std::env::var_os("SSH_AUTH_SOCK");
-    let socket =
-        socket.ok_or_else(|| Usage(format!("--ssh {text}: SSH_AUTH_SOCK is not set; name a socket: {text}=PATH")))?;
-    Ok((text.to_owned(), socket.into()))
 }

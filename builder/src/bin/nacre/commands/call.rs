@@ -200,10 +200,10 @@ struct ErrorDocument<'a> {
 /// Fails if anything was found, as docker does, unless the status is not wanted.
 fn check(session: &Session, request: &BuildRequest, format: Format, ignores_status: bool) -> anyhow::Result<ExitCode> {
     let store = session.root.join("oci-layout").exists().then(|| session.store()).transpose()?;
-    let base = |name: &str| builder::base_at_hand(store.as_ref()?, request, name);
+    let base = |name: &str| store.as_ref().map_or(Ok(None), |store| builder::base_at_hand(store, request, name));
     let source = &request.dockerfile;
     let (warnings, error) = match builder::check(request, &base) {
-        Ok(Checked { warnings, .. }) => (warnings, None),
+        Ok(Checked { warnings, error }) => (warnings, error),
         Err(BuildError::Dockerfile(error)) if error.place.file == source.name() => (Vec::new(), Some(error)),
         Err(other) => return Err(other.into()),
     };

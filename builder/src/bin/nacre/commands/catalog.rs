@@ -20,7 +20,7 @@ pub(crate) struct Args {
 
 /// Lists the repositories of a registry.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let repositories = session.client.repositories(&registry(Some(&args.registry)))?;
+    let repositories = session.client.repositories(&registry(Some(&args.registry))?)?;
     match args.format {
         Format::Json => session.print(&serde_json::to_string_pretty(&repositories)?)?,
         Format::Table if repositories.is_empty() => {}

@@ -5,14 +5,13 @@ use std::process::ExitCode;
 use registry_client::{CopyOptions, ImageName};
 
 use crate::repacking::Repacking;
-use crate::report::Usage;
 use crate::session::Session;
 use crate::transfer::{Places, Transfer};
 
 /// Arguments of `nacre copy`.
 #[derive(clap::Args)]
 #[command(after_help = "Places are written as skopeo writes them: docker://NAME, oci:DIR[:TAG], \
-    oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; a bare name is the store. Archives that are read may be \
+    dir:DIR, oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; a bare name is the store. Archives that are read may be \
     compressed with gzip or zstd.\n\n\
     Examples:\n  nacre copy docker://debian:bookworm oci:layout:debian\n  nacre copy app docker-archive:app.tar:app:latest")]
 pub(crate) struct Args {
@@ -33,10 +32,6 @@ pub(crate) struct Args {
 
 /// Copies an image and prints its digest.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    if args.referrers && matches!(args.destination, ImageName::Store(_)) {
-        let what = "--referrers: the store keeps no list of what refers to an image; copy to a registry or a layout";
-        return Err(Usage(what.to_owned()).into());
-    }
     let places = Places::new(session);
     let source = places.source(&args.source)?;
     let destination = places.destination(&args.destination)?;

@@ -39,7 +39,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let typed = args.registry.as_deref();
     let (host, limits) = match typed.filter(|typed| typed.contains('/') && !typed.contains("://")) {
         Some(image) => of_image(session, &image.parse()?)?,
-        None => match registry(typed) {
+        None => match registry(typed)? {
             hub if hub == "docker.io" => of_image(session, &DOCKER_HUB_EXAMPLE.parse()?)?,
             host => {
                 let limits = session.client.limits(&host)?;

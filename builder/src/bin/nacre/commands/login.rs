@@ -35,7 +35,7 @@ pub(crate) struct Args {
 
 /// Verifies a credential and keeps it.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let registry = registry(args.registry.as_deref());
+    let registry = registry(args.registry.as_deref())?;
     let user = match &args.username {
         Some(user) => user.clone(),
         None => ask("Username: ", false)?,
@@ -55,14 +55,18 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// A registry as docker's users type it: with a scheme or a path that say nothing, or not at all.
-pub(super) fn registry(typed: Option<&str>) -> String {
-    let Some(typed) = typed else { return DEFAULT_REGISTRY.to_owned() };
+pub(super) fn registry(typed: Option<&str>) -> anyhow::Result<String> {
+    let Some(typed) = typed else { return Ok(DEFAULT_REGISTRY.to_owned()) };
+    if typed.contains('@') {
+        let what = format!("{typed}: a registry's name holds no user; give -u USER and --password-stdin");
+        return Err(Usage(what).into());
+    }
     let host = typed.strip_prefix("https://").or_else(|| typed.strip_prefix("http://")).unwrap_or(typed);
     let host = host.split('/').next().unwrap_or_default();
-    match host {
+    Ok(match host {
         "index.docker.io" | "registry-1.docker.io" => DEFAULT_REGISTRY.to_owned(),
         host => host.to_owned(),
-    }
+    })
 }
 
 /// Without the end of line that `echo` adds.
@@ -110,9 +114,11 @@ mod tests {
 
     #[test]
     fn a_registry_is_a_host_however_it_is_typed() {
+        let registry = |typed| registry(typed).expect("a host");
         assert_eq!(registry(None), "docker.io");
         assert_eq!(registry(Some("https://index.docker.io/v1/")), "docker.io");
         assert_eq!(registry(Some("ghcr.io/me/app")), "ghcr.io");
         assert_eq!(registry(Some("localhost:5000")), "localhost:5000");
+        assert!(super::registry(Some("me:secret@ghcr.io")).is_err());
     }
 }

@@ -14,7 +14,7 @@ pub(crate) struct Args {
 
 /// Forgets a credential. As with docker, none to forget is no failure.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let registry = super::login::registry(args.registry.as_deref());
+    let registry = super::login::registry(args.registry.as_deref())?;
     let was_known = session.credentials.erase(&login_file()?, &registry)?;
     session.print(&if was_known {
         format!("logged out of {registry}")

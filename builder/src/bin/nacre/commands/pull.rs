@@ -6,13 +6,13 @@ use builder::StorePlace;
 use registry_client::{Reference, RegistrySource, copy};
 
 use crate::session::Session;
-use crate::transfer::Transfer;
+use crate::transfer::{Transfer, at_registry};
 
 /// Arguments of `nacre pull`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image, such as debian:bookworm or ghcr.io/me/app@sha256:...
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = at_registry)]
     name: Reference,
     #[command(flatten)]
     transfer: Transfer,

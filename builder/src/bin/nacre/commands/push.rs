@@ -7,6 +7,7 @@ use registry_client::{CopyOptions, PlatformChoice, Reference, RegistryDestinatio
 
 use crate::repacking::Repacking;
 use crate::session::{self, Session};
+use crate::transfer::at_registry;
 
 /// Arguments of `nacre push`.
 #[derive(clap::Args)]
@@ -16,7 +17,7 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME")]
     name: String,
     /// Where to push it, if not to its own name
-    #[arg(value_name = "DESTINATION")]
+    #[arg(value_name = "DESTINATION", value_parser = at_registry)]
     destination: Option<Reference>,
     /// Blobs in flight at once
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]

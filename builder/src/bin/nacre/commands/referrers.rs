@@ -9,13 +9,14 @@ use serde::Serialize;
 
 use crate::format::{Format, Table};
 use crate::session::Session;
+use crate::transfer::at_registry;
 use crate::units::human_size;
 
 /// Arguments of `nacre referrers`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image at its registry
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = at_registry)]
     name: Reference,
     /// Only those of this artifact type, such as application/spdx+json
     #[arg(long, value_name = "TYPE")]

@@ -10,9 +10,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context;
 use builder::sandbox::{Exit, Killer, Mount, Streams};
 use builder::signals::Signals;
-use builder::{Container, RunRequest, StoredImage};
-use layerfs::Store;
-use registry_client::{Cause, Platform, Reference, RegistrySource};
+use builder::{Container, RunRequest};
 use rustix::process::Signal;
 
 use crate::flags;
@@ -22,18 +20,17 @@ use crate::report::{self, Hinted};
 use crate::session::Session;
 use crate::terminal::{self, Pair, RawMode};
 use crate::units::parse_size;
+use crate::wanted::Wanted;
 
 /// Docker's exit code for what fails here, and not in the command.
 pub(crate) const OWN_FAILURE: u8 = 125;
 
 /// Arguments of `nacre run`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "The image is pulled if the store lacks it. What the command changes is forgotten when it ends; \
+#[command(after_help = "What the command changes is forgotten when it ends; \
     `nacre mount` keeps changes. The exit code is the command's; 125: nacre failed, 126: the command cannot be executed, \
     127: it is not there.\n\n\
-    Examples:\n  nacre run -it debian:bookworm bash\n  nacre run -v ./src:/src:ro -w /src alpine ls -l"
-)]
+    Examples:\n  nacre run -it debian:bookworm bash\n  nacre run -v ./src:/src:ro -w /src alpine ls -l")]
 pub(crate) struct Args {
     /// Set a variable; a bare name takes its value from here
     #[arg(short, long, value_name = "NAME[=VALUE]")]
@@ -92,9 +89,8 @@ pub(crate) struct Args {
     /// Always so: what the command changes is forgotten when it ends
     #[arg(long)]
     rm: bool,
-    /// The image: of the store, or else of its registry
-    #[arg(value_name = "IMAGE")]
-    image: String,
+    #[command(flatten)]
+    image: Wanted,
     /// The command and its arguments [default: the image's]
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -117,7 +113,7 @@ fn run_command(session: &Session, args: &Args) -> anyhow::Result<Exit> {
     let running = Arc::new(OnceLock::new());
     forward_signals(Signals::block().context("cannot block signals")?, Arc::clone(&running));
     let store = session.store()?;
-    let container = Container::new(&store, &image(session, &store, &args.image)?, &request)?;
+    let container = Container::new(&store, &args.image.open(session, &store)?, &request)?;
     let exit =
         if args.tty { with_terminal(&container, args, &running) } else { with_streams(&container, args, &running) };
     container.end()?;
@@ -181,18 +177,6 @@ fn forward_signals(signals: Signals, running: Arc<OnceLock<Running>>) {
             }
         }
     });
-}
-
-/// The image of the store, else of its registry.
-fn image(session: &Session, store: &Store, name: &str) -> anyhow::Result<StoredImage> {
-    match builder::open_image(store, name) {
-        Err(error) if matches!(error.cause(), Cause::Missing(_)) => {}
-        opened => return Ok(opened?),
-    }
-    let reference: Reference = name.parse()?;
-    let source = RegistrySource::new(&session.client, &reference)?;
-    let display = session.display.as_ref();
-    Ok(builder::fetch(store, &source, Some(&reference.familiar()), &Platform::host(), display)?)
 }
 
 fn request(args: &Args) -> anyhow::Result<RunRequest> {

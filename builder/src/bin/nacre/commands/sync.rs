@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use self::list::{Line, Names};
 use crate::format::Format;
-use crate::report::{self, Usage};
+use crate::report;
 use crate::session::Session;
 use crate::transfer::{Places, with_tag};
 
@@ -85,9 +85,6 @@ enum Fate {
 /// Copies what the list names, and prints a line for each image and a sum.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let lines = list::parse(&args.list.display().to_string(), &read(&args.list)?)?;
-    if args.referrers && lines.iter().any(|line| line.destination.is_store()) {
-        return Err(Usage("--referrers: the store keeps no list of what refers to an image".to_owned()).into());
-    }
     let (mut jobs, mut outcomes) = (VecDeque::new(), Vec::new());
     for line in &lines {
         match expanded(session, line) {

@@ -58,11 +58,6 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Whether it is the store.
-    pub(super) fn is_store(&self) -> bool {
-        matches!(self.name, ImageName::Store(_))
-    }
-
     /// The place of an image of this tag.
     pub(super) fn named(&self, tag: Option<&str>) -> anyhow::Result<ImageName> {
         let (Some(tag), false) = (tag, self.has_tag) else { return Ok(self.name.clone()) };
@@ -127,7 +122,8 @@ fn read_line(source: &str, destination: &str, exceptions: &[&str]) -> anyhow::Re
         Some(wanted) => Names::Fitting(Patterns { wanted, excepted }),
     };
     let (target, has_tag): (ImageName, bool) = (destination.parse()?, split_tag(destination).1.is_some());
-    let is_single = matches!(target, ImageName::OciArchive { .. } | ImageName::DockerArchive { .. });
+    let is_single =
+        matches!(target, ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } | ImageName::Directory(_));
     if matches!(names, Names::Fitting(_)) && (has_tag || is_single) {
         return Err(wrong(format!("{destination} is for one image, and {source} for several")));
     }
