@@ -405,8 +405,13 @@ fn refused(blob: &[u8], descriptor: &Descriptor, expected: Option<&DiffId>) -> S
     assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
     let drafts: Vec<_> = fs::read_dir(directory.path().join("tmp")).unwrap().collect();
     assert_eq!(drafts.len(), 1, "only the session's own directory");
+    whole(&error)
+}
+
+/// An error with its causes.
+fn whole(error: &StoreError) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
+    let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();
@@ -813,6 +818,19 @@ fn failed_write_of_a_new_layer_leaves_nothing() {
         Ok::<_, StoreError>(writer.append(&entry, &mut io::empty())?)
     });
     assert!(result.is_err());
+    assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_file_beyond_the_limit_is_refused_before_a_byte_of_it_is_read() {
+    let (directory, store) = new_store();
+    let store = store.with_layer_limit(1 << 20);
+    for size_bytes in [(1 << 20) + 1, 1 << 60, u64::MAX] {
+        let huge = Entry::new(path("huge"), EntryKind::File { size_bytes });
+        let made = store.create_layer(|writer| Ok::<_, StoreError>(writer.append(&huge, &mut io::repeat(0))?));
+        let said = whole(&made.unwrap_err());
+        assert!(said.contains("more than the limit of 1048576"), "{said}");
+    }
     assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
 }
 
