@@ -12,6 +12,8 @@ use layerfs::{
     Store, StoreError, TarError, Time, Tree,
 };
 
+use rustix::io::Errno;
+
 use crate::changeset::{ChangeSet, Content, Node, NodeId};
 
 /// Why a layer could not be made.
@@ -64,7 +66,7 @@ pub(crate) fn commit_changeset(store: &Store, changes: &ChangeSet, epoch: Option
             pending.push((Entry::new(entry_path, EntryKind::Opaque), None));
         }
     }
-    write(store, pending, epoch, |content| Ok(content.reader()))
+    write(store, pending, epoch, |content| Ok(Some(content.reader())))
 }
 
 /// Commits what a union's upper changed in its tree. Nothing in the layer is newer than `epoch`, in seconds since 1970;
@@ -86,10 +88,19 @@ pub fn commit_upper(
     let pending = changes.entries().iter().map(entry).collect::<Result<Vec<_>, _>>()?;
     write(store, pending, epoch, |change| match &change.kind {
         ChangeKind::File { content: layerfs::ChangeContent::Tree(inode), .. } => {
-            Ok(UpperReader::Tree(Content::Tree(Arc::clone(tree), *inode), 0))
+            Ok(Some(UpperReader::Tree(Content::Tree(Arc::clone(tree), *inode), 0)))
         }
-        _ => Ok(changes.open(change)?.map_or(UpperReader::Nothing, UpperReader::File)),
+        _ => match changes.open(change) {
+            // It was removed since. Other names that it may have are still to be found.
+            Err(ChangesError::System { source: Errno::NOENT, .. }) if !has_links(changes, change) => Ok(None),
+            opened => Ok(Some(opened?.map_or(UpperReader::Nothing, UpperReader::File))),
+        },
     })
+}
+
+/// Whether a file has other names in the layer.
+fn has_links(changes: &Changes, file: &Change) -> bool {
+    changes.entries().iter().any(|change| matches!(&change.kind, ChangeKind::HardLink(target) if *target == file.path))
 }
 
 /// The content of a changed file.
@@ -118,14 +129,16 @@ fn write<C, R: Read>(
     store: &Store,
     mut pending: Vec<(Entry, Option<C>)>,
     epoch: Option<i64>,
-    open: impl Fn(C) -> Result<R, CommitError>,
+    // `None` for a file that is there no longer.
+    open: impl Fn(C) -> Result<Option<R>, CommitError>,
 ) -> Result<DiffId, CommitError> {
     pending.sort_by_cached_key(|(entry, _)| entry.tar_name());
     store.create_layer(|writer| {
         for (mut entry, content) in pending {
             stamp(&mut entry, epoch);
-            match content {
-                Some(content) => writer.append(&entry, &mut open(content)?)?,
+            match content.map(&open).transpose()? {
+                Some(Some(mut content)) => writer.append(&entry, &mut content)?,
+                Some(None) => {}
                 None => writer.append(&entry, &mut io::empty())?,
             }
         }

@@ -15,6 +15,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
     path::Path,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -127,7 +128,7 @@ fn try_overlay<T: Tree + 'static>(
     let session = serve_directly(lower, directory, true).map_err(|error| PlaneFault::Tree(Box::new(error)))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let tree = rustix::fs::open(directory, flags, Mode::empty()).map_err(system("opening the mounted tree"));
-    let overlay = tree.and_then(|tree| overlay(&tree, &upper, options.read_only));
+    let overlay = tree.and_then(|tree| overlay_once_free(&tree, &upper, options.read_only));
     // From here on the overlay alone holds the tree.
     detach(directory);
     let moved = overlay.and_then(|overlay| {
@@ -141,6 +142,23 @@ fn try_overlay<T: Tree + 'static>(
                 tracing::debug!(%error, "ending the tree below an overlay failed");
             }
             Err(fault)
+        }
+    }
+}
+
+/// How long an upper is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// As [`overlay`]. An overlay that was unmounted lets go of its upper only when nobody looks at it any more: a process that
+/// copied its mounts in that moment holds it for as long as it takes to give them up.
+fn overlay_once_free(tree: &OwnedFd, upper: &KernelUpper<'_>, read_only: bool) -> Result<OwnedFd, PlaneFault> {
+    let start = Instant::now();
+    loop {
+        match overlay(tree, upper, read_only) {
+            Err(PlaneFault::System { source: Errno::BUSY, .. }) if start.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            made => return made,
         }
     }
 }
