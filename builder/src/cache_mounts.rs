@@ -62,6 +62,9 @@ pub(crate) struct Claimed {
     _lock: File,
 }
 
+/// Names of drafts begin so.
+const DRAFT: &str = "draft-";
+
 impl Claimed {
     /// Waits for the lock, unless the operation says otherwise.
     pub(crate) fn new(store: &Store, id: &str, operation: FlockOperation) -> Result<Self, ClaimError> {
@@ -85,7 +88,18 @@ impl Claimed {
 
     /// An empty directory to make a content in; two steps that share the mount may both do so.
     pub(crate) fn draft(&self) -> io::Result<TempDir> {
-        tempfile::Builder::new().prefix("draft-").tempdir_in(&self.directory)
+        tempfile::Builder::new().prefix(DRAFT).tempdir_in(&self.directory)
+    }
+
+    /// Removes the drafts of whoever was killed; the caller holds the lock alone.
+    fn sweep(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.directory)? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(DRAFT.as_bytes()) {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -182,6 +196,7 @@ pub fn import_cache_mount(
     let tree: Arc<dyn Tree> = store.tree(&[diff_id])?;
     let claimed = claim(store, id, FlockOperation::LockExclusive)?;
     let failed = || BuildError::file("import the cache mount", &claimed.directory);
+    claimed.sweep().map_err(failed())?;
     let draft = claimed.draft().map_err(failed())?;
     export::to_directory(&tree, b"", draft.path(), Ownership::Kept)?;
     own(draft.path(), &description).map_err(failed())?;

@@ -84,6 +84,11 @@ fn tags_are_listed_and_deleted_without_the_image_that_they_lead_to() {
     desk.run(&["delete", &desk.at(&format!("app@{digest}"))]).success();
     assert_eq!(tags(&[]), "");
     desk.run(&["delete", &desk.at("app:1.0")]).failure(3, "404");
+    let way = format!("hint: `nacre tags {}` lists the tags there are", desk.at("app"));
+    for verb in [&["pull"][..], &["manifest", "inspect"]] {
+        desk.run(&[verb, &[&desk.at("app:nosuch")]].concat()).failure(3, &way);
+    }
+    desk.run(&["tags", &desk.at("nope")]).failure(3, &format!("`nacre catalog {}`", desk.registry.address()));
     desk.run(&["tags", &desk.at("app:1.0")]).failure(2, "leave its tag");
 }
 
@@ -129,7 +134,9 @@ fn an_index_of_the_store_is_pushed_with_all_its_images() {
     assert_eq!(desk.run(&["push", "app", &desk.at("all:2")]).success(), made);
     let pulled = desk.run(&["pull", "--platform", "linux/arm/v6", &desk.at("all:1")]).success();
     assert_eq!(pulled, digests[1]);
-    desk.run(&["copy", "--platform", "linux/s390x", &desk.place("all:1"), "oci:x"]).failure(3, "linux/s390x");
+    // Nothing failed at the registry.
+    let copy = ["copy", "--platform", "linux/s390x", &desk.place("all:1"), "oci:x"];
+    desk.run(&copy).failure(1, "no image for linux/s390x, only for linux/amd64, linux/arm/v6");
     let target = format!("oci:{}:all", desk.text("layout"));
     skopeo(&["copy", "-q", "--all", "--src-tls-verify=false", &desk.place("all:1"), &target]).success();
     assert_eq!(
@@ -315,6 +322,87 @@ fn compressed_archives_are_read() {
         assert_eq!(packed, desk.run(&["copy", &plain, &desk.place("plain:1")]).success());
         assert!(transport == "docker-archive" || packed == digest);
     }
+}
+
+#[test]
+fn an_image_that_was_copied_is_told_with_both_places() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "x");
+    let said = |arguments: &[&str]| desk.run(&[&["--progress", "plain"], arguments].concat()).stderr;
+    let told = said(&["pull", &desk.at("app:1")]);
+    let words = format!("{} -> {} in the store: 0 blobs moved, 2 already there", desk.place("app:1"), desk.at("app:1"));
+    assert!(told.contains(&words), "{told}");
+    let told = said(&["copy", &desk.place("app:1"), "oci:out:app"]);
+    assert!(told.contains(&format!("{} -> oci:out:app: 2 blobs moved", desk.place("app:1"))), "{told}");
+    let told = said(&["push", &desk.at("app:1"), &desk.at("other:1")]);
+    assert!(told.contains(&format!("{} -> {}: ", desk.at("app:1"), desk.place("other:1"))), "{told}");
+}
+
+#[test]
+fn an_image_that_is_damaged_is_no_index() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "x");
+    desk.push("app:2", "linux/arm64", "y");
+    desk.run(&["manifest", "create", "all", &desk.at("app:1"), &desk.at("app:2")]).success();
+    assert_eq!(desk.run(&["verify"]).success(), "nothing is damaged");
+    let blob = desk.path("store/blobs/sha256").join(&digest["sha256:".len()..]);
+    fs::remove_file(&blob).expect("removed");
+    let rows = desk.run(&["images", "--format", "json"]).json();
+    let damaged = |name: &str| {
+        let mut rows = rows.as_array().expect("a list").iter();
+        rows.find(|row| row["name"] == name).map(|row| row["damaged"].clone())
+    };
+    assert_eq!(damaged(&desk.at("app:1")), Some(true.into()));
+    assert_eq!((damaged(&desk.at("app:2")), damaged("all")), (Some(false.into()), Some(false.into())));
+    let listed = desk.run(&["images", &desk.at("app")]).success();
+    assert_eq!((listed.lines().count(), listed.matches("damaged").count()), (3, 1), "{listed}");
+    assert_eq!(desk.run(&["images", "--quiet", &desk.at("app:1")]).success(), digest);
+    let verified = desk.run(&["verify", "--format", "json"]);
+    assert_eq!(verified.code, 1);
+    let damage: Value = serde_json::from_str(&verified.stdout).expect("JSON");
+    assert_eq!(damage[0]["path"].as_str(), blob.to_str());
+    assert!(desk.run(&["doctor"]).stdout.contains(&format!("these are damaged: {}", desk.at("app:1"))));
+}
+
+/// A small file system, taken away when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("a directory");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "none"]).arg(&at).status();
+        assert!(mounted.expect("mount runs").success());
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let ended = Command::new("umount").arg(&self.0).status();
+        assert!(ended.expect("umount runs").success());
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_with_the_file_and_the_way_out() {
+    let desk = Desk::new();
+    // A layer of 9 MB whose blob is small: its tar fills the disk, and not the blob.
+    desk.push("app:1", "linux/amd64", &"x".repeat(9 << 20));
+    desk.run(&["copy", "--compression", "none", &desk.place("app:1"), &desk.place("app:plain")]).success();
+    let disk = SmallDisk::mount(desk.path("small"));
+    let store = desk.text("small/store");
+    for name in ["app:1", "app:plain"] {
+        let ended = desk.run(&["--root", &store, "pull", &desk.at(name)]);
+        assert!(ended.stderr.contains("hint: the disk is full"), "{}", ended.stderr);
+        assert!(ended.stderr.contains(&store), "{}", ended.stderr);
+        ended.failure(1, "No space left on device");
+    }
+    for place in ["oci", "oci-archive", "docker-archive"] {
+        let ended = desk.run(&["copy", &desk.place("app:plain"), &format!("{place}:{}/image", desk.text("small"))]);
+        assert!(ended.stderr.contains("hint: the disk is full"), "{}", ended.stderr);
+        ended.failure(1, &format!("{place}:{}/image", desk.text("small")));
+    }
+    drop(disk);
 }
 
 #[test]

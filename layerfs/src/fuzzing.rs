@@ -98,6 +98,21 @@ mod tests {
         add(tar::EntryType::Regular, "a/.wh.gone", "", b"");
         add(tar::EntryType::Regular, "a/b/.wh..wh..opq", "", b"");
         add(tar::EntryType::Fifo, &format!("long/{}", "n".repeat(150)), "", b"");
+        let mut extend = |records: &[(&str, &str)], data: &[u8]| {
+            let records = records.iter().map(|(key, value)| (*key, value.as_bytes()));
+            builder.append_pax_extensions(records).expect("memory");
+            let mut header = tar::Header::new_ustar();
+            header.set_size(data.len() as u64);
+            builder.append_data(&mut header, "extended", data).expect("memory");
+        };
+        extend(&[("path", "a/longer"), ("mtime", "-1.5"), ("uid", "70000"), ("SCHILY.xattr.user.a", "value")], b"x");
+        let sparse = [("GNU.sparse.major", "0"), ("GNU.sparse.minor", "1"), ("GNU.sparse.size", "900")];
+        extend(&[sparse.as_slice(), &[("GNU.sparse.map", "0,2,100,3")]].concat(), b"hello");
+        let sparse = [("GNU.sparse.major", "1"), ("GNU.sparse.minor", "0"), ("GNU.sparse.realsize", "900")];
+        let mut data = b"2\n0\n2\n100\n3\n".to_vec();
+        data.resize(512, 0);
+        data.extend(b"hello");
+        extend(&[sparse.as_slice(), &[("GNU.sparse.name", "sparse")]].concat(), &data);
         builder.into_inner().expect("memory")
     }
 
@@ -148,6 +163,114 @@ mod tests {
                 header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
             }
         }
+    }
+
+    /// Names that lead out, through links, to the root, to marks and nowhere.
+    const NAMES: &[&str] = &[
+        "",
+        "/",
+        ".",
+        "..",
+        "../x",
+        "a",
+        "b",
+        "a/b",
+        "a/../b",
+        "/a/b/",
+        "a/b/../../..",
+        "link/x",
+        "up/x",
+        "self/x",
+        "link/..",
+        ".wh.a",
+        ".wh.",
+        ".wh..",
+        ".wh...",
+        "a/.wh.b",
+        ".wh.a/b",
+        "link/.wh.b",
+        ".wh..wh..opq",
+        "a/.wh..wh..opq",
+        "link/.wh..wh..opq",
+        "a/.wh..wh..opq/b",
+        ".wh..wh.plnk",
+        "link",
+        "up",
+        "self",
+        "a\nb",
+        "\u{7f}/\u{1}",
+    ];
+
+    /// What extended headers may say, and mostly should not.
+    const RECORDS: &[(&str, &str)] = &[
+        ("path", "../../x"),
+        ("path", "a"),
+        ("path", "link/deep/x"),
+        ("path", "nul\0"),
+        ("linkpath", "a"),
+        ("linkpath", ".."),
+        ("size", "3"),
+        ("size", "18446744073709551615"),
+        ("size", "-1"),
+        ("mtime", "-9223372036854775808.999999999"),
+        ("mtime", "9223372036854775807"),
+        ("uid", "4294967294"),
+        ("gid", "-1"),
+        ("SCHILY.xattr.trusted.overlay.opaque", "y"),
+        ("SCHILY.xattr.security.capability", "x"),
+        ("SCHILY.xattr.", ""),
+        ("LIBARCHIVE.xattr.user.%00", "AA=="),
+        ("GNU.sparse.major", "1"),
+        ("GNU.sparse.minor", "0"),
+        ("GNU.sparse.realsize", "9223372036854775807"),
+        ("GNU.sparse.size", "100"),
+        ("GNU.sparse.map", "0,3"),
+        ("GNU.sparse.map", "50,1,0,2"),
+        ("GNU.sparse.name", "../x"),
+        ("GNU.sparse.offset", "0"),
+        ("GNU.sparse.numbytes", "3"),
+    ];
+
+    /// A header, its content, and what fills its last block.
+    fn block(kind: u8, name: &str, target: &str, data: &[u8]) -> Vec<u8> {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_size(data.len() as u64);
+        let bytes = header.as_mut_bytes();
+        bytes[..name.len()].copy_from_slice(name.as_bytes());
+        bytes[157..157 + target.len()].copy_from_slice(target.as_bytes());
+        header.set_cksum();
+        let mut block = [header.as_bytes().as_slice(), data].concat();
+        block.resize(block.len().next_multiple_of(512), 0);
+        block
+    }
+
+    #[test]
+    fn layers_that_lie_give_a_sound_tree_or_an_error() {
+        let mut random = Random(7);
+        let mut understood = 0;
+        for _ in 0..20_000 {
+            let mut layer = Vec::new();
+            for link in [("link", "a"), ("up", "../../.."), ("self", "self/self")] {
+                layer.extend(block(b'2', link.0, link.1, b""));
+            }
+            for _ in 0..random.below(7) {
+                if random.below(4) == 0 {
+                    let mut records = String::new();
+                    for _ in 0..=random.below(4) {
+                        let (key, value) = RECORDS[random.below(RECORDS.len())];
+                        let length = key.len() + value.len() + 5; // two digits, the space, `=` and the newline
+                        records += &format!("{length} {key}={value}\n");
+                    }
+                    layer.extend(block([b'x', b'x', b'x', b'g'][random.below(4)], "x", "", records.as_bytes()));
+                }
+                let kind = b"00112345566SL"[random.below(13)];
+                let data: &[u8] = if b"0SL".contains(&kind) { b"abc" } else { b"" };
+                layer.extend(block(kind, NAMES[random.below(NAMES.len())], NAMES[random.below(NAMES.len())], data));
+            }
+            understood += usize::from(tar(&layer));
+        }
+        assert!(understood > 2_000, "only {understood}");
     }
 
     fn seed_index() -> Vec<u8> {

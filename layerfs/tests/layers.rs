@@ -12,7 +12,7 @@ use layerfs::{
     Compression, DiffId, Encoder, Entry, EntryKind, EntryPath, FileKind, Layer, Packing, PruneOptions, Store,
     StoreError, TarWriter, Tree, TreeIndex, TreeInode, UpperLife, digest_of,
 };
-use oci_spec::image::{Descriptor, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use tempfile::TempDir;
 
 fn run(command: &mut Command) -> Vec<u8> {
@@ -405,8 +405,13 @@ fn refused(blob: &[u8], descriptor: &Descriptor, expected: Option<&DiffId>) -> S
     assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
     let drafts: Vec<_> = fs::read_dir(directory.path().join("tmp")).unwrap().collect();
     assert_eq!(drafts.len(), 1, "only the session's own directory");
+    whole(&error)
+}
+
+/// An error with its causes.
+fn whole(error: &StoreError) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
+    let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         text = format!("{text}: {cause}");
         source = cause.source();
@@ -707,6 +712,28 @@ fn missing_and_damaged_indexes_are_made_again() {
     assert_eq!(store.verify().unwrap(), []);
 }
 
+/// The config that a manifest of the store names.
+fn config_of(store: &Store, manifest: &Descriptor) -> Digest {
+    let document: serde_json::Value =
+        serde_json::from_slice(&store.read_blob(manifest.digest(), 1 << 20).unwrap()).unwrap();
+    Digest::try_from(document["config"]["digest"].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn cache_mounts_and_abandoned_uppers_count_among_what_is_freed() {
+    let (directory, store) = new_store();
+    let mount = store.cache_mount("cache").unwrap();
+    fs::create_dir(mount.join("content")).unwrap();
+    fs::write(mount.join("content/large"), vec![1; 1 << 20]).unwrap();
+    fs::hard_link(mount.join("content/large"), mount.join("content/again")).unwrap();
+    let upper = directory.path().join("uppers/abandoned");
+    fs::create_dir(&upper).unwrap();
+    fs::write(upper.join("large"), vec![1; 1 << 20]).unwrap();
+    let pruned = store.prune(PruneOptions::default()).unwrap();
+    assert_eq!((pruned.cache_mounts, pruned.uppers), (1, 1));
+    assert!((2 << 20..3 << 20).contains(&pruned.freed_bytes), "{pruned:?}");
+}
+
 #[test]
 fn damage_of_the_disk_is_found() {
     let (directory, store) = new_store();
@@ -718,10 +745,19 @@ fn damage_of_the_disk_is_found() {
     bytes[5000] ^= 1;
     fs::remove_file(&tar).unwrap();
     fs::write(&tar, bytes).unwrap();
+    let blob = store.blob_path(layer.descriptor.digest());
+    let config = store.blob_path(&config_of(&store, &manifest));
+    for path in [&blob, &config] {
+        fs::remove_file(path).unwrap();
+    }
+    let is_missing = |path: &Path| {
+        let damage = store.verify().unwrap();
+        damage.iter().any(|found| found.path == path && found.problem.contains("missing"))
+    };
+    assert!(store.verify().unwrap().iter().any(|found| found.path == tar && found.problem.contains("digest")));
+    assert!(is_missing(&blob) && is_missing(&config), "what a manifest names is looked for");
     fs::remove_file(store.blob_path(manifest.digest())).unwrap();
-    let damage = store.verify().unwrap();
-    assert!(damage.iter().any(|found| found.path == tar && found.problem.contains("digest")), "{damage:?}");
-    assert!(damage.iter().any(|found| found.problem.contains("missing")), "{damage:?}");
+    assert!(is_missing(&store.blob_path(manifest.digest())));
     assert!(matches!(store.read_blob(manifest.digest(), 100), Err(StoreError::NotFound { .. })));
 }
 
@@ -796,6 +832,19 @@ fn failed_write_of_a_new_layer_leaves_nothing() {
         Ok::<_, StoreError>(writer.append(&entry, &mut io::empty())?)
     });
     assert!(result.is_err());
+    assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn a_file_beyond_the_limit_is_refused_before_a_byte_of_it_is_read() {
+    let (directory, store) = new_store();
+    let store = store.with_layer_limit(1 << 20);
+    for size_bytes in [(1 << 20) + 1, 1 << 60, u64::MAX] {
+        let huge = Entry::new(path("huge"), EntryKind::File { size_bytes });
+        let made = store.create_layer(|writer| Ok::<_, StoreError>(writer.append(&huge, &mut io::repeat(0))?));
+        let said = whole(&made.unwrap_err());
+        assert!(said.contains("more than the limit of 1048576"), "{said}");
+    }
     assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
 }
 

@@ -112,14 +112,26 @@ pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest
     for _ in 0..INDEX_DEPTH_LIMIT {
         let ManifestContent::Index(manifests) = manifest.content() else { return Ok(manifest) };
         let Some(chosen) = platform.choose(&manifests) else {
-            let mut offered: Vec<String> = manifests.iter().filter_map(Platform::of).map(|p| p.to_string()).collect();
-            offered.dedup();
-            let what = format!("it has no image for {platform}, only for {}", offered.join(", "));
-            return Err(Error::new(format!("choose an image of {}", source.name()), Cause::Missing(what)));
+            // Nothing failed at a registry: somebody asked for what there is not.
+            let what = format!("it has no image for {platform}, {}", offered(&manifests));
+            return Err(Error::local(format!("choose an image of {}", source.name()), Cause::Missing(what)));
         };
         manifest = source.manifest(Some(chosen.digest()))?;
     }
     Err(too_deep(source))
+}
+
+/// The platforms of an index, in words; what is for no platform, as an attestation, is none.
+fn offered(manifests: &[Descriptor]) -> String {
+    let mut platforms: Vec<String> = manifests.iter().filter_map(Platform::of).map(|p| p.to_string()).collect();
+    platforms.retain(|platform| !platform.starts_with("unknown"));
+    platforms.sort();
+    platforms.dedup();
+    if platforms.is_empty() {
+        "and tells of no platform".to_owned()
+    } else {
+        format!("only for {}", platforms.join(", "))
+    }
 }
 
 pub(crate) fn too_deep(source: &dyn Source) -> Error {

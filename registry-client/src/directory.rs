@@ -11,15 +11,16 @@
 //! directory of other things is left alone. (containers-transports(5); the form has no digests but SHA-256.)
 
 use std::collections::HashSet;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::digest::{self, VerifyingReader};
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
-use crate::layout::{Directory, Files, missing_or, pour, publish, read_small, replace, unpublished};
+use crate::layout::{Directory, Files, missing_or, pour, read_small, replace};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
 
@@ -55,6 +56,8 @@ impl ImageDirectory {
 
     /// Makes the directory, unless it holds other things.
     fn prepare(&self) -> Result<(), Error> {
+        // One thread at a time: what another one put there since is no other thing.
+        let _one = self.put.lock().unwrap_or_else(PoisonError::into_inner);
         let version = self.path.join(VERSION_FILE);
         match std::fs::read_to_string(&version) {
             Ok(found) if found.starts_with("Directory Transport Version: 1.") => return Ok(()),
@@ -64,7 +67,7 @@ impl ImageDirectory {
         }
         std::fs::create_dir_all(&self.path).map_err(|error| self.disk(&self.path, error))?;
         let mut entries = std::fs::read_dir(&self.path).map_err(|error| self.disk(&self.path, error))?;
-        // Another thread may be here at the same time.
+        // Of another process that is here at the same time.
         let is_ours = |name: &str| name == VERSION_FILE || name.starts_with(".new-");
         if entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_str().is_none_or(|name| !is_ours(name)))) {
             return Err(self.taken("it holds files that are none of an image"));
@@ -80,10 +83,9 @@ impl ImageDirectory {
         self.prepare()?;
         let path = self.path.join(&name);
         let mut write = || {
-            let mut file = unpublished(&self.path)?;
-            pour(content, &mut file)?;
-            file.flush()?;
-            publish(file, &path)
+            let mut draft = Draft::new_in(&self.path)?;
+            pour(content, &mut draft)?;
+            draft.publish(&path)
         };
         write().map_err(|error| self.disk(&path, error))?;
         self.note(name);

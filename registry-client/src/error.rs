@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use oci_spec::image::Digest;
 
+use crate::reference::Reference;
 use crate::secret::without_credentials;
 
 /// A failure: `cannot <doing>: <cause>`.
@@ -175,6 +176,27 @@ impl std::fmt::Display for Answer {
     }
 }
 
+impl Answer {
+    /// What can be looked at where something is not there: for `GET https://HOST/v2/REPOSITORY/manifests/TAG` the tags.
+    fn missing_hint(&self) -> Option<String> {
+        let (_, url) = self.request.split_once("://")?;
+        let (host, path) = url.split_once("/v2/")?;
+        let is_repository_unknown = self.code.as_deref() == Some("NAME_UNKNOWN");
+        match path.split_once("/manifests/") {
+            Some((repository, tag)) if !is_repository_unknown && !tag.contains(':') => {
+                let repository: Reference = format!("{host}/{repository}").parse().ok()?;
+                let name = repository.familiar();
+                Some(format!("`nacre tags {name}` lists the tags there are"))
+            }
+            Some(_) if !is_repository_unknown => None,
+            _ if path.contains("/manifests/") || path.contains("/tags/") => Some(format!(
+                "check the spelling; `nacre catalog {host}` lists the repositories, where a registry tells them"
+            )),
+            _ => None,
+        }
+    }
+}
+
 impl Error {
     /// An error while `doing` ("push the blob sha256:..."), because of `cause`.
     pub fn new(doing: impl Into<String>, cause: Cause) -> Self {
@@ -197,6 +219,11 @@ impl Error {
             Ok(ours) => ours,
             Err(error) => Self::disk(doing, path, error),
         }
+    }
+
+    /// The same, told as a part of something else.
+    pub(crate) fn while_doing(self, doing: String) -> Self {
+        Self { doing, ..self }
     }
 
     /// Why.
@@ -230,6 +257,7 @@ impl Error {
             Cause::Answer(Answer { status: 403, .. }) => {
                 Some("the account may lack the right to this repository".to_owned())
             }
+            Cause::Answer(answer) if answer.status == 404 => answer.missing_hint(),
             Cause::Tls { detail, host } if detail.contains("InvalidContentType") => {
                 Some(format!("{host} seems to speak plain http; allow that for this registry if you trust the network"))
             }

@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use oci_spec::image::Digest;
 
+use crate::draft::{Draft, parent};
 use crate::place::Origin;
 
 /// What is known of all registries.
@@ -104,9 +105,9 @@ fn read(path: &Path) -> io::Result<Registry> {
     if size_bytes > FILE_LIMIT_BYTES {
         let half = text[text.len() / 2..].find('\n').map_or(text.len(), |end| text.len() / 2 + end + 1);
         text.drain(..half);
-        let mut file = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-        file.write_all(text.as_bytes())?;
-        file.persist(path)?;
+        let mut draft = Draft::with_mode(parent(path), 0o600)?;
+        draft.write_all(text.as_bytes())?;
+        draft.publish(path)?;
     }
     let mut registry = Registry::new();
     text.split_inclusive('\n').for_each(|line| apply(&mut registry, line));

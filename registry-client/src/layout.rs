@@ -1,12 +1,11 @@
 //! OCI image layouts (<https://github.com/opencontainers/image-spec/blob/main/image-layout.md>) as places.
 //!
-//! Invariant: every file appears whole: written beside its place, synced, renamed. `index.json` changes under a lock,
+//! Invariant: every file appears whole: written without a name, synced, named. `index.json` changes under a lock,
 //! last, so that it never names what is not there.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, Digest};
@@ -14,6 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::digest::{self, VerifyingReader};
+use crate::draft::{Draft, parent};
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
@@ -86,9 +86,9 @@ impl OciLayout {
         let directory = self.prepare(digest)?;
         let path = self.blob_path(digest);
         let mut write = || {
-            let mut file = unpublished(&directory)?;
-            pour(content, &mut file)?;
-            publish(file, &path)
+            let mut draft = Draft::new_in(&directory)?;
+            pour(content, &mut draft)?;
+            draft.publish(&path)
         };
         write().map_err(|error| self.disk(&path, error))
     }
@@ -340,22 +340,9 @@ pub(crate) fn blob_name(digest: &Digest) -> String {
 
 /// Writes a small file whole.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = unpublished(parent(path))?;
-    file.write_all(bytes)?;
-    publish(file, path)
-}
-
-/// A file to be filled and then published; readable as the user's umask allows, unlike usual temporary files.
-pub(crate) fn unpublished(directory: &Path) -> io::Result<tempfile::NamedTempFile> {
-    let permissions = std::fs::Permissions::from_mode(0o666);
-    tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(directory)
-}
-
-/// Gives a finished file its name, so that it survives a crash whole or not at all.
-pub(crate) fn publish(file: tempfile::NamedTempFile, path: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    File::open(parent(path))?.sync_all()
+    let mut draft = Draft::beside(path)?;
+    draft.write_all(bytes)?;
+    draft.publish(path)
 }
 
 /// Copies all; with larger steps than `io::copy`, since each one passes decoders, digests and system calls.
@@ -369,9 +356,4 @@ pub(crate) fn pour(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()
             Err(error) => return Err(error),
         }
     }
-}
-
-/// The directory of a file; `.` for a bare name.
-pub(crate) fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

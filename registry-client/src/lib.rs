@@ -14,6 +14,7 @@ mod copy;
 mod delete;
 mod digest;
 mod directory;
+mod draft;
 mod error;
 mod fetch;
 #[cfg(any(test, fuzzing))]
@@ -56,8 +57,9 @@ pub use self::client::{Client, ClientOptions};
 pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};
 pub use self::digest::{VerifyingReader, digest_of};
 pub use self::directory::ImageDirectory;
+pub use self::draft::{Draft, abandon_drafts};
 pub use self::error::{Answer, Cause, Error, ErrorKind};
-pub use self::fetch::Fetched;
+pub use self::fetch::{Fetched, Sink};
 pub use self::hosts::{Hosts, Schemes};
 pub use self::index::{EntryChange, EntryChoice, IndexDraft, IndexSource};
 pub use self::layout::OciLayout;

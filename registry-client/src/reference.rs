@@ -57,6 +57,8 @@ const DOCKER_HUB: &str = "docker.io";
 const DEFAULT_TAG: &str = "latest";
 /// Repository names are at most this long in Docker's grammar.
 const NAME_LIMIT: usize = 255;
+/// Those that are.
+const TRANSPORTS: &str = "docker://, oci:, oci-archive:, docker-archive: and dir:";
 /// skopeo's other prefixes: to be refused by name instead of taken for a repository.
 const OTHER_TRANSPORTS: [&str; 7] =
     ["containers-storage", "docker-daemon", "ostree", "sif", "tarball", "atomic", "docker-tar"];
@@ -186,7 +188,14 @@ impl FromStr for ImageName {
                 Self::DockerArchive { file, reference: reference.map(Reference::parse).transpose().map_err(fail)? }
             }
             other if OTHER_TRANSPORTS.contains(&other) => {
-                return Err(fail(format!("the transport {other}: is not supported")));
+                let way = match other {
+                    "docker-daemon" => "; `docker save -o FILE NAME` writes a docker-archive:FILE",
+                    "containers-storage" => {
+                        "; `podman save --format oci-archive -o FILE NAME` writes an oci-archive:FILE"
+                    }
+                    _ => "",
+                };
+                return Err(fail(format!("the transport {other}: is not supported, but {TRANSPORTS} are{way}")));
             }
             _ => return Ok(Self::Store(text.to_owned())),
         };

@@ -35,7 +35,12 @@ fn a_cache_mount_arrives_as_it_was_on_another_machine() {
         if place.starts_with("oci-archive") {
             fs::copy(first.path("cache.tar"), second.path("cache.tar")).expect("copied");
         }
+        // Of an import that was killed.
+        let mounts = second.store().join("cache-mounts");
+        let draft = mounts.join(&crate::support::names(&mounts)[0]).join("draft-killed");
+        fs::create_dir_all(draft.join("content")).expect("directories");
         second.nacre(&["cache-mount", "import", ID, &place]).succeeds();
+        assert!(!draft.exists());
         second.build(&[]).succeeds();
         second.assert_clean();
         // What was imported gives the same export.

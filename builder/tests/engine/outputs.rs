@@ -137,6 +137,25 @@ fn a_tar_on_standard_output_is_all_that_is_there() {
 }
 
 #[test]
+fn a_tar_replaces_a_file_and_is_written_to_a_pipe() {
+    let bench = bench();
+    let (file, pipe) = (bench.path("out.tar"), bench.path("pipe"));
+    std::fs::write(&file, "older").expect("written");
+    std::os::unix::fs::symlink("out.tar", bench.path("link")).expect("linked");
+    bench.build(&["-o", &format!("type=tar,dest={}", bench.path("link").display())]).succeeds();
+    assert!(bench.path("link").is_symlink());
+    let tar = std::fs::read(&file).expect("there");
+    assert!(tar.ends_with(&[0; 512]));
+    crate::support::run("mkfifo", &[pipe.to_str().expect("text")]);
+    let reader = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::read(pipe).expect("read")
+    });
+    bench.build(&["-o", &format!("type=tar,dest={}", pipe.display())]).succeeds();
+    assert!(reader.join().expect("no panic") == tar, "the same bytes");
+}
+
+#[test]
 fn several_names_digests_and_forms_of_one_build_go_out_at_once() {
     let (bench, registry) = (bench(), Registry::open());
     let address = registry.address();

@@ -40,7 +40,7 @@ impl Store {
     ) -> Result<DiffId, E> {
         let directory = self.lease.directory().to_owned();
         let tar = BufWriter::with_capacity(GATHER_BYTES, Digesting::new(Draft::new(&directory)?));
-        let mut writer = TarWriter::new(LayerSink { tar, directory });
+        let mut writer = TarWriter::new(LayerSink { tar, directory }).limited(self.layer_max_bytes);
         write(&mut writer)?;
         let sink = writer.finish().map_err(StoreError::from)?;
         Ok(self.publish_tar(sink)?)

@@ -3,6 +3,7 @@
 //! Invariant: a [`Draft`] is born in a session's directory in `tmp/`, written, synced, renamed to its
 //! final name, and the directory of that name synced; dropped before, it is removed.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -168,6 +169,22 @@ pub(super) fn remove_if_present(path: &Path) -> Result<u64> {
 fn freed_bytes(metadata: &fs::Metadata) -> u64 {
     use std::os::unix::fs::MetadataExt;
     if metadata.nlink() > 1 { 0 } else { metadata.blocks() * 512 }
+}
+
+/// What a directory with all that is in it takes of the disk; what cannot be looked at does not count.
+pub(super) fn taken_bytes(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let (mut pending, mut linked, mut taken) = (vec![directory.to_owned()], HashSet::new(), 0);
+    while let Some(path) = pending.pop() {
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        if metadata.is_dir() {
+            pending.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        } else if metadata.nlink() > 1 && !linked.insert((metadata.dev(), metadata.ino())) {
+            continue;
+        }
+        taken += metadata.blocks() * 512;
+    }
+    taken
 }
 
 /// Reads a small file; `None` if there is none.

@@ -280,6 +280,8 @@ struct Chunks {
     position: usize,
     digester: Digester,
     tar: Draft,
+    /// An error of the draft: it is not one of the layer.
+    write_error: Option<io::Error>,
 }
 
 impl BufRead for Chunks {
@@ -288,7 +290,11 @@ impl BufRead for Chunks {
             && let Ok(next) = self.incoming.recv()
         {
             self.digester.update(&next);
-            self.tar.write_all(&next)?;
+            if let Err(error) = self.tar.write_all(&next) {
+                let kind = error.kind();
+                self.write_error = Some(error);
+                return Err(kind.into());
+            }
             let _ = self.used.send(std::mem::replace(&mut self.chunk, next)); // nobody needs it at the end
             self.position = 0;
         }
@@ -314,17 +320,22 @@ fn index_chunks(
     incoming: Receiver<Vec<u8>>,
     used: Sender<Vec<u8>>,
 ) -> Result<(Draft, DiffId, LayerBuilder)> {
-    let chunks = Chunks { incoming, used, chunk: Vec::new(), position: 0, digester: Digester::new(), tar };
+    let digester = Digester::new();
+    let chunks = Chunks { incoming, used, chunk: Vec::new(), position: 0, digester, tar, write_error: None };
     let mut reader = TarReader::new(chunks);
-    let builder = index_tar(&mut reader).map_err(|source| StoreError::Layer { what: what.to_owned(), source })?;
+    let indexed = index_tar(&mut reader);
     let mut chunks = reader.into_inner();
     // The diff id is that of all bytes, also of those behind the end of the tar.
-    loop {
+    while indexed.is_ok() && chunks.write_error.is_none() {
         chunks.position = chunks.chunk.len();
-        let is_end =
-            chunks.fill_buf().at("writing the tar of the layer to", &std::path::PathBuf::from(what))?.is_empty();
-        if is_end {
-            return Ok((chunks.tar, chunks.digester.diff_id(), builder));
+        // What fails here is the writing, as above.
+        if chunks.fill_buf().is_ok_and(<[u8]>::is_empty) {
+            break;
         }
     }
+    if let Some(error) = chunks.write_error {
+        return Err(error).at("writing", chunks.tar.path());
+    }
+    let builder = indexed.map_err(|source| StoreError::Layer { what: what.to_owned(), source })?;
+    Ok((chunks.tar, chunks.digester.diff_id(), builder))
 }

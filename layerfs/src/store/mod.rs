@@ -122,7 +122,7 @@ impl Store {
         Lease::new(&root)
     }
 
-    /// The same store, with another limit on what one layer may expand to.
+    /// The same store, with another limit on what one layer may expand to, be it received or made.
     #[must_use]
     pub fn with_layer_limit(mut self, max_bytes: u64) -> Self {
         self.layer_max_bytes = max_bytes;

@@ -14,7 +14,7 @@ use oci_spec::image::ImageIndex;
 use serde_json::Value;
 
 use super::error::{AtPath, Result};
-use super::files::{read_if_present, remove_if_present};
+use super::files::{read_if_present, remove_if_present, taken_bytes};
 use super::lock::Lock;
 use super::names::name_of;
 use super::{Store, lease, uppers};
@@ -44,7 +44,9 @@ pub struct Pruned {
     pub steps: u64,
     /// Abandoned uppers.
     pub uppers: u64,
-    /// Bytes of disk that the files among them took.
+    /// Cache mounts.
+    pub cache_mounts: u64,
+    /// Bytes of disk that all of them took.
     pub freed_bytes: u64,
 }
 
@@ -72,7 +74,9 @@ impl Store {
         let mut marked = lease::live(&self.root)?;
         for path in uppers::directories(&self.root)? {
             if uppers::is_abandoned(&path)? {
+                let taken_bytes = taken_bytes(&path);
                 uppers::remove_forced(&path)?;
+                pruned.freed_bytes += taken_bytes;
                 pruned.uppers += 1;
             } else {
                 marked.extend(uppers::stack_of(&path)?.unwrap_or_default().iter().map(DiffId::hex));
@@ -194,7 +198,10 @@ impl Store {
             for path in files_in(&self.root.join("cache-mounts"))? {
                 // One that a step writes to stays.
                 if let Some(_lock) = Lock::try_exclusive(&path.join("lock"))? {
+                    let taken_bytes = taken_bytes(&path);
                     uppers::remove_forced(&path)?;
+                    pruned.freed_bytes += taken_bytes;
+                    pruned.cache_mounts += 1;
                 }
             }
         }

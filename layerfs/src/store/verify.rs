@@ -2,14 +2,16 @@
 //!
 //! Invariant: it changes nothing but layer indexes that are missing or unreadable, which are made again.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::Store;
 use super::error::{AtPath, Result};
-use super::prune::collect_digests;
-use crate::digest::{DiffId, Digester};
+use crate::digest::{DiffId, Digest, Digester};
 use crate::index::{IndexBytes, IndexFile, Subject};
 
 /// Something in the store that is not what its name says.
@@ -22,8 +24,8 @@ pub struct Damage {
 }
 
 impl Store {
-    /// Digests every blob and every layer, makes every index again to compare, and looks for
-    /// blobs that are named in `index.json` but missing. Takes as long as reading the whole store does.
+    /// Digests every blob and every layer, makes every index again to compare, and looks for what images
+    /// need but is missing: their manifests, configs and layers. Takes as long as reading the whole store does.
     ///
     /// # Errors
     /// If a file cannot be opened; bytes that cannot be read are damage.
@@ -42,16 +44,31 @@ impl Store {
         for path in sorted_files(&self.root.join("trees"))? {
             self.check_tree(&path, &mut damage)?;
         }
-        let mut named = Vec::new();
+        self.lease.with(std::iter::empty(), || self.check_presence(&mut damage))?;
+        Ok(damage)
+    }
+
+    /// From the names to the manifests, and from each to what it consists of.
+    fn check_presence(&self, damage: &mut Vec<Damage>) -> Result<()> {
         let index = self.root.join("index.json");
-        collect_digests(&fs::read(&index).at("reading", &index)?, &mut named);
-        for digest in named {
-            let path = self.root.join("blobs/sha256").join(digest);
-            if !path.try_exists().at("looking for", &path)? {
-                damage.push(Damage { path, problem: "index.json names it, but it is missing".to_owned() });
+        let mut pending = parts(&fs::read(&index).at("reading", &index)?);
+        let mut seen: HashSet<Digest> = pending.iter().map(|part| part.digest.clone()).collect();
+        while let Some(part) = pending.pop() {
+            let path = self.blob_path(&part.digest);
+            match fs::metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    damage.push(Damage { path, problem: "an image needs it, but it is missing".to_owned() });
+                    continue;
+                }
+                found => found.at("looking for", &path)?,
+            };
+            if part.is_manifest {
+                let document = fs::read(&path).at("reading", &path)?;
+                let further = parts(&document).into_iter().filter(|part| seen.insert(part.digest.clone()));
+                pending.extend(further);
             }
         }
-        Ok(damage)
+        Ok(())
     }
 
     fn check_index(&self, path: &Path, damage: &mut Vec<Damage>) -> Result<()> {
@@ -68,6 +85,27 @@ impl Store {
             }
         }
     }
+}
+
+/// What an image consists of.
+struct Part {
+    digest: Digest,
+    is_manifest: bool,
+}
+
+/// The manifests of an index, the config and the layers of a manifest. What is only referred to, such as a subject, and what
+/// is to be had elsewhere (`urls`) need not be there.
+fn parts(document: &[u8]) -> Vec<Part> {
+    let document: Value = serde_json::from_slice(document).unwrap_or_default();
+    let list = |name: &str| document.get(name).and_then(Value::as_array).into_iter().flatten();
+    let part = |descriptor: &Value, is_manifest| {
+        let is_elsewhere = descriptor.get("urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty());
+        let digest = Digest::try_from(descriptor.get("digest")?.as_str()?).ok()?;
+        (!is_elsewhere).then_some(Part { digest, is_manifest })
+    };
+    let manifests = list("manifests").filter_map(|descriptor| part(descriptor, true));
+    let blobs = document.get("config").into_iter().chain(list("layers"));
+    manifests.chain(blobs.filter_map(|descriptor| part(descriptor, false))).collect()
 }
 
 /// Compares an index with what it should be.
@@ -111,7 +149,11 @@ fn sorted_files(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Compares the digest of a file with its name.
 fn check_sum(path: &Path, damage: &mut Vec<Damage>) -> Result<()> {
-    let mut file = File::open(path).at("opening", path)?;
+    let mut file = match File::open(path) {
+        // Garbage that another process collected since it was listed.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.at("opening", path)?,
+    };
     let mut writer = crate::digest::Digesting::new(io::sink());
     let problem = match io::copy(&mut file, &mut writer) {
         Err(error) => format!("it cannot be read: {error}"),

@@ -24,12 +24,20 @@ pub struct TarWriter<W> {
     position: u64,
     last_name: Option<Vec<u8>>,
     buffer: Vec<u8>,
+    limit_bytes: u64,
 }
 
 impl<W: Write> TarWriter<W> {
     /// A writer that has written nothing.
     pub fn new(sink: W) -> Self {
-        Self { sink, position: 0, last_name: None, buffer: vec![0; COPY_BYTES] }
+        Self { sink, position: 0, last_name: None, buffer: vec![0; COPY_BYTES], limit_bytes: u64::MAX }
+    }
+
+    /// The same writer for a tar of at most `limit_bytes`: a file that would make it longer is refused before its content
+    /// is read. A sparse one of a terabyte takes no room where it lies.
+    #[must_use]
+    pub fn limited(self, limit_bytes: u64) -> Self {
+        Self { limit_bytes, ..self }
     }
 
     /// Writes an entry; `content` is read to its end for a file, and not at all for anything else.
@@ -76,6 +84,13 @@ impl<W: Write> TarWriter<W> {
         // A record ends its key at the first `=`: such a name would come back as another one.
         if let Some((xattr, _)) = entry.xattrs.iter().find(|(xattr, _)| xattr.is_empty() || xattr.contains(&b'=')) {
             return Err(EntryFault::Xattr(xattr.escape_ascii().to_string()).into());
+        }
+        if let EntryKind::File { size_bytes } = entry.kind
+            && size_bytes > self.limit_bytes.saturating_sub(self.position)
+        {
+            let (what, limit_bytes) = ("content, with what comes before it in the layer,", self.limit_bytes);
+            let size_bytes = self.position.saturating_add(size_bytes);
+            return Err(EntryFault::Oversized { what, size_bytes, limit_bytes }.into());
         }
         let (header, records) = headers(entry, name);
         if !records.0.is_empty() {

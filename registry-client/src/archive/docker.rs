@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::{Deserialize, Serialize};
 
-use super::oci::staging;
 use super::tar_files::{Compression, TarFiles, TarWriter, compression};
 use crate::digest::{Digester, VerifyingReader, digest_of};
+use crate::draft::{Draft, Staging, parent};
 use crate::error::{Cause, Error};
 use crate::layout::{self, Directory, Files, missing_or, read_small};
 use crate::manifest::{Manifest, ManifestContent};
@@ -160,7 +160,7 @@ pub struct DockerArchiveDestination {
     references: Vec<Reference>,
     /// The archive's files in a directory, instead of the archive.
     is_directory: bool,
-    staging: tempfile::TempDir,
+    staging: Staging,
     /// Uncompressed digest and size of each blob that was put.
     plain: std::sync::Mutex<Vec<(Digest, Plain)>>,
 }
@@ -178,8 +178,8 @@ impl DockerArchiveDestination {
     /// If nothing can be written there.
     pub fn create(file: &Path, reference: Option<Reference>) -> Result<Self, Error> {
         let words = words(file, reference.as_ref());
-        let staging =
-            staging(file).map_err(|error| Error::disk(format!("write {words}"), layout::parent(file), error))?;
+        let staging = Staging::new_in(parent(file))
+            .map_err(|error| Error::disk(format!("write {words}"), parent(file), error))?;
         let references = reference.into_iter().collect();
         let plain = std::sync::Mutex::default();
         Ok(Self { file: file.to_owned(), words, references, is_directory: false, staging, plain })
@@ -219,9 +219,8 @@ impl DockerArchiveDestination {
             Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(rest)?),
         };
         let mut digesting = Digesting::new(plain);
-        let mut file = tempfile::NamedTempFile::new_in(self.staging.path())?;
+        let mut file = File::create(self.blob_path(digest))?;
         layout::pour(&mut digesting, &mut file)?;
-        file.persist(self.blob_path(digest)).map_err(|error| error.error)?;
         let (digest, size_bytes) = digesting.finish();
         Ok(Plain { digest, size_bytes })
     }
@@ -260,9 +259,9 @@ impl DockerArchiveDestination {
     fn write_directory(&self, entries: &[(String, u64, Digest)], manifest: &[u8]) -> io::Result<()> {
         std::fs::create_dir_all(&self.file)?;
         let put = |name: &str, content: &mut dyn Read| {
-            let mut file = layout::unpublished(&self.file)?;
-            layout::pour(content, &mut file)?;
-            layout::publish(file, &self.file.join(name))
+            let mut draft = Draft::new_in(&self.file)?;
+            layout::pour(content, &mut draft)?;
+            draft.publish(&self.file.join(name))
         };
         for (name, _, digest) in entries {
             put(name, &mut File::open(self.blob_path(digest))?)?;
@@ -271,13 +270,13 @@ impl DockerArchiveDestination {
     }
 
     fn write_archive(&self, entries: &[(String, u64, Digest)], manifest: &[u8]) -> io::Result<()> {
-        let out = layout::unpublished(layout::parent(&self.file))?;
+        let out = Draft::beside(&self.file)?;
         let mut tar = TarWriter::new(io::BufWriter::new(out));
         for (name, size_bytes, digest) in entries {
             tar.file(name, *size_bytes, File::open(self.blob_path(digest))?)?;
         }
         tar.file("manifest.json", manifest.len() as u64, manifest)?;
-        layout::publish(tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?, &self.file)
+        tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&self.file)
     }
 
     /// `docker load` gives the image these names; always with their tags.

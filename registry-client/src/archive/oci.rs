@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Descriptor, Digest};
 
 use super::tar_files::{TarFiles, TarWriter};
-use crate::error::Error;
+use crate::draft::{Draft, Staging, parent};
+use crate::error::{Cause, Error};
 use crate::layout::{self, OciLayout};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
@@ -56,7 +57,7 @@ impl Source for OciArchiveSource {
 pub struct OciArchiveDestination {
     file: PathBuf,
     words: String,
-    staging: tempfile::TempDir,
+    staging: Staging,
     layout: OciLayout,
     /// The same image under further names.
     also: Vec<OciLayout>,
@@ -69,8 +70,9 @@ impl OciArchiveDestination {
     /// If nothing can be written there.
     pub fn create(file: &Path, tag: Option<String>) -> Result<Self, Error> {
         let words = words(file, tag.as_deref());
-        let staging =
-            staging(file).map_err(|error| Error::disk(format!("write {words}"), layout::parent(file), error))?;
+        // On the file system of the archive, so that nothing else fills up.
+        let staging = Staging::new_in(parent(file))
+            .map_err(|error| Error::disk(format!("write {words}"), parent(file), error))?;
         let layout = OciLayout::new(staging.path(), tag);
         Ok(Self { file: file.to_owned(), words, staging, layout, also: Vec::new() })
     }
@@ -89,11 +91,21 @@ impl OciArchiveDestination {
         self
     }
 
+    /// Nobody knows the layout that the archive is made of. What failed elsewhere stays as it is.
+    fn of_archive(&self, error: Error) -> Error {
+        match error.cause() {
+            Cause::Disk { path, .. } if path.starts_with(self.staging.path()) => {
+                error.while_doing(format!("write {}", self.words))
+            }
+            _ => error,
+        }
+    }
+
     fn pack(&self) -> io::Result<()> {
-        let out = layout::unpublished(layout::parent(&self.file))?;
+        let out = Draft::beside(&self.file)?;
         let mut tar = TarWriter::new(io::BufWriter::new(out));
         add_directory(&mut tar, self.staging.path(), "")?;
-        layout::publish(tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?, &self.file)
+        tar.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&self.file)
     }
 }
 
@@ -107,11 +119,11 @@ impl Destination for OciArchiveDestination {
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        self.layout.put_blob(descriptor, content)
+        self.layout.put_blob(descriptor, content).map_err(|error| self.of_archive(error))
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
-        self.layout.put_manifest(manifest, is_top)?;
+        self.layout.put_manifest(manifest, is_top).map_err(|error| self.of_archive(error))?;
         if !is_top {
             return Ok(());
         }
@@ -125,11 +137,6 @@ impl Destination for OciArchiveDestination {
 fn words(file: &Path, tag: Option<&str>) -> String {
     let tag = tag.map_or(String::new(), |tag| format!(":{tag}"));
     format!("oci-archive:{}{tag}", file.display())
-}
-
-/// A directory on the file system of the archive, so that nothing else fills up.
-pub(super) fn staging(file: &Path) -> io::Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix(".nacre-").tempdir_in(layout::parent(file))
 }
 
 /// Adds what lies in a directory, in the order of the names' bytes.

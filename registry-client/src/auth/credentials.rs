@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::secret::Secret;
 
@@ -222,15 +222,9 @@ impl CredentialFile {
         let directory = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::create_dir_all(directory).map_err(disk)?;
         let bytes = serde_json::to_vec_pretty(&self.json).expect("a JSON map has a text");
-        let mut file = tempfile::Builder::new()
-            .prefix(".auth")
-            .permissions(std::fs::Permissions::from_mode(0o600))
-            .tempfile_in(directory)
-            .map_err(disk)?;
-        file.write_all(&bytes).and_then(|()| file.write_all(b"\n")).map_err(disk)?;
-        file.as_file().sync_all().map_err(disk)?;
-        file.persist(&target).map_err(|error| disk(error.error))?;
-        Ok(())
+        let mut draft = Draft::with_mode(directory, 0o600).map_err(disk)?;
+        draft.write_all(&bytes).and_then(|()| draft.write_all(b"\n")).map_err(disk)?;
+        draft.publish(&target).map_err(disk)
     }
 }
 
@@ -353,6 +347,8 @@ impl Programs<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn password(user: &str, password: &str) -> Credential {

@@ -21,6 +21,7 @@ pub(crate) struct Cli {
 
 /// What every verb takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
     /// Where the store lies
     #[arg(long, global = true, env = "NACRE_ROOT", value_name = "DIR")]
@@ -92,6 +93,8 @@ pub(crate) enum Verb {
     Remove(commands::remove::Args),
     /// Remove what no name leads to
     Prune(commands::prune::Args),
+    /// Read the whole store, and tell what is damaged
+    Verify(commands::verify::Args),
     /// Try out what this host permits
     Doctor(commands::doctor::Args),
     /// Carry the directories of RUN --mount=type=cache from machine to machine

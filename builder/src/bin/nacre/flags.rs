@@ -39,6 +39,9 @@ pub(crate) fn ulimit(text: &str) -> Result<Ulimit, Usage> {
     Ok(Ulimit { name: name.to_owned(), soft: number(soft)?, hard: number(hard)? })
 }
 
+/// Where SELinux is at work, its settings lie here.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
+
 /// `SOURCE:TARGET[:ro]`, the source a path that exists.
 pub(crate) fn volume(text: &str) -> anyhow::Result<Mount> {
     let wrong = |what: &str| Usage(format!("-v {text:?}: {what}"));
@@ -48,11 +51,17 @@ pub(crate) fn volume(text: &str) -> anyhow::Result<Mount> {
         [source, target, options] => (source, target, options),
         _ => return Err(wrong("it is not SOURCE:TARGET[:ro]").into()),
     };
-    let read_only = match options {
-        "ro" => true,
-        "rw" => false,
-        _ => return Err(wrong("only ro and rw are supported").into()),
-    };
+    let mut read_only = false;
+    for option in options.split(',') {
+        match option {
+            "ro" => read_only = true,
+            "rw" => {}
+            // The label of SELinux that a container may use; without SELinux there is none to set, as docker has it.
+            "z" | "Z" if !Path::new(SELINUX).exists() => {}
+            "z" | "Z" => return Err(wrong("labels of SELinux are not set: chcon -t container_file_t sets one").into()),
+            _ => return Err(wrong(&format!("{option} is not supported, only ro, rw, z and Z")).into()),
+        }
+    }
     if !source.starts_with(['/', '.']) {
         return Err(wrong("named volumes are not supported; give a path that begins with / or .").into());
     }
@@ -189,7 +198,10 @@ mod tests {
     fn volumes_are_paths_and_say_what_is_not_supported() {
         let mount = volume("/:/host:ro").expect("a volume");
         assert!(matches!(mount.source, Source::Bind { read_only: true, .. }));
-        for text in ["data:/data", "/:relative", "/:/x:Z", "/", "/nothing/here:/x"] {
+        if !Path::new(SELINUX).exists() {
+            assert!(matches!(volume("/:/host:z,ro").expect("a volume").source, Source::Bind { read_only: true, .. }));
+        }
+        for text in ["data:/data", "/:relative", "/:/x:rslave", "/:/x:ro,", "/", "/nothing/here:/x"] {
             let error = volume(text).expect_err("not supported").to_string();
             assert!(error.contains(text), "{error}");
         }

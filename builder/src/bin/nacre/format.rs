@@ -5,7 +5,8 @@ use std::fmt;
 /// `--format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Format {
-    /// Columns under a head line.
+    /// Lines for people.
+    #[value(alias = "text")]
     Table,
     /// One JSON document.
     Json,

@@ -44,8 +44,8 @@ pub(crate) struct Interrupts(Arc<State>);
 
 #[derive(Default)]
 struct State {
-    /// How the terminal was, while a shell has it in raw mode; and our side of the shell's own terminal.
-    terminal: Mutex<Option<(Termios, File)>>,
+    /// How the terminal was, while it is otherwise; and where a shell has a terminal of its own, our side of that.
+    terminal: Mutex<Option<(Termios, Option<File>)>>,
     is_interrupted: AtomicBool,
     /// The mounts that are not ours; `None` where we make none.
     known_mounts: Option<HashSet<u32>>,
@@ -66,7 +66,7 @@ impl Interrupts {
                 match signal {
                     Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT => state.interrupt(signal, &root, &display),
                     Signal::WINCH => {
-                        if let Some((_, master)) = state.terminal().as_ref() {
+                        if let Some((_, Some(master))) = state.terminal().as_ref() {
                             terminal::resize(master);
                         }
                     }
@@ -85,9 +85,9 @@ impl Interrupts {
         }
     }
 
-    /// Notes how the terminal was before a shell got it; `master` is resized with it from now on.
-    pub(crate) fn hand_over(&self, before: &Termios, master: &File) -> anyhow::Result<HandedOver<'_>> {
-        let master = master.try_clone().context("cannot duplicate the pseudo terminal")?;
+    /// Notes how the terminal was before it is changed, or a shell gets it; `master` is then resized with it.
+    pub(crate) fn hand_over(&self, before: &Termios, master: Option<&File>) -> anyhow::Result<HandedOver<'_>> {
+        let master = master.map(File::try_clone).transpose().context("cannot duplicate the pseudo terminal")?;
         *self.0.terminal() = Some((before.clone(), master));
         Ok(HandedOver(self))
     }
@@ -100,7 +100,7 @@ impl Drop for HandedOver<'_> {
 }
 
 impl State {
-    fn terminal(&self) -> std::sync::MutexGuard<'_, Option<(Termios, File)>> {
+    fn terminal(&self) -> std::sync::MutexGuard<'_, Option<(Termios, Option<File>)>> {
         self.terminal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,13 +128,17 @@ impl State {
     }
 }
 
+/// In place of the list of others' mounts, where there are none of ours.
+const NO_MOUNTS: &str = "-";
+
 /// The sweeper is told which mounts are not ours: one may be made between the look at them and the exec.
 fn become_sweeper(signal: Signal, root: &Path, known: Option<&HashSet<u32>>) -> Result<Infallible, io::Error> {
     let mut command = Command::new("/proc/self/exe");
+    let known = known.map(|known| known.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
     command.arg0("nacre").arg(SWEEPER_VERB).arg((128 + signal.as_raw()).to_string()).arg(root);
-    if let Some(known) = known {
-        command.arg(known.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
-    }
+    // No thread makes another one from here on.
+    let drafts = registry_client::abandon_drafts();
+    command.arg(known.unwrap_or_else(|| NO_MOUNTS.to_owned())).args(drafts);
     Err(command.exec())
 }
 
@@ -185,21 +189,32 @@ fn unescaped(text: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(out))
 }
 
-/// What the program does after it replaced itself; its arguments are the exit code, the store, and the mounts of others
-/// if there may be some of ours.
+/// What the program does after it replaced itself; its arguments are the exit code, the store, the mounts of others
+/// if there may be some of ours, and the drafts that lie outside of the store.
 pub(crate) fn sweep() -> ExitCode {
     let mut arguments = std::env::args_os().skip(2);
     let code = arguments.next().and_then(|code| code.to_str()?.parse().ok()).unwrap_or(1);
     if let Some(root) = arguments.next() {
         wait_for_children();
-        if let Some(known) = arguments.next() {
+        let root = Path::new(&root);
+        if let Some(known) = arguments.next().filter(|known| known != NO_MOUNTS) {
             let known = known.to_string_lossy().split(',').filter_map(|id| id.parse().ok()).collect();
-            end_mounts(Path::new(&root), &known);
+            end_mounts(root, &known);
         }
-        // Opening it sweeps. A failure leaves the rest for the next opening.
-        drop(layerfs::Store::open(Path::new(&root)));
+        arguments.for_each(|draft| remove(Path::new(&draft)));
+        // Opening it sweeps. A failure leaves the rest for the next opening; and where there is no store, none is made.
+        if root.join("oci-layout").exists() {
+            drop(layerfs::Store::open(root));
+        }
     }
     ExitCode::from(code)
+}
+
+/// Removes a draft: a file, or a directory with all that is in it. One that is gone is as good.
+fn remove(draft: &Path) {
+    if std::fs::remove_file(draft).is_err() {
+        _ = std::fs::remove_dir_all(draft);
+    }
 }
 
 /// Waits until all children are gone, and kills those that take their time.
@@ -210,7 +225,11 @@ fn wait_for_children() {
         _ = gone.send(());
     });
     if all_gone.recv_timeout(GRACE).is_err() {
-        children().into_iter().for_each(|pid| _ = rustix::process::kill_process(pid, Signal::KILL));
+        for pid in children() {
+            // Those that have a group have helpers in it, such as git's transports.
+            _ = rustix::process::kill_process_group(pid, Signal::KILL);
+            _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
         _ = all_gone.recv_timeout(GRACE / 2);
     }
 }

@@ -11,30 +11,32 @@ use crate::flags;
 use crate::report::Usage;
 use crate::units::parse_size;
 
+/// Each flag has it: as the heading of what comes next it would be that of all other flags of a verb, too.
+const HEADING: &str = "Limits of the commands, where the host's cgroups allow them";
+
 /// Limits of a command as a whole, through cgroups.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Limits of the commands, where the host's cgroups allow them")]
 pub(crate) struct LimitFlags {
     /// The most memory of a command and all that it starts, such as 512m
-    #[arg(short, long, value_name = "SIZE")]
+    #[arg(help_heading = HEADING, short, long, value_name = "SIZE")]
     memory: Option<String>,
     /// The most memory and swap together; -1 for all the swap [default: twice the memory]
-    #[arg(long, value_name = "SIZE|-1", allow_hyphen_values = true)]
+    #[arg(help_heading = HEADING, long, value_name = "SIZE|-1", allow_hyphen_values = true)]
     memory_swap: Option<String>,
     /// The most processors, such as 1.5
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(help_heading = HEADING, long, value_name = "NUMBER")]
     cpus: Option<String>,
     /// The share of the processors under load, 2 to 262144 [default: 1024]
-    #[arg(long, short = 'c', value_name = "NUMBER")]
+    #[arg(help_heading = HEADING, long, short = 'c', value_name = "NUMBER")]
     cpu_shares: Option<u64>,
     /// The processors that may be used, such as 0-2,4
-    #[arg(long, value_name = "LIST")]
+    #[arg(help_heading = HEADING, long, value_name = "LIST")]
     cpuset_cpus: Option<String>,
     /// The most processes and threads; -1 for no limit
-    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    #[arg(help_heading = HEADING, long, value_name = "NUMBER", allow_hyphen_values = true)]
     pids_limit: Option<i64>,
     /// The cgroup below which the command's own is made
-    #[arg(long, value_name = "GROUP")]
+    #[arg(help_heading = HEADING, long, value_name = "GROUP")]
     cgroup_parent: Option<String>,
 }
 

@@ -10,6 +10,7 @@ mod flags;
 mod format;
 mod interrupt;
 mod limits;
+mod lines;
 mod outputs;
 mod plane;
 mod progress;
@@ -30,7 +31,6 @@ use std::process::ExitCode;
 
 use builder::rootless::{self, Entered, Mapping};
 use builder::sandbox;
-use clap::Parser;
 
 use crate::args::{Cli, Verb};
 use crate::session::Session;
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|verb| verb == interrupt::SWEEPER_VERB) {
         return interrupt::sweep();
     }
-    let mut cli = match Cli::try_parse() {
+    let mut cli = match usage::parse(&std::env::args_os().collect::<Vec<_>>()) {
         Ok(cli) => cli,
         Err(error) => return usage::answer(error),
     };
@@ -85,7 +85,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 fn with_session(mut session: Session, verb: Verb) -> anyhow::Result<ExitCode> {
-    if let Verb::Build(_) | Verb::Push(_) | Verb::Pull(_) | Verb::Copy(_) = verb {
+    // There, signals are the command's.
+    if !matches!(verb, Verb::Run(_)) {
         session.catch_signals(matches!(verb, Verb::Build(_)))?;
     }
     let result = carry_out(&session, verb);
@@ -118,6 +119,7 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Tag(args) => commands::tag::run(session, &args),
         Verb::Remove(args) => commands::remove::run(session, &args),
         Verb::Prune(args) => commands::prune::run(session, &args),
+        Verb::Verify(args) => commands::verify::run(session, &args),
         Verb::CacheMount(args) => commands::cache_mount::run(session, &args),
         Verb::Mount(_)
         | Verb::MountServer(_)

@@ -59,6 +59,20 @@ pub(crate) struct Outputs {
 }
 
 impl OutputArgs {
+    /// The first of those flags that was given which asks for something to be written.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
+        let given = [
+            ("--push", self.push),
+            ("--load", self.load),
+            ("--output", !self.output.is_empty()),
+            ("--annotation", !self.annotation.is_empty()),
+            ("--iidfile", self.iidfile.is_some()),
+            ("--metadata-file", self.metadata_file.is_some()),
+            ("--cache-to", !self.cache_to.is_empty()),
+        ];
+        given.into_iter().find_map(|(flag, is_given)| is_given.then_some(flag))
+    }
+
     /// What the build has to know of remote caches.
     pub(crate) fn cache_request(&self, build_args: &[String]) -> CacheRequest {
         // As BuildKit has it: the older way to ask for an inline cache.
@@ -210,7 +224,8 @@ fn export_one(
 fn write_one(mut output: Output, built: &Built, delivery: Delivery<'_>) -> anyhow::Result<(Option<Built>, bool)> {
     let spool = match output.file_mut() {
         Some(path) if path == Path::new("-") => {
-            let spool = tempfile::Builder::new().prefix("nacre-").tempdir()?;
+            // Whoever is interrupted leaves it to the sweeper of the store.
+            let spool = tempfile::Builder::new().prefix("out-").tempdir_in(delivery.store.temporary())?;
             *path = spool.path().join("out.tar");
             Some((spool, path.clone()))
         }

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use builder::{Events, StepEnd, StepNumber};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::{Progress, without_credentials};
+use registry_client::{Copied, Progress, without_credentials};
 
 use crate::blobs::{Blobs, Position};
+use crate::lines::Lines;
 use crate::units::human_size;
 
 /// How many of the last lines of a running step a terminal shows.
@@ -30,6 +31,7 @@ pub(crate) enum Mode {
     /// One JSON object an event.
     Rawjson,
     /// Nothing but errors.
+    #[value(alias = "none")]
     Quiet,
 }
 
@@ -69,8 +71,7 @@ struct Tally {
 struct Step {
     name: String,
     started: Instant,
-    /// The beginning of a line whose end has not come yet.
-    partial: Vec<u8>,
+    lines: Lines,
     bars: Vec<ProgressBar>,
     tail: Vec<String>,
 }
@@ -140,6 +141,16 @@ impl Display {
             "seconds": took.as_secs_f64(), "steps": carried_out + cached, "cached": cached, "layers": layers, "size": size_bytes,
         });
         self.json("summary", fields);
+    }
+
+    /// One line about an image that was copied: from where to where, and how much of it had to move.
+    pub(crate) fn copied(&self, from: &str, to: &str, copied: &Copied) {
+        let Copied { sent, skipped, .. } = copied;
+        let plural = if *sent == 1 { "" } else { "s" };
+        let rest = if *skipped > 0 { format!(", {skipped} already there") } else { String::new() };
+        self.line(&format!("{from} -> {to}: {sent} blob{plural} moved{rest}"));
+        let fields = serde_json::json!({ "source": from, "destination": to, "moved": sent, "skipped": skipped });
+        self.json("copied", fields);
     }
 
     fn write(&self, text: &str) {
@@ -212,8 +223,7 @@ impl Display {
     }
 
     fn show_output_line(&self, number: StepNumber, step: &mut Step, line: &[u8]) {
-        let text = String::from_utf8_lossy(line);
-        let text = text.trim_end_matches('\r');
+        let text = &*String::from_utf8_lossy(line);
         match &self.view {
             View::Plain => {
                 self.write(&format!("#{} {:.3} {text}", number.0, step.started.elapsed().as_secs_f64()));
@@ -229,7 +239,7 @@ impl Display {
 impl Step {
     fn show_tail(&mut self, bars: &MultiProgress, text: &str) {
         // Control characters would move the cursor out of our lines.
-        let clean: String = text.rsplit('\r').next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+        let clean: String = text.chars().filter(|c| !c.is_control()).collect();
         self.tail.push(clean);
         if self.tail.len() > TAIL_LINES {
             self.tail.remove(0);
@@ -252,7 +262,7 @@ impl Events for Display {
         let mut step = Step {
             name: name.to_owned(),
             started: Instant::now(),
-            partial: Vec::new(),
+            lines: Lines::default(),
             bars: Vec::new(),
             tail: Vec::new(),
         };
@@ -286,21 +296,15 @@ impl Events for Display {
     fn step_output(&self, number: StepNumber, bytes: &[u8]) {
         let mut state = self.lock();
         let Some(step) = state.steps.get_mut(&number) else { return };
-        step.partial.extend_from_slice(bytes);
-        let mut partial = std::mem::take(&mut step.partial);
-        while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-            let rest = partial.split_off(end + 1);
-            self.show_output_line(number, step, &partial[..end]);
-            partial = rest;
-        }
-        step.partial = partial;
+        let mut lines = std::mem::take(&mut step.lines);
+        lines.push(bytes, |line| self.show_output_line(number, step, line));
+        step.lines = lines;
     }
 
     fn step_ended(&self, number: StepNumber, end: StepEnd) {
         let Some(mut step) = self.lock().steps.remove(&number) else { return };
-        let partial = std::mem::take(&mut step.partial);
-        if !partial.is_empty() {
-            self.show_output_line(number, &mut step, &partial);
+        if let Some(rest) = std::mem::take(&mut step.lines).finish() {
+            self.show_output_line(number, &mut step, &rest);
         }
         let took = step.started.elapsed();
         let seconds = took.as_secs_f64();

@@ -1,12 +1,13 @@
 //! Errors for people: what happened, where, why, and what to do next, on one screen. The kind of
-//! error sets the exit code: 1 user or build, 2 usage, 3 registry or network, 125 internal.
+//! error sets the exit code: 1 user or build, 2 usage, 3 registry or network. `nacre run` has its own, for all of them.
 
+use std::error::Error as _;
 use std::io::Write;
 use std::process::ExitCode;
 
 use builder::BuildError;
 use builder::dockerfile::{DockerfileError, Place};
-use registry_client::{ErrorKind, without_credentials};
+use registry_client::{Cause, ErrorKind, without_credentials};
 
 use crate::server::Foreign;
 
@@ -92,7 +93,7 @@ fn describe_build(error: &BuildError, text: &mut String) -> u8 {
                 Some(at) => located(&DockerfileError { message: source.to_string(), ..(**at).clone() }, text),
                 None => headline(source, text),
             }
-            hint(source.hint().as_deref(), text);
+            hint(source.hint().as_deref().or(full_disk(source)), text);
             registry_code(source)
         }
         BuildError::Git { at, source } => {
@@ -105,10 +106,7 @@ fn describe_build(error: &BuildError, text: &mut String) -> u8 {
         }
         other => {
             headline(other, text);
-            if is_full(other) {
-                let words = "the disk is full; `nacre prune` frees what no image and no later build needs";
-                hint(Some(words), text);
-            }
+            hint(full_disk(other), text);
             1
         }
     }
@@ -120,9 +118,10 @@ fn describe(error: &anyhow::Error, text: &mut String) -> u8 {
         return 2;
     }
     if let Some(error) = error.downcast_ref::<registry_client::Error>() {
-        hint(error.hint().as_deref(), text);
+        hint(error.hint().as_deref().or(full_disk(error)), text);
         return registry_code(error);
     }
+    hint(full_disk(error.as_ref()), text);
     if let Some(error) = error.downcast_ref::<Hinted>() {
         hint(Some(&error.hint), text);
     }
@@ -175,11 +174,29 @@ fn located(error: &DockerfileError, text: &mut String) {
     hint(error.hint.as_deref(), text);
 }
 
-/// Whether a full disk is among the causes.
-fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
+/// What to do where a full disk is among the causes.
+fn full_disk(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    const WORDS: &str =
+        "the disk is full; if it is that of the store, `nacre prune` frees what no image and no later build needs";
     let is_full = |kind| matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-    causes.any(|error| error.downcast_ref::<std::io::Error>().is_some_and(|error| is_full(error.kind())))
+    let mut causes = std::iter::successors(Some(error), |error| cause_of(*error));
+    causes
+        .any(|error| error.downcast_ref::<std::io::Error>().is_some_and(|error| is_full(error.kind())))
+        .then_some(WORDS)
+}
+
+/// An error of the registry client has its cause beside it, and an I/O error may carry another error.
+fn cause_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
+    if let Some(error) = error.downcast_ref::<registry_client::Error>() {
+        return match error.cause() {
+            Cause::Place(place) => Some(&**place),
+            cause => cause.source(),
+        };
+    }
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(carried) => Some(carried),
+        None => error.source(),
+    }
 }
 
 fn hint(words: Option<&str>, text: &mut String) {

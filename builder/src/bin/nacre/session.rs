@@ -115,6 +115,14 @@ pub(crate) fn lookup(store: &Store, name: &str) -> anyhow::Result<Descriptor> {
     builder::lookup(store, name).map_err(|error| not_here(error, name))
 }
 
+/// The same for what works with the store's own names, so that one from elsewhere would not help.
+pub(crate) fn lookup_own(store: &Store, name: &str) -> anyhow::Result<Descriptor> {
+    builder::lookup(store, name).map_err(|error| match error.cause() {
+        Cause::Missing(_) => Hinted::error(error.to_string(), "`nacre images` lists what is there"),
+        _ => error.into(),
+    })
+}
+
 /// The same, opened; of an index, the image for this machine.
 pub(crate) fn open_image(store: &Store, name: &str) -> anyhow::Result<StoredImage> {
     builder::open_image(store, name).map_err(|error| not_here(error, name))
@@ -125,6 +133,10 @@ fn not_here(error: Error, name: &str) -> anyhow::Error {
     match error.cause() {
         Cause::Missing(_) => {
             let way = match name.parse() {
+                Ok(ImageName::Store(name)) if name.starts_with("store:") => {
+                    let bare = name.trim_start_matches("store:");
+                    format!("an image of the store is named without a prefix: {bare}; `nacre images` lists them")
+                }
                 Ok(ImageName::Store(_)) => format!("`nacre pull {name}` brings it from its registry"),
                 _ => format!("`nacre copy {name} NAME` brings it into the store"),
             };

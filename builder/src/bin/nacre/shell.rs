@@ -87,7 +87,7 @@ impl Shell {
         // Ours would keep the terminal open after the shell's end.
         drop(slave);
         let raw = RawMode::enter()?;
-        let handed_over = self.interrupts.hand_over(raw.before(), &master)?;
+        let handed_over = self.interrupts.hand_over(raw.before(), Some(&master))?;
         // Standard output is for results.
         let shown = terminal::show_output(&master, io::stderr())?;
         let input = terminal::forward_input_until_closed(&master)?;

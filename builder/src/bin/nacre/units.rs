@@ -2,7 +2,7 @@
 
 use crate::report::Usage;
 
-/// A size such as `64m` or `1073741824`: bytes, or binary thousands with b, k, m, g or t.
+/// A size such as `64m`, `1.5g` or `1073741824`: bytes, or binary thousands with b, k, m, g or t.
 pub(crate) fn parse_size(flag: &str, text: &str) -> Result<u64, Usage> {
     let lower = text.to_ascii_lowercase();
     let digits = lower.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -14,9 +14,21 @@ pub(crate) fn parse_size(flag: &str, text: &str) -> Result<u64, Usage> {
         "t" | "tb" | "tib" => 40,
         _ => return Err(Usage(format!("{flag} {text:?} is no size such as 64m"))),
     };
-    let number: Option<u64> = digits.parse().ok();
-    let bytes = number.and_then(|number| number.checked_mul(1 << shift));
-    bytes.ok_or_else(|| Usage(format!("{flag} {text:?} is no size such as 64m")))
+    bytes(digits, shift).ok_or_else(|| Usage(format!("{flag} {text:?} is no size such as 64m")))
+}
+
+/// A number that may have a fraction, shifted; what is less than a byte does not count.
+fn bytes(digits: &str, shift: u32) -> Option<u64> {
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    let whole: u64 = whole.parse().ok()?;
+    // Below one, where the 52 bits of a double are more than any shift.
+    let fraction: f64 = format!("0.{fraction}").parse().ok()?;
+    let fraction = (fraction * (1_u64 << shift) as f64) as u64;
+    whole.checked_mul(1 << shift)?.checked_add(fraction)
 }
 
 /// A number of bytes with three digits and a decimal unit, as registries and docker show sizes.
@@ -46,10 +58,12 @@ mod tests {
 
     #[test]
     fn sizes_are_binary() {
-        for (text, bytes) in [("64m", 64 << 20), ("128", 128), ("1G", 1 << 30), ("2kb", 2048)] {
+        for (text, bytes) in
+            [("64m", 64 << 20), ("128", 128), ("1G", 1 << 30), ("2kb", 2048), ("1.5g", 3 << 29), ("0.9", 0)]
+        {
             assert_eq!(parse_size("--shm-size", text).ok(), Some(bytes), "{text}");
         }
-        for text in ["", "m", "64x", "99999999999t", "-1"] {
+        for text in ["", "m", "64x", "99999999999t", "-1", ".5g", "1.g", "1.5.2m", "1e3", "+1"] {
             assert!(parse_size("--shm-size", text).is_err(), "{text}");
         }
     }

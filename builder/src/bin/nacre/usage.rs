@@ -2,10 +2,12 @@
 //!
 //! Invariant: nothing is carried out. In `nacre run` the exit code is 125, so that it is none of the command's.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory};
+use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches, Parser};
 use registry_client::without_credentials;
 
 use crate::args::Cli;
@@ -30,7 +32,7 @@ const VERBS: [(&str, &str); 24] = [
     ("cp", "`nacre mount IMAGE DIRECTORY` shows the files of an image"),
     ("search", "registries have no common search; `nacre tags` and `nacre catalog` list what one has"),
     ("buildx", "`nacre build` has the flags of `docker buildx build`"),
-    ("builder", "there is no builder to manage: `nacre build` is all of it, `nacre prune` empties its cache"),
+    ("builder", "there is no builder to manage: `nacre build` is all of it, `nacre prune --all` empties its cache"),
     ("image", "the verbs stand alone: `nacre images`, `inspect`, `history`, `tag`, `remove`, `prune`"),
     ("container", "no container stays: `nacre run IMAGE` runs one in a fresh state"),
     ("system", "`nacre prune` frees disk space, `nacre doctor` tells what this host permits"),
@@ -41,54 +43,62 @@ const VERBS: [(&str, &str); 24] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&str, &[&str], &str); 19] = [
-    ("run", &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
-    ("run", &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
+const FLAGS: [(&[&str], &[&str], &str); 23] = [
+    (&["run"], &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
+    (&["run"], &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
-        "run",
+        &["run"],
         &["--name", "--volumes-from", "--link", "--pod", "--replace"],
         "a command has no name, and nothing of it stays",
     ),
-    ("run", &["--privileged", "--cap-add", "--cap-drop", "--security-opt", "--device", "--gpus"], NO_PRIVILEGES),
-    ("run", &["--init"], "the sandbox has an init of its own, which reaps what the command leaves behind"),
+    (&["run"], &["--privileged", "--cap-add", "--cap-drop", "--security-opt", "--device", "--gpus"], NO_PRIVILEGES),
+    (&["run"], &["--init"], "the sandbox has an init of its own, which reaps what the command leaves behind"),
     (
-        "run",
+        &["run"],
         &["--dns", "--dns-search", "--dns-option"],
         "the command has this machine's resolv.conf; -v can mount another on it",
     ),
-    ("run", &["-l", "--label", "--annotation"], "labels are an image's: `nacre build --label`"),
+    (&["run"], &["-l", "--label", "--annotation"], "labels are an image's: `nacre build --label`"),
     (
-        "run",
+        &["run"],
         &["--health-cmd", "--no-healthcheck", "--log-driver", "--log-opt", "--stop-signal", "--stop-timeout"],
         NO_DAEMON,
     ),
     (
-        "run",
+        &["run"],
         &["--ipc", "--pid", "--uts", "--userns", "--cgroupns"],
         "each command has namespaces of its own, and no others",
     ),
     (
-        "build",
+        &["build"],
         &["-v", "--volume"],
         "RUN --mount=type=bind mounts files, and --build-context brings further directories",
     ),
-    ("build", &["--squash", "--squash-all", "--layers", "--rm", "--force-rm"], NO_CONTAINERS),
-    ("build", &["--builder", "--isolation", "--userns", "--tls-verify", "--creds", "--authfile"], NO_SETTING),
-    ("build", &["--attest"], "attestations are not made; `nacre attach` attaches files to a pushed image"),
-    ("build", &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
-    ("build", &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),
+    (&["build"], &["--squash", "--squash-all", "--layers", "--rm", "--force-rm"], NO_CONTAINERS),
+    (&["build"], &["--builder", "--isolation", "--userns"], NO_SETTING),
+    (&["build"], &["--compress"], "a context is not sent anywhere; -o type=image,compression=zstd compresses layers"),
+    (&REGISTRY_VERBS, &["--tls-verify", "--src-tls-verify", "--dest-tls-verify", "--insecure"], NO_TLS_FLAG),
+    (&REGISTRY_VERBS, &["--cert-dir", "--src-cert-dir", "--dest-cert-dir"], NO_CERT_FLAG),
     (
-        "build",
+        &REGISTRY_VERBS,
+        &["--creds", "--src-creds", "--dest-creds", "--authfile", "--registry-token"],
+        NO_CREDENTIALS_FLAG,
+    ),
+    (&["build"], &["--attest"], "attestations are not made; `nacre attach` attaches files to a pushed image"),
+    (&["build"], &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
+    (&["build"], &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),
+    (
+        &["build"],
         &["--cap-add", "--cap-drop", "--privileged", "--device"],
         "RUN --security=insecure has all privileges, with --allow security.insecure",
     ),
-    ("build", &["--ignorefile"], "FILE.dockerignore beside the Dockerfile FILE counts before .dockerignore"),
+    (&["build"], &["--ignorefile"], "FILE.dockerignore beside the Dockerfile FILE counts before .dockerignore"),
     (
-        "images",
-        &["-a", "--all", "--filter", "-f", "--no-trunc"],
+        &["images"],
+        &["-a", "--all", "--filter", "-f", "--no-trunc", "--digests"],
         "every name of the store is listed; --format json has whole digests",
     ),
-    ("remove", &["-f", "--force"], "nothing holds an image but its names, so that there is nothing to force"),
+    (&["remove"], &["-f", "--force"], "nothing holds an image but its names, so that there is nothing to force"),
 ];
 
 const NO_PORTS: &str = "the command has this machine's network (--network default): its ports are open as they are";
@@ -96,8 +106,51 @@ const NO_DAEMON: &str =
     "there is no daemon: a command ends with `nacre run`; systemd-run, nohup or `&` keep that going";
 const NO_PRIVILEGES: &str = "a command has docker's default capabilities and devices, and no others";
 const NO_CONTAINERS: &str = "one instruction is one layer, and no container is left behind that had to be removed";
-const NO_SETTING: &str =
-    "there is one builder, in this process; registries are set up in containers/registries.conf, and by `nacre login`";
+/// Verbs that speak with registries.
+const REGISTRY_VERBS: [&str; 14] = [
+    "build",
+    "run",
+    "push",
+    "pull",
+    "copy",
+    "sync",
+    "tags",
+    "catalog",
+    "delete",
+    "referrers",
+    "attach",
+    "manifest",
+    "limits",
+    "login",
+];
+const NO_TLS_FLAG: &str = "what a registry may do is kept by registry: `[[registry]]`, `location = \"HOST\"` and `insecure = true` \
+    in ~/.config/containers/registries.conf permit plain http and certificates that nobody has signed";
+const NO_CERT_FLAG: &str = "certificates lie in /etc/containers/certs.d/HOST or ~/.config/containers/certs.d/HOST";
+const NO_CREDENTIALS_FLAG: &str = "`nacre login` keeps credentials; REGISTRY_AUTH_FILE names another file for them";
+const NO_SETTING: &str = "there is one builder, in this process, and a build has a user namespace where it needs one";
+
+/// Parses the command line. What a flag is switched on by alone may also be given a value, as docker's users write it:
+/// `--no-cache=true`, `--pull=false`.
+pub(crate) fn parse(line: &[OsString]) -> Result<Cli, clap::Error> {
+    match Cli::try_parse_from(line) {
+        Err(error) if error.kind() == ErrorKind::TooManyValues => {}
+        parsed => return parsed,
+    }
+    // Not from the beginning, so that the help does not offer it for each flag.
+    let mut matches = with_values(Cli::command()).try_get_matches_from(line)?;
+    Cli::from_arg_matches_mut(&mut matches)
+}
+
+fn with_values(command: Command) -> Command {
+    let switched = |flag: Arg| match flag.get_action() {
+        ArgAction::SetTrue => {
+            let flag = flag.action(ArgAction::Set).num_args(0..=1).require_equals(true);
+            flag.default_value("false").default_missing_value("true").value_parser(BoolishValueParser::new())
+        }
+        _ => flag,
+    };
+    command.mut_args(switched).mut_subcommands(with_values)
+}
 
 /// Shows what is wrong with a command line, or the help that was asked for, and gives the exit code.
 pub(crate) fn answer(mut error: clap::Error) -> ExitCode {
@@ -156,7 +209,7 @@ fn elsewhere(error: &clap::Error, verb: &str) -> Option<(String, &'static str)> 
         }
         ErrorKind::UnknownArgument => {
             let typed = typed(ContextKind::InvalidArg)?;
-            let (_, _, hint) = FLAGS.iter().find(|(of, flags, _)| *of == verb && flags.contains(&typed))?;
+            let (_, _, hint) = FLAGS.iter().find(|(of, flags, _)| of.contains(&verb) && flags.contains(&typed))?;
             Some((format!("{typed} of `nacre {verb}`"), *hint))
         }
         _ => None,
@@ -165,9 +218,8 @@ fn elsewhere(error: &clap::Error, verb: &str) -> Option<(String, &'static str)> 
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
+    use crate::args::Verb;
 
     #[test]
     fn what_docker_has_is_named_only_where_it_is_missing_here() {
@@ -175,14 +227,33 @@ mod tests {
             let error = Cli::try_parse_from(["nacre", verb]).err().expect(verb);
             assert!(elsewhere(&error, "").is_some(), "{verb}");
         }
-        for (verb, flags, _) in FLAGS {
-            for flag in flags {
+        let of_all = |(verbs, flags, _): (&'static [&'static str], &'static [&'static str], _)| {
+            verbs.iter().flat_map(move |verb| flags.iter().map(move |flag| (*verb, *flag)))
+        };
+        for (verb, flag) in FLAGS.into_iter().flat_map(of_all) {
+            {
                 let error = Cli::try_parse_from(["nacre", verb, flag, "x"]).err().expect(flag);
                 assert!(elsewhere(&error, verb).is_some(), "{verb} {flag}: {error}");
             }
         }
         let error = Cli::try_parse_from(["nacre", "run", "--nonsense"]).err().expect("no such flag");
         assert_eq!(elsewhere(&error, "run"), None);
+    }
+
+    #[test]
+    fn a_switch_may_have_a_value_as_docker_has_it() {
+        let parsed = |line: &str| parse(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        let quiet = |line: &str| match parsed(line).expect(line).verb {
+            Verb::Build(args) => args.quiet,
+            _ => unreachable!("it is a build"),
+        };
+        assert!(quiet("nacre build --quiet=true --no-cache=false --platform linux/arm64 ."));
+        assert!(!quiet("nacre build --quiet=0 --pull=1 -t app --label a=true ."));
+        assert!(!quiet("nacre build --pull=t ."));
+        assert!(parsed("nacre run --rm=true -it app ls --all=true").is_ok());
+        assert!(parsed("nacre prune --all=perhaps").is_err());
+        let error = parsed("nacre build --pull=true --nonsense .").err().expect("no such flag");
+        assert_eq!(error.kind(), ErrorKind::UnknownArgument);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(crate) struct Args {
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS|none", allow_hyphen_values = true)]
     source_date_epoch: Option<String>,
     /// The network of RUN steps
-    #[arg(long, value_name = "default|none|host")]
+    #[arg(long, alias = "net", value_name = "default|none|host")]
     network: Option<String>,
     /// Add a line to /etc/hosts of RUN steps
     #[arg(long, value_name = "NAME:ADDRESS")]
@@ -105,6 +105,7 @@ pub(crate) fn run(session: &Session, args: Args) -> anyhow::Result<ExitCode> {
     let agents = args.ssh.iter().map(|text| Agent::open(text)).collect::<Result<Vec<_>, _>>()?;
     let mut request = request(session, &args, &agents)?;
     request.sandbox.on_failure = args.steps.on_failure(session)?;
+    args.call.refuse_outputs(&args.outputs)?;
     if let Some(code) = args.call.answer(session, &request)? {
         return Ok(code);
     }
@@ -231,9 +232,16 @@ fn secret(text: &str) -> anyhow::Result<(String, Secret)> {
             "id" => id = Some(value),
             "src" | "source" => source = Some(value),
             "env" => variable = Some(value),
-            "type" => kind = Some(value),
+            "type" if matches!(value.as_str(), "file" | "env") => kind = Some(value),
+            "type" => {
+                let what = format!("--secret {text:?}: type={value} is not supported: file or env");
+                return Err(Usage(what).into());
+            }
             other => return Err(Usage(format!("--secret {text:?}: {other}= is not supported")).into()),
         }
+    }
+    if kind.as_deref() == Some("file") && variable.is_some() {
+        return Err(Usage(format!("--secret {text:?}: env= is not of type=file")).into());
     }
     let id = id.or_else(|| source.clone()).ok_or_else(|| Usage(format!("--secret {text:?} has no id=")))?;
     if variable.is_none() && (kind.as_deref() == Some("env") || (source.is_none() && std::env::var_os(&id).is_some())) {

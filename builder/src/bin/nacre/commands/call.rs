@@ -11,6 +11,7 @@ use builder::{Argument, BuildError, BuildRequest, Checked, Lines, Outline, Targe
 use serde::Serialize;
 
 use crate::format::{Format, Table};
+use crate::outputs::OutputArgs;
 use crate::report::{self, Usage};
 use crate::session::Session;
 
@@ -18,7 +19,7 @@ use crate::session::Session;
 #[derive(clap::Args)]
 pub(crate) struct CallFlags {
     /// Only check the Dockerfile, and build nothing: --call=check
-    #[arg(long, conflicts_with_all = ["push", "output", "call"])]
+    #[arg(long, conflicts_with = "call")]
     check: bool,
     /// In place of a build: check it, outline its arguments, or list its targets; `,format=json` for programs
     #[arg(long, default_value = "build", value_name = "build|check|outline|targets")]
@@ -71,9 +72,23 @@ impl std::str::FromStr for Call {
 }
 
 impl CallFlags {
+    fn call(&self) -> Call {
+        if self.check { Call { method: Method::Check, ..self.call } } else { self.call }
+    }
+
+    /// Refuses to promise a result where none is made.
+    pub(crate) fn refuse_outputs(&self, outputs: &OutputArgs) -> Result<(), Usage> {
+        match outputs.first_given() {
+            Some(flag) if self.call().method != Method::Build => {
+                Err(Usage(format!("{flag}: --check and --call build nothing, and write no result")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Answers what is asked for; `None` for a build.
     pub(crate) fn answer(&self, session: &Session, request: &BuildRequest) -> anyhow::Result<Option<ExitCode>> {
-        let call = if self.check { Call { method: Method::Check, ..self.call } } else { self.call };
+        let call = self.call();
         let format = self.format.or(call.format).unwrap_or(Format::Table);
         let source = &request.dockerfile;
         match call.method {

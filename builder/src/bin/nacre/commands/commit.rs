@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use builder::{CommitRequest, ContainerError};
@@ -13,6 +14,8 @@ use rustix::io::Errno;
 use walkdir::WalkDir;
 
 use crate::args::Global;
+use crate::interrupt::Interrupts;
+use crate::progress::Display;
 use crate::record::{self, Mounted};
 use crate::report::Usage;
 use crate::session::{self, print};
@@ -49,6 +52,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     if mounted.record.read_only && !mounted.place.join("stack").exists() {
         return Err(Usage(format!("{} is mounted read-only: there is nothing to commit", args.target.display())).into());
     }
+    let interrupts = Interrupts::catch(&root, &Arc::new(Display::new(global.progress)), false)?;
     let store = session::open_store(&root)?;
     // Who holds the upper reads it alone; a live mount is read beside its server.
     let held = if mounted.is_live { None } else { Some(store.open_upper(&mounted.id)?) };
@@ -74,6 +78,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     }
     let built = built?;
     builder::set(&store, &args.name.familiar(), &built.manifest)?;
+    interrupts.hold();
     print(built.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -37,6 +37,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let destination = places.destination(&args.destination)?;
     let options = CopyOptions { referrers: args.referrers, ..args.transfer.options() };
     let copied = args.repacking.copy(session, source.as_ref(), destination.as_ref(), &options)?;
+    session.display.copied(&source.name(), &destination.name(), &copied);
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,9 +8,11 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Context;
 use builder::host::{self, Finding, State};
 use builder::rootless::{self, Entered, Mapping};
+use layerfs::Store;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Global;
+use crate::format::Format;
 use crate::session::{self, print};
 
 /// Arguments of `nacre doctor`.
@@ -19,19 +21,11 @@ use crate::session::{self, print};
     `missing`, which they cannot. The exit code is 0 if builds can work, else 1.")]
 pub(crate) struct Args {
     /// How to print the findings
-    #[arg(long, value_enum, default_value = "text")]
+    #[arg(long, value_enum, default_value = "table")]
     format: Format,
     /// Only what is tried where builds run, as JSON for the process that started this one.
     #[arg(long, hide = true)]
     inside: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// Lines for people
-    Text,
-    /// One JSON document
-    Json,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,7 +52,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let report = Report { builds: findings.iter().all(|finding| finding.state != State::Missing), findings };
     match args.format {
         Format::Json => print(&serde_json::to_string_pretty(&report)?)?,
-        Format::Text => print(&text(&report))?,
+        Format::Table => print(&text(&report))?,
     }
     Ok(if report.builds { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -98,6 +92,17 @@ fn mapped_ids() -> u64 {
     map.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok()).sum()
 }
 
+fn images(store: &Store) -> anyhow::Result<Finding> {
+    let (count, damaged) = (store.images()?.len(), super::images::damaged(store)?);
+    let plural = if count == 1 { "" } else { "s" };
+    if damaged.is_empty() {
+        return Ok(Finding::works("images", format!("{count} image{plural} of the store can be opened")));
+    }
+    let found = format!("of {count} image{plural} these are damaged: {}", damaged.join(", "));
+    let next = "`nacre verify` tells which files; pull or build these images again";
+    Ok(Finding::limited("images", found, "they cannot be used", next))
+}
+
 fn run_inside(root: &Path) -> anyhow::Result<ExitCode> {
     let options = rootless::Options { private_mounts: true, mapping: Mapping::Ranges };
     let is_root = rustix::process::geteuid().is_root();
@@ -113,7 +118,10 @@ fn run_inside(root: &Path) -> anyhow::Result<ExitCode> {
             };
             let mut findings = vec![Finding::works("namespaces of a build", found)];
             match session::open_store(root) {
-                Ok(store) => findings.extend(host::inside(&store)),
+                Ok(store) => {
+                    findings.extend(host::inside(&store));
+                    findings.push(images(&store)?);
+                }
                 Err(error) => {
                     let next = "name another place with --root";
                     findings.push(Finding::missing("store", format!("{error:#}"), "nothing works", next));

@@ -38,12 +38,12 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let registry = registry(args.registry.as_deref())?;
     let user = match &args.username {
         Some(user) => user.clone(),
-        None => ask("Username: ", false)?,
+        None => ask(session, "Username: ", false)?,
     };
     let password = match &args.password {
         Some(password) => password.clone(),
         None if args.password_stdin => piped_password()?,
-        None => ask("Password: ", true)?,
+        None => ask(session, "Password: ", true)?,
     };
     if user.is_empty() || password.is_empty() {
         return Err(Usage("the user name and the password must not be empty".to_owned()).into());
@@ -82,7 +82,7 @@ fn piped_password() -> anyhow::Result<String> {
 }
 
 /// Asks a person on the terminal, without showing a secret.
-fn ask(question: &str, is_secret: bool) -> anyhow::Result<String> {
+fn ask(session: &Session, question: &str, is_secret: bool) -> anyhow::Result<String> {
     let stdin = std::io::stdin();
     if !rustix::termios::isatty(&stdin) {
         let what = "there is no terminal to ask on: give -u USER and --password-stdin";
@@ -93,6 +93,8 @@ fn ask(question: &str, is_secret: bool) -> anyhow::Result<String> {
     let shown = rustix::termios::tcgetattr(&stdin).context("cannot read the settings of the terminal")?;
     let mut hidden = shown.clone();
     hidden.local_modes.remove(LocalModes::ECHO);
+    // Ctrl-C shows again what is typed.
+    let _handed_over = session.interrupts.hand_over(&shown, None)?;
     if is_secret {
         rustix::termios::tcsetattr(&stdin, OptionalActions::Flush, &hidden)
             .context("cannot switch the terminal's echo off")?;

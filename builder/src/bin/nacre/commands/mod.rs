@@ -31,3 +31,4 @@ pub(crate) mod tag;
 pub(crate) mod tags;
 pub(crate) mod unmount;
 pub(crate) mod unshare;
+pub(crate) mod verify;

@@ -15,8 +15,12 @@ use crate::report::{self, Hinted, Usage};
 use crate::server::{self, Answer, Job};
 use crate::session::{self, print};
 
+/// What says something of a mount that is made, and nothing of a list.
+const OF_A_MOUNT: [&str; 5] = ["places", "read_only", "plane", "foreground", "upper"];
+
 /// Arguments of `nacre mount`.
 #[derive(clap::Args)]
+#[command(mut_arg("plane", |plane| plane.requires("places")))]
 #[command(
     override_usage = "nacre mount [OPTIONS] IMAGE DIR\n       nacre mount [OPTIONS] --upper ID DIR\n       nacre mount [--all] [--format FORMAT]"
 )]
@@ -42,10 +46,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ID", requires = "places")]
     upper: Option<String>,
     /// List also the uppers that were kept
-    #[arg(short, long, conflicts_with = "places")]
+    #[arg(short, long, conflicts_with_all = OF_A_MOUNT)]
     all: bool,
     /// How to print the list
-    #[arg(long, value_enum, default_value = "table", conflicts_with = "places")]
+    #[arg(long, value_enum, default_value = "table", conflicts_with_all = OF_A_MOUNT)]
     format: Format,
 }
 

@@ -19,6 +19,9 @@ pub(crate) struct Args {
     /// Also the cache mounts that no step uses
     #[arg(long)]
     cache_mounts: bool,
+    /// Always so: nothing is asked before it is removed
+    #[arg(short, long)]
+    force: bool,
     /// How to print what was removed
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
@@ -34,15 +37,16 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
             "layers": pruned.layers,
             "steps": pruned.steps,
             "uppers": pruned.uppers,
+            "cache_mounts": pruned.cache_mounts,
             "freed_bytes": pruned.freed_bytes,
         });
         session.print(&serde_json::to_string_pretty(&document)?)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(["BLOBS", "LAYERS", "STEPS", "UPPERS", "FREED"]);
-    let counts = [pruned.blobs, pruned.layers, pruned.steps, pruned.uppers].map(|count| count.to_string());
-    let [blobs, layers, steps, uppers] = counts;
-    table.push([blobs, layers, steps, uppers, human_size(pruned.freed_bytes)]);
+    let mut table = Table::new(["BLOBS", "LAYERS", "STEPS", "UPPERS", "CACHE MOUNTS", "FREED"]);
+    let counts = [pruned.blobs, pruned.layers, pruned.steps, pruned.uppers, pruned.cache_mounts];
+    let [blobs, layers, steps, uppers, cache_mounts] = counts.map(|count| count.to_string());
+    table.push([blobs, layers, steps, uppers, cache_mounts, human_size(pruned.freed_bytes)]);
     session.print(&table.to_string())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use builder::StorePlace;
-use registry_client::{Reference, RegistrySource, copy};
+use registry_client::{Reference, RegistrySource, Source, copy};
 
 use crate::session::Session;
 use crate::transfer::{Transfer, at_registry};
@@ -25,6 +25,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let options = args.transfer.options();
     let name = args.name.familiar();
     let copied = copy(&source, &StorePlace::new(&store, Some(&name)), &options, session.display.as_ref())?;
+    session.display.copied(&source.name(), &format!("{name} in the store"), &copied);
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

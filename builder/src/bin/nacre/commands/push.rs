@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use builder::StorePlace;
-use registry_client::{CopyOptions, PlatformChoice, Reference, RegistryDestination};
+use registry_client::{CopyOptions, Destination, PlatformChoice, Reference, RegistryDestination};
 
 use crate::repacking::Repacking;
 use crate::session::{self, Session};
@@ -29,7 +29,7 @@ pub(crate) struct Args {
 /// Pushes an image and prints its digest.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let store = session.store()?;
-    let manifest = session::lookup(&store, &args.name)?;
+    let manifest = session::lookup_own(&store, &args.name)?;
     let reference = match &args.destination {
         Some(destination) => destination.clone(),
         None => args.name.parse()?,
@@ -39,6 +39,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let platforms = PlatformChoice::All;
     let options = CopyOptions { platforms, jobs: usize::from(args.jobs), ..CopyOptions::default() };
     let copied = args.repacking.copy(session, &source, &destination, &options)?;
+    session.display.copied(&args.name, &Destination::name(&destination), &copied);
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -33,7 +33,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
 
 /// The names that an argument stands for: itself however it is spelled, or those of a digest.
 fn names_of(store: &Store, typed: &str) -> anyhow::Result<Vec<String>> {
-    let digest = session::lookup(store, typed)?.digest().clone();
+    let digest = session::lookup_own(store, typed)?.digest().clone();
     let reference = typed.parse::<Reference>().ok().filter(|reference| reference.digest().is_none());
     let images = store.images()?;
     let is_typed = |image: &&NamedImage| {

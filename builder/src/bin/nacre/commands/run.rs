@@ -27,6 +27,7 @@ pub(crate) const OWN_FAILURE: u8 = 125;
 
 /// Arguments of `nacre run`.
 #[derive(clap::Args)]
+#[command(disable_help_flag = true)]
 #[command(after_help = "What the command changes is forgotten when it ends; \
     `nacre mount` keeps changes. The exit code is the command's; 125: nacre failed, 126: the command cannot be executed, \
     127: it is not there.\n\n\
@@ -57,10 +58,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SPEC")]
     mount: Vec<String>,
     /// The network
-    #[arg(long, default_value = "default", value_name = "default|none|host")]
+    #[arg(long, alias = "net", default_value = "default", value_name = "default|none|host")]
     network: String,
     /// The host name
-    #[arg(long, value_name = "NAME")]
+    #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
     /// Nothing of the image can be changed
     #[arg(long)]
@@ -89,6 +90,9 @@ pub(crate) struct Args {
     /// Always so: what the command changes is forgotten when it ends
     #[arg(long)]
     rm: bool,
+    /// Print help; -h is the host name, as docker has it
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     #[command(flatten)]
     image: Wanted,
     /// The command and its arguments [default: the image's]

@@ -15,12 +15,13 @@ use serde::Serialize;
 
 use self::list::{Line, Names};
 use crate::format::Format;
-use crate::report;
+use crate::report::{self, Usage};
 use crate::session::Session;
 use crate::transfer::{Places, with_tag};
+use crate::units::human_size;
 
 /// A list of images is text that people write; what is longer is something else.
-const MOST_LIST_BYTES: u64 = 16 << 20;
+const MOST_LIST_BYTES: u64 = 16_000_000;
 /// Images at work at once: enough to hide the waits of small ones, and polite to registries.
 const WORKERS: usize = 4;
 
@@ -120,7 +121,12 @@ fn read(path: &std::path::Path) -> anyhow::Result<String> {
         true => Box::new(std::io::stdin()),
         false => Box::new(std::fs::File::open(path).with_context(context)?),
     };
-    source.as_mut().take(MOST_LIST_BYTES).read_to_string(&mut text).with_context(context)?;
+    // A byte more than permitted, to tell a list that is cut from one that ends.
+    source.as_mut().take(MOST_LIST_BYTES + 1).read_to_string(&mut text).with_context(context)?;
+    if text.len() as u64 > MOST_LIST_BYTES {
+        let what = format!("the list {} is longer than {}", path.display(), human_size(MOST_LIST_BYTES));
+        return Err(Usage(what).into());
+    }
     Ok(text)
 }
 

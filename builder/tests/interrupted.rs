@@ -1,0 +1,148 @@
+//! Transfers that get a signal in the middle: they say so, and no unfinished file is left, in the store or outside.
+//!
+//! Invariant: a test has a store, a home and a registry of its own, which sends a part of a layer and then nothing.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use fixtures::fault::{FaultServer, Reply};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const LAYER_BYTES: usize = 4 << 20;
+
+/// A registry of one image whose layer never comes to its end.
+fn slow_registry() -> FaultServer {
+    let hex = "a".repeat(64);
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {
+            "mediaType": "application/vnd.oci.image.config.v1+json", "size": 2,
+            "digest": "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
+        },
+        "layers": [{
+            "mediaType": "application/vnd.oci.image.layer.v1.tar", "size": LAYER_BYTES, "digest": format!("sha256:{hex}"),
+        }],
+    });
+    let manifest = manifest.to_string();
+    FaultServer::start(move |request| match request.path.as_str() {
+        path if path.contains("/manifests/") => {
+            Reply::new(200).header("content-type", "application/vnd.oci.image.manifest.v1+json").body(manifest.clone())
+        }
+        path if path.contains(&hex) => Reply::new(200).body(vec![0; LAYER_BYTES]).silent_after(LAYER_BYTES / 2),
+        path if path.contains("/blobs/") => Reply::new(200).body("{}"),
+        _ => Reply::new(200),
+    })
+}
+
+struct Desk {
+    directory: TempDir,
+    registry: FaultServer,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { directory: tempfile::tempdir().expect("a directory"), registry: slow_registry() };
+        fs::create_dir(desk.path("out")).expect("a directory");
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn name(&self) -> String {
+        format!("docker://{}/app:1", self.registry.address())
+    }
+
+    fn start(&self, arguments: &[&str]) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
+        command.args(arguments).current_dir(self.directory.path()).env("NACRE_ROOT", self.path("store"));
+        command.env("NACRE_PROGRESS", "plain").env("HOME", self.path("home"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs")
+    }
+
+    /// Sends the signal when a part of the layer is written below a directory, and gives what was said then.
+    fn interrupt(&self, mut child: Child, signal: Signal, below: &Path) -> String {
+        let below = below.canonicalize().expect("it is there");
+        while !has_draft(&child, &below) {
+            assert_eq!(child.try_wait().expect("asked"), None, "it goes on");
+            std::thread::yield_now();
+        }
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("small")).expect("positive");
+        kill_process(pid, signal).expect("it is there");
+        let mut said = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut said).expect("read");
+        assert_eq!(child.wait().expect("ended").code(), Some(128 + signal.as_raw()), "{said}");
+        said
+    }
+}
+
+/// Whether the process has a file open below a directory that is not empty, named or not.
+fn has_draft(child: &Child, below: &Path) -> bool {
+    let Ok(open) = fs::read_dir(format!("/proc/{}/fd", child.id())) else { return false };
+    open.flatten().any(|file| {
+        let is_below = fs::read_link(file.path()).is_ok_and(|target| target.starts_with(below));
+        is_below && fs::metadata(file.path()).is_ok_and(|found| found.is_file() && found.len() > 1 << 16)
+    })
+}
+
+/// All files below a directory.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        match entry.path().is_dir() {
+            true => found.extend(files(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}
+
+#[test]
+fn an_interrupted_copy_leaves_no_unfinished_file_beside_its_place() {
+    let desk = Desk::new();
+    let config = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+    for (place, left) in [
+        ("oci:out", &["oci-layout", config][..]),
+        ("oci-archive:out/image.tar", &[]),
+        ("docker-archive:out/image.tar", &[]),
+    ] {
+        for signal in [Signal::TERM, Signal::INT] {
+            fs::remove_dir_all(desk.path("out")).expect("removed");
+            fs::create_dir(desk.path("out")).expect("a directory");
+            let child = desk.start(&["copy", &desk.name(), place]);
+            let said = desk.interrupt(child, signal, &desk.path("out"));
+            assert!(said.ends_with("interrupted\n"), "{said}");
+            let found = files(&desk.path("out"));
+            let is_left = |path: &PathBuf| left.iter().any(|name| path.ends_with(name));
+            assert!(found.iter().all(is_left), "{place}: {found:?}");
+        }
+    }
+    // What has a name of its own goes only when somebody removes it.
+    let mut killed = desk.start(&["copy", &desk.name(), "oci:out"]);
+    while !has_draft(&killed, &desk.path("out").canonicalize().expect("there")) {
+        assert_eq!(killed.try_wait().expect("asked"), None, "it goes on");
+    }
+    killed.kill().expect("killed");
+    killed.wait().expect("ended");
+    assert!(files(&desk.path("out")).iter().all(|path| !path.to_string_lossy().contains(".new-")));
+}
+
+#[test]
+fn every_verb_that_moves_an_image_says_that_it_was_interrupted_and_leaves_a_swept_store() {
+    let desk = Desk::new();
+    fs::create_dir_all(desk.path("store/tmp")).expect("a directory");
+    fs::write(desk.path("list"), format!("{} app\n", desk.name())).expect("written");
+    let (name, store) = (desk.name(), desk.path("store"));
+    for arguments in
+        [&["sync", "list"][..], &["pull", &name["docker://".len()..]], &["manifest", "create", "all", &name]]
+    {
+        let child = desk.start(arguments);
+        let said = desk.interrupt(child, Signal::TERM, &store);
+        assert!(said.ends_with("interrupted\n"), "{arguments:?}: {said}");
+        assert_eq!(fs::read_dir(store.join("tmp")).expect("listed").count(), 0, "{arguments:?}");
+    }
+}
