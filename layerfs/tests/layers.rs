@@ -448,6 +448,20 @@ fn truncated_and_damaged_blobs_are_refused_even_where_the_digest_is_right() {
 }
 
 #[test]
+fn a_blob_that_was_damaged_on_its_way_has_the_wrong_digest_wherever_the_damage_is() {
+    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+        let blob = packed(&tar_of(&sample_layer()), compression);
+        // The magic number tells the compression: without it the rest is a tar, and no good one.
+        for at in (4..blob.len()).step_by(blob.len() / 40 + 1).chain([blob.len() - 6]) {
+            let mut damaged = blob.clone();
+            damaged[at] ^= 0x10;
+            let text = refused(&damaged, &descriptor(&blob), None);
+            assert!(text.contains("was expected"), "{compression:?}, byte {at}: {text}");
+        }
+    }
+}
+
+#[test]
 fn bomb_is_stopped_at_the_limit() {
     for compression in [Compression::Gzip, Compression::Zstd] {
         let blob = packed(&vec![0; 50 << 20], compression);

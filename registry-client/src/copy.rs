@@ -79,8 +79,10 @@ pub fn copy(
     plan.add(source, &top, 0)?;
     // The largest first: begun last, it would keep one lane busy while the others are idle.
     plan.blobs.make_contiguous().sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size()));
-    progress.planned(plan.blobs.make_contiguous());
-    let results = Transfer::new(source, destination, progress, plan.blobs).run(options.jobs)?;
+    let blobs = Vec::from(plan.blobs);
+    progress.planned(&blobs);
+    let results = Transfer::new(source, destination, progress, blobs.clone().into()).run(options.jobs);
+    let results = results.inspect_err(|_| progress.abandoned(&blobs))?;
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;
     }

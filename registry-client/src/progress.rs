@@ -12,6 +12,10 @@ pub trait Progress: Send + Sync {
     fn planned(&self, blobs: &[Descriptor]) {
         let _ = blobs;
     }
+    /// The transfer of these failed: those of them that are not there will not come.
+    fn abandoned(&self, blobs: &[Descriptor]) {
+        let _ = blobs;
+    }
     /// A blob begins to move.
     fn blob_started(&self, descriptor: &Descriptor) {
         let _ = descriptor;

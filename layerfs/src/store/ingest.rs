@@ -189,13 +189,30 @@ fn decode(
     }
     let compression = match decoded {
         Ok(Some(compression)) => compression,
-        Ok(None) => return Ok(None),
+        Ok(None) => return check_rest(received, descriptor).map(|()| None),
         // Bytes beyond the announced size are the better news.
         Err(Decoded::Source(error)) => return Err(received.receive_error(error)),
+        Err(Decoded::Refused(error @ StoreError::Decompress { .. })) => {
+            check_rest(received, descriptor)?;
+            return Err(error);
+        }
         Err(Decoded::Refused(error)) => return Err(error),
     };
     received.check(descriptor)?;
     Ok(Some(compression))
+}
+
+/// A blob that makes no sense was mostly damaged on its way, and then that is the error to tell. For a long rest the
+/// answer is not worth its reading.
+fn check_rest(mut received: Received<impl Read>, descriptor: &Descriptor) -> Result<()> {
+    const WORTH_BYTES: u64 = 64 << 20;
+    if received.left_bytes() > WORTH_BYTES {
+        return Ok(());
+    }
+    if let Err(error) = io::copy(&mut received, &mut io::sink()) {
+        return Err(received.receive_error(error));
+    }
+    received.check(descriptor)
 }
 
 /// Why decoding stopped.

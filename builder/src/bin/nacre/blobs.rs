@@ -95,6 +95,16 @@ impl Blobs {
         }
     }
 
+    /// These are not waited for any more, unless they are there.
+    pub(crate) fn abandon(&mut self, blobs: &[Descriptor]) {
+        for descriptor in blobs {
+            if self.blobs.get(descriptor.digest().as_ref()).is_some_and(|blob| !blob.is_done) {
+                self.blobs.remove(descriptor.digest().as_ref());
+            }
+        }
+        self.forget_if_over();
+    }
+
     /// One begins to move.
     pub(crate) fn start(&mut self, descriptor: &Descriptor, now: Instant) {
         let blob = self.blobs.entry(descriptor.digest().to_string()).or_insert_with(|| Blob::of(descriptor));
@@ -117,10 +127,14 @@ impl Blobs {
         blob.moved_bytes = blob.size_bytes;
         blob.is_done = true;
         let ended = blob.begun.map(|(begun, _)| (blob.size_bytes, now.duration_since(begun)));
+        self.forget_if_over();
+        ended
+    }
+
+    fn forget_if_over(&mut self) {
         if self.blobs.values().all(|blob| blob.is_done) {
             *self = Self::default();
         }
-        ended
     }
 
     /// How far all have come; none where there are fewer than two.
@@ -193,6 +207,20 @@ mod tests {
         assert_eq!(due.len(), 1);
         blobs.finish(c.digest(), now);
         assert_eq!(blobs.counts(), (0, 0), "the next transfer begins from nothing");
+    }
+
+    #[test]
+    fn what_failed_counts_no_more_and_what_goes_on_beside_it_does() {
+        let (a, b, c) = (blob("a", 1000), blob("b", 3000), blob("c", 6000));
+        let (mut blobs, now) = (Blobs::default(), Instant::now());
+        blobs.plan(&[a.clone(), b.clone()]);
+        blobs.plan(std::slice::from_ref(&c));
+        [&a, &b, &c].iter().for_each(|blob| blobs.start(blob, now));
+        blobs.finish(a.digest(), now);
+        blobs.abandon(&[a.clone(), b]);
+        assert_eq!(blobs.all(now).map(|all| all.size_bytes), Some(7000));
+        blobs.abandon(&[a, c]);
+        assert_eq!(blobs.counts(), (0, 0));
     }
 
     #[test]

@@ -353,6 +353,20 @@ impl Progress for Display {
         self.lock().blobs.plan(blobs);
     }
 
+    fn abandoned(&self, blobs: &[Descriptor]) {
+        let mut state = self.lock();
+        state.blobs.abandon(blobs);
+        for descriptor in blobs {
+            if let Some(bar) = state.bars.each.remove(descriptor.digest().as_ref()) {
+                bar.finish_and_clear();
+            }
+        }
+        if let View::Tty(bars) = &self.view {
+            let all = state.blobs.all(Instant::now());
+            self.show_all(bars, &mut state, all);
+        }
+    }
+
     fn blob_started(&self, descriptor: &Descriptor) {
         let digest = descriptor.digest().to_string();
         let mut state = self.lock();
