@@ -27,6 +27,7 @@ use crate::place::StoredImage;
 use crate::plan::{Origin, Plan, PlannedStage};
 use crate::remote_cache::{RemoteCaches, StepResult};
 use crate::request::{BuildRequest, MainContext, NamedContext, Times};
+use crate::schedule::Schedule;
 use crate::stage::StageState;
 use crate::step::{Evaluation, config, files, run};
 
@@ -62,13 +63,14 @@ pub struct BuiltImage {
 /// The first thing that fails; what was finished before it is kept for the next build.
 pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dyn Events) -> Result<Built, BuildError> {
     let dockerfile = checked(request, store, events)?;
-    let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh);
+    let schedule = Schedule::new(request.engine.jobs);
+    let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh).stopped_by(&schedule);
     let request = &*epoch::resolve(request, &dockerfile, &fetcher)?;
     // All are planned before any runs: a mistake in one of them costs no time.
     let plan = |platform| Plan::new(&dockerfile, request, platform);
     let plans = request.platforms.iter().map(plan).collect::<Result<Vec<_>, _>>()?;
     let caches = RemoteCaches::new(request, store, client, events);
-    let shared = Shared::new(request, store, client, events, &dockerfile, &caches, &fetcher)?;
+    let shared = Shared::new(request, store, client, events, &dockerfile, &caches, (&fetcher, &schedule))?;
     let makes_index = shared.frontend.makes_index;
     let images = shared.build(&plans)?;
     let manifest = match images.as_slice() {

@@ -42,7 +42,7 @@ pub(crate) struct Shared<'a> {
     pub(crate) caches: &'a RemoteCaches<'a>,
     pub(crate) fetcher: &'a Fetcher<'a>,
     pub(crate) frontend: FrontendArguments,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedule: &'a Schedule,
     pub(crate) packer: Packer<'a>,
     /// Steps by key.
     pub(crate) steps: Flights<String, DiffId>,
@@ -76,7 +76,7 @@ impl<'a> Shared<'a> {
         events: &'a dyn Events,
         dockerfile: &'a Dockerfile,
         caches: &'a RemoteCaches<'a>,
-        fetcher: &'a Fetcher<'a>,
+        (fetcher, schedule): (&'a Fetcher<'a>, &'a Schedule),
     ) -> Result<Self, BuildError> {
         let frontend = FrontendArguments::of(&request.build_args, request.platforms.len())?;
         for stage in &request.engine.no_cache_stages {
@@ -97,7 +97,7 @@ impl<'a> Shared<'a> {
             caches,
             fetcher,
             frontend,
-            schedule: Schedule::new(request.engine.jobs),
+            schedule,
             packer,
             steps: Flights::new(),
             images: Flights::new(),
@@ -117,12 +117,12 @@ impl<'a> Shared<'a> {
             let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
             let (finished, uploads) = channel();
             let _closing = self.packer.closing();
-            scope.spawn(|| orders.map(|orders| self.packer.work(orders, &self.schedule, finished)));
-            scope.spawn(|| self.packer.upload(uploads, &registries, self.events.transfers()));
+            scope.spawn(|| orders.map(|orders| self.packer.work(orders, self.schedule, finished)));
+            scope.spawn(|| self.packer.upload(uploads, &registries, self.events.transfers(), &self.schedule.stop()));
             self.images(plans)
         });
         self.note_facts();
-        built.map_err(|error| self.schedule.into_failure().unwrap_or(error))
+        built.map_err(|error| self.schedule.take_failure().unwrap_or(error))
     }
 
     /// Has what is learned about a directory's files noted in the end.

@@ -31,7 +31,7 @@ pub(crate) fn image(
         Origin::Context(NamedContext::Image(name)) => named(builder, name, platform, progress),
         Origin::Context(NamedContext::OciLayout(directory, name)) => {
             let source = OciLayout::new(directory, name.clone());
-            fetch(builder.store, &source, None, platform, progress)
+            fetch_to(builder, &source, None, platform, progress)
         }
         Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_) | NamedContext::Remote(_)) => {
             unreachable!("the callers deal with what is no image")
@@ -53,7 +53,7 @@ fn named(
         return Ok(image);
     }
     let source = RegistrySource::new(builder.client, &reference)?;
-    fetch(builder.store, &source, Some(&reference.familiar()), platform, progress)
+    fetch_to(builder, &source, Some(&reference.familiar()), platform, progress)
 }
 
 /// An image that the store has under a name, if it is one for the platform.
@@ -99,8 +99,30 @@ pub fn fetch(
     platform: &Platform,
     progress: &dyn Progress,
 ) -> Result<StoredImage, Error> {
+    take(store, source, &StorePlace::new(store, name), platform, progress)
+}
+
+/// The same for a build, whose end is that of the copy.
+fn fetch_to(
+    builder: &Builder<'_>,
+    source: &dyn Source,
+    name: Option<&str>,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<StoredImage, Error> {
+    let place = StorePlace::new(builder.store, name).until(builder.shared.schedule.stop());
+    take(builder.store, source, &place, platform, progress)
+}
+
+fn take(
+    store: &Store,
+    source: &dyn Source,
+    place: &StorePlace<'_>,
+    platform: &Platform,
+    progress: &dyn Progress,
+) -> Result<StoredImage, Error> {
     let options = CopyOptions { platforms: PlatformChoice::One(platform.clone()), ..CopyOptions::default() };
-    let copied = copy(source, &StorePlace::new(store, name), &options, progress)?;
+    let copied = copy(source, place, &options, progress)?;
     StoredImage::open(store, &copied.manifest.descriptor())
 }
 

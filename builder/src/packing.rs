@@ -12,7 +12,7 @@ use registry_client::{Origin, Progress, RegistryDestination, copy_blob};
 
 use crate::flights::Flights;
 use crate::place::StorePlace;
-use crate::schedule::Schedule;
+use crate::schedule::{Schedule, Stop};
 
 /// Blobs of a build.
 pub(crate) struct Packer<'a> {
@@ -92,10 +92,17 @@ impl<'a> Packer<'a> {
     }
 
     /// Uploads blobs as they are finished, one after the other, until the build ends: the push does what is left.
-    pub(crate) fn upload(&self, finished: Receiver<Finished>, to: &[RegistryDestination], progress: &dyn Progress) {
+    pub(crate) fn upload(
+        &self,
+        finished: Receiver<Finished>,
+        to: &[RegistryDestination],
+        progress: &dyn Progress,
+        stop: &Stop,
+    ) {
         let is_open = || self.orders.lock().unwrap_or_else(PoisonError::into_inner).is_some();
         for (blob, origin) in finished {
             let source = StorePlace::existing(self.store, blob.digest().as_ref(), blob.clone()).that_came_from(origin);
+            let source = source.until(stop.clone());
             for registry in to.iter().take_while(|_| is_open()) {
                 if let Err(error) = copy_blob(&source, registry, &blob, progress) {
                     tracing::debug!("cannot upload {} ahead of the push: {error}", blob.digest());

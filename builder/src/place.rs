@@ -11,6 +11,7 @@ use registry_client::{
 };
 
 use crate::image::ImageConfig;
+use crate::schedule::Stop;
 
 /// Configurations are small; what is larger is no configuration.
 pub(crate) const MOST_CONFIG_BYTES: u64 = 8 << 20;
@@ -22,22 +23,28 @@ pub struct StorePlace<'a> {
     name: Option<String>,
     manifest: Option<Descriptor>,
     origin: Option<Origin>,
+    stop: Stop,
 }
 
 impl<'a> StorePlace<'a> {
     /// An image that is there, by its manifest; `name` is for messages.
     pub fn existing(store: &'a Store, name: &str, manifest: Descriptor) -> Self {
-        Self { store, name: Some(name.to_owned()), manifest: Some(manifest), origin: None }
+        Self { store, name: Some(name.to_owned()), manifest: Some(manifest), origin: None, stop: Stop::default() }
     }
 
     /// Where an image goes; `None` gives it no name.
     pub fn new(store: &'a Store, name: Option<&str>) -> Self {
-        Self { store, name: name.map(str::to_owned), manifest: None, origin: None }
+        Self { store, name: name.map(str::to_owned), manifest: None, origin: None, stop: Stop::default() }
     }
 
     /// The same place, with the repository that its blobs came from: a registry may take them from there.
     pub(crate) fn that_came_from(self, origin: Option<Origin>) -> Self {
         Self { origin, ..self }
+    }
+
+    /// The same place, whose transfers end when the mark is set.
+    pub(crate) fn until(self, stop: Stop) -> Self {
+        Self { stop, ..self }
     }
 
     fn error(&self, doing: &str, error: StoreError) -> Error {
@@ -90,7 +97,7 @@ impl Source for StorePlace<'_> {
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         let blob = self.store.open_blob(descriptor.digest()).map_err(|error| self.error("open a blob", error))?;
-        Ok(Box::new(VerifyingReader::new(blob.file, descriptor)?))
+        Ok(Box::new(self.stop.ends(VerifyingReader::new(blob.file, descriptor)?)))
     }
 
     fn origin(&self, _: &Descriptor) -> Option<Origin> {
@@ -112,7 +119,7 @@ impl Destination for StorePlace<'_> {
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        let reader = content.open()?;
+        let reader = self.stop.ends(content.open()?);
         let stored = if is_layer(descriptor) {
             self.store.ingest_layer(reader, descriptor, None).map(drop)
         } else {

@@ -4,21 +4,35 @@
 //! turn, so that turns come back; who has one waits at most for the caches of other steps, which are locked in one order
 //! (`step/mounts.rs`). The first failure is the build's; what ends because of it is only [`BuildError::Stopped`].
 
+use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::error::BuildError;
-use crate::sandbox::Killer;
 
 /// The turns of a build, and its first failure.
 pub(crate) struct Schedule {
     free: Mutex<usize>,
     changed: Condvar,
-    is_stopped: AtomicBool,
+    stop: Stop,
     failure: Mutex<Option<BuildError>>,
-    /// Of the steps that run now, by a number of their own.
-    killers: Mutex<(u64, Vec<(u64, Killer)>)>,
+    /// Of the processes that run now, by a number of their own.
+    killers: Mutex<(u64, Vec<(u64, Kill)>)>,
+}
+
+/// Ends a process.
+type Kill = Box<dyn Fn() + Send>;
+
+/// A mark that ends transfers; where nobody can set it, they go on to their end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+/// A stream that fails once its mark is set: nobody needs what it carries any more.
+#[derive(Debug)]
+pub(crate) struct Stoppable<T> {
+    inner: T,
+    stop: Stop,
 }
 
 /// The right to carry out a step, given back when dropped.
@@ -36,7 +50,7 @@ impl Schedule {
         Self {
             free: Mutex::new(jobs.max(1)),
             changed: Condvar::new(),
-            is_stopped: AtomicBool::new(false),
+            stop: Stop::default(),
             failure: Mutex::default(),
             killers: Mutex::default(),
         }
@@ -71,7 +85,7 @@ impl Schedule {
 
     /// Whether the build has failed.
     pub(crate) fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::SeqCst)
+        self.stop.is_set()
     }
 
     /// Keeps the first failure, and ends everything that goes on.
@@ -84,8 +98,8 @@ impl Schedule {
         }
         // Under the lock of the killers: a process that is watched later sees the mark.
         let killers = lock(&self.killers);
-        self.is_stopped.store(true, Ordering::SeqCst);
-        killers.1.iter().for_each(|(_, killer)| killer.kill());
+        self.stop.0.store(true, Ordering::SeqCst);
+        killers.1.iter().for_each(|(_, kill)| kill());
         drop(killers);
         // Under the lock of the turns: nobody goes to sleep between looking and waiting.
         let _free = lock(&self.free);
@@ -94,20 +108,72 @@ impl Schedule {
     }
 
     /// What the build failed with, if that was said.
-    pub(crate) fn into_failure(self) -> Option<BuildError> {
-        self.failure.into_inner().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn take_failure(&self) -> Option<BuildError> {
+        lock(&self.failure).take()
+    }
+
+    /// The mark that is set once the build has failed.
+    pub(crate) fn stop(&self) -> Stop {
+        self.stop.clone()
     }
 
     /// Has a process killed if the build stops, also if it did so already.
-    pub(crate) fn watch(&self, killer: Killer) -> Watched<'_> {
+    pub(crate) fn watch(&self, kill: impl Fn() + Send + 'static) -> Watched<'_> {
         let mut killers = lock(&self.killers);
         if self.is_stopped() {
-            killer.kill();
+            kill();
         }
         killers.0 += 1;
         let number = killers.0;
-        killers.1.push((number, killer));
+        killers.1.push((number, Box::new(kill)));
         Watched { schedule: self, number }
+    }
+}
+
+impl Stop {
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// A stream that this ends.
+    pub(crate) fn ends<T>(&self, inner: T) -> Stoppable<T> {
+        Stoppable { inner, stop: self.clone() }
+    }
+}
+
+impl<T> Stoppable<T> {
+    /// The stream alone.
+    pub(crate) fn into_inner(self) -> T {
+        self.inner
+    }
+
+    fn inner(&mut self) -> io::Result<&mut T> {
+        match self.stop.is_set() {
+            true => Err(io::Error::other(BuildError::Stopped.to_string())),
+            false => Ok(&mut self.inner),
+        }
+    }
+}
+
+impl<T: Read> Read for Stoppable<T> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.inner()?.read(buffer)
+    }
+}
+
+impl<T: Write> Write for Stoppable<T> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.inner()?.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner()?.flush()
+    }
+}
+
+impl<T: registry_client::Sink> registry_client::Sink for Stoppable<T> {
+    fn restart(&mut self) -> io::Result<()> {
+        self.inner()?.restart()
     }
 }
 
@@ -144,6 +210,6 @@ mod tests {
             assert!(matches!(waiting.join().expect("no panic"), Err(BuildError::Stopped)));
         });
         drop(turn);
-        assert_eq!(schedule.into_failure().expect("it failed").to_string(), "first");
+        assert_eq!(schedule.take_failure().expect("it failed").to_string(), "first");
     }
 }

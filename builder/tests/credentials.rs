@@ -64,9 +64,13 @@ impl Home {
     }
 
     fn run(&self, repository: &str) -> Output {
+        self.run_verb(&["tags", &format!("{}/{repository}", self.server.address())])
+    }
+
+    fn run_verb(&self, arguments: &[&str]) -> Output {
         let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
         let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(["tags", &format!("{}/{repository}", self.server.address())]);
+        command.args(arguments);
         command.env_clear().env("PATH", path).env("HOME", self.directory.path()).stdin(Stdio::null());
         command.envs(self.variables.iter().map(|(name, path)| (name, path)));
         command.output().expect("the program starts")
@@ -167,6 +171,17 @@ fn without_credentials_nobody_is_made_up_and_the_next_step_is_told() {
     assert_eq!(output.status.code(), Some(3), "{text}");
     assert!(text.contains("hint: log in first: nacre login 127.0.0.1"), "{text}");
     assert!(home.server.requests().iter().all(|request| request.header("authorization").is_none()));
+}
+
+#[test]
+fn logging_out_leaves_the_files_of_other_tools_alone_and_says_so() {
+    let home = Home::new().with_user(".docker/config.json", "a").with_user("run/containers/auth.json", "b");
+    let home = home.with_variable("XDG_RUNTIME_DIR", "run");
+    let output = home.run_verb(&["logout", home.server.address()]);
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("UTF-8"));
+    assert!(stdout.starts_with("logged out of 127.0.0.1"), "{stdout}");
+    assert!(stderr.contains("run/containers/auth.json still holds credentials"), "{stderr}");
+    assert_eq!(home.user(), "b");
 }
 
 #[test]

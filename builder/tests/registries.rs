@@ -454,3 +454,52 @@ fn a_command_runs_in_the_image_of_its_platform_pulled_as_it_is_asked_for() {
     assert_eq!(run(&["--platform", "linux/arm64"]).success(), "arm64", "what the store has is not asked for");
     run(&["--pull", "always", "--platform", "linux/arm64"]).failure(125, "no image for linux/arm64");
 }
+
+#[test]
+fn files_are_pushed_as_an_artifact_and_come_back_under_plain_names_only() {
+    let desk = Desk::new();
+    let contents = [("one.txt", vec![1; 100]), ("two.bin", vec![2; 6_000_000])];
+    contents.iter().for_each(|(name, bytes)| fs::write(desk.path(name), bytes).expect("written"));
+    let name = desk.at("files:1");
+    let push =
+        |name: &str| desk.run(&["artifact", "push", name, "one.txt:text/plain", "two.bin", "--artifact-type", "a/b"]);
+    let digest = push(&name).success();
+    assert_eq!(push(&name).success(), digest, "the same files are the same artifact");
+    push(&desk.at(&format!("files@{digest}"))).failure(2, "under a tag");
+    for source in [name.clone(), desk.place(&format!("files@{digest}"))] {
+        let target = desk.text("back");
+        assert_eq!(desk.run(&["artifact", "pull", &source, "-o", &target]).success(), "one.txt\ntwo.bin");
+        for (name, bytes) in &contents {
+            assert!(fs::read(desk.path("back").join(name)).expect("there") == *bytes, "{name}");
+        }
+        assert_eq!(fs::read_dir(&target).expect("readable").count(), 2);
+        fs::remove_dir_all(target).expect("removed");
+    }
+    desk.push("image:1", "linux/amd64", "x");
+    desk.run(&["artifact", "pull", &desk.at("image:1")]).failure(1, "no files with names");
+    desk.run(&["artifact", "pull", &desk.at("nothing:1")]).failure(3, "404");
+}
+
+#[test]
+fn names_of_files_in_an_artifact_never_lead_out_of_the_directory() {
+    let digest = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+    for titles in [&["../x"][..], &["/tmp/x"], &["a/b"], &[".."], &[""], &["a\nb"], &["a", "a"]] {
+        let blob = |title: Option<&str>| {
+            serde_json::json!({"mediaType": "a/b", "digest": digest, "size": 2,
+                "annotations": title.map(|title| serde_json::json!({"org.opencontainers.image.title": title}))})
+        };
+        let layers: Vec<Value> = titles.iter().map(|title| blob(Some(title))).collect();
+        let config = serde_json::json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest, "size": 2});
+        let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": layers}).to_string();
+        let server = FaultServer::start(move |request| match request.path.contains("/manifests/") {
+            true => {
+                Reply::new(200).header("Content-Type", "application/vnd.oci.image.manifest.v1+json").body(&*manifest)
+            }
+            false => Reply::new(200).body("{}"),
+        });
+        let desk = Desk::new();
+        let name = format!("{}/a:1", server.address());
+        desk.run(&["artifact", "pull", &name, "-o", &desk.text("out")]).failure(1, "cannot write the files of");
+        assert!(!desk.path("out").exists() && !desk.path("x").exists(), "{titles:?}");
+    }
+}

@@ -102,6 +102,14 @@ pub enum Cause {
         /// Host and port.
         host: String,
     },
+    /// The proxy does not let us through.
+    #[error("the proxy refused to connect to {host} ({status})")]
+    ProxyRefused {
+        /// Host and port.
+        host: String,
+        /// The status of the proxy's answer.
+        status: u16,
+    },
     /// TLS could not be set up.
     #[error("TLS with {host} failed: {detail}")]
     Tls {
@@ -255,6 +263,12 @@ impl Error {
             }
             Cause::Tls { detail, .. } if detail.contains("UnknownIssuer") => {
                 Some("the registry's certificate authority is not among the trusted ones of this system".to_owned())
+            }
+            Cause::ProxyRefused { status: 407, .. } => {
+                Some("the proxy wants a user and a password: https_proxy=http://USER:PASSWORD@HOST:PORT".to_owned())
+            }
+            Cause::ProxyRefused { .. } => {
+                Some("check https_proxy; no_proxy lists hosts to reach without it".to_owned())
             }
             Cause::HostNotFound { .. } => Some("check the spelling of the registry and the network".to_owned()),
             Cause::Refused { .. } => Some("is the registry running, and is the port right?".to_owned()),

@@ -26,6 +26,22 @@ pub struct Fetched {
     pub modified_seconds: Option<i64>,
 }
 
+/// Where a file is fetched to.
+pub trait Sink: Write {
+    /// Drops what was written, before another try.
+    ///
+    /// # Errors
+    /// What the system gives.
+    fn restart(&mut self) -> io::Result<()>;
+}
+
+impl Sink for File {
+    fn restart(&mut self) -> io::Result<()> {
+        self.set_len(0)?;
+        self.seek(SeekFrom::Start(0)).map(drop)
+    }
+}
+
 impl Client {
     /// Fetches what an http or https URL leads to into `file`, from its begin; what was in the file is gone.
     /// `authorization` is the value of that header.
@@ -38,7 +54,7 @@ impl Client {
         url: &str,
         authorization: Option<&Secret>,
         limit_bytes: u64,
-        file: &mut File,
+        file: &mut dyn Sink,
     ) -> Result<Fetched, Error> {
         let url = Url::parse(url).map_err(|what| Error::new("fetch a file", Cause::Input(what)))?;
         let doing = format!("fetch {url}");
@@ -48,7 +64,7 @@ impl Client {
         self.retry().run(&doing, self.progress(), attempt).map_err(|cause| Error::new(&doing, cause))
     }
 
-    fn fetch_once(&self, url: &Url, host: &Host, limit_bytes: u64, file: &mut File) -> Result<Fetched, Cause> {
+    fn fetch_once(&self, url: &Url, host: &Host, limit_bytes: u64, file: &mut dyn Sink) -> Result<Fetched, Cause> {
         let name = url.origin().authority();
         let response = self.fetch_foreign(url, host, Vec::new())?;
         if response.status != 200 {
@@ -60,7 +76,7 @@ impl Client {
         if announced.is_some_and(|size| size > limit_bytes) {
             return Err(too_large());
         }
-        rewind(file).map_err(Cause::from_file)?;
+        file.restart().map_err(Cause::from_file)?;
         let size_bytes = copy_body(response.body.take(limit_bytes.saturating_add(1)), file, &name)?;
         if size_bytes > limit_bytes {
             return Err(too_large());
@@ -73,12 +89,7 @@ impl Client {
     }
 }
 
-fn rewind(file: &mut File) -> io::Result<()> {
-    file.set_len(0)?;
-    file.seek(SeekFrom::Start(0)).map(drop)
-}
-
-fn copy_body(mut body: impl Read, file: &mut File, host: &str) -> Result<u64, Cause> {
+fn copy_body(mut body: impl Read, file: &mut dyn Sink, host: &str) -> Result<u64, Cause> {
     let mut buffer = vec![0; 1 << 16];
     let mut size_bytes = 0;
     loop {

@@ -59,7 +59,7 @@ pub use self::digest::{VerifyingReader, digest_of};
 pub use self::directory::ImageDirectory;
 pub use self::draft::{Draft, abandon_drafts};
 pub use self::error::{Answer, Cause, Error, ErrorKind};
-pub use self::fetch::Fetched;
+pub use self::fetch::{Fetched, Sink};
 pub use self::hosts::{Hosts, Schemes};
 pub use self::index::{EntryChange, EntryChoice, IndexDraft, IndexSource};
 pub use self::layout::OciLayout;

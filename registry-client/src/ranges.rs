@@ -13,7 +13,7 @@ use oci_spec::image::Descriptor;
 use crate::error::{Cause, Error};
 use crate::pull::BlobReader;
 use crate::repository::Repository;
-use crate::spool::{self, Spool};
+use crate::spool::{self, PieceSum, Spool};
 
 /// How large blobs are cut into pieces. Only where the client has a directory for partial blobs.
 #[derive(Debug, Clone, Copy)]
@@ -335,7 +335,7 @@ impl Lane {
     fn fetch_piece(&self, reader: &mut BlobReader, piece: usize, buffer: &mut [u8]) -> io::Result<bool> {
         let download = &self.0;
         let (start, end) = (download.start_of(piece), download.end_of(piece));
-        let mut crc = flate2::Crc::new();
+        let mut crc = PieceSum::default();
         let mut position = start;
         while position < end {
             let length = buffer.len().min((end - position) as usize);
@@ -359,7 +359,7 @@ impl Lane {
             drop(state);
             download.moved.notify_all();
         }
-        download.spool.mark_done(piece, crc.sum()).map_err(|error| download.disk_error(error))?;
+        download.spool.mark_done(piece, crc.finalize()).map_err(|error| download.disk_error(error))?;
         download.lock().pieces[piece] = Piece::Done;
         Ok(true)
     }

@@ -16,6 +16,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+pub(crate) use crc32fast::Hasher as PieceSum;
 use oci_spec::image::Descriptor;
 
 use crate::error::Error;
@@ -134,7 +135,7 @@ impl Spool {
         if record[..4] != DONE {
             return Ok(false);
         }
-        let mut crc = flate2::Crc::new();
+        let mut crc = PieceSum::default();
         let mut offset = piece as u64 * self.piece_bytes;
         let end = (offset + self.piece_bytes).min(self.size_bytes);
         while offset < end {
@@ -143,7 +144,7 @@ impl Spool {
             crc.update(&buffer[..length]);
             offset += length as u64;
         }
-        Ok(record[4..] == crc.sum().to_le_bytes())
+        Ok(record[4..] == crc.finalize().to_le_bytes())
     }
 }
 
@@ -192,10 +193,10 @@ mod tests {
 
     fn write(spool: &Spool, piece: usize, length: usize) {
         let bytes = vec![piece as u8 + 1; length];
-        let mut crc = flate2::Crc::new();
+        let mut crc = PieceSum::default();
         crc.update(&bytes);
         spool.write_at(&bytes, piece as u64 * PIECE_BYTES).expect("written");
-        spool.mark_done(piece, crc.sum()).expect("marked");
+        spool.mark_done(piece, crc.finalize()).expect("marked");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ureq::http;
 use ureq::tls::{Certificate, ClientCert, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy, SendBody};
 
-use crate::error::Cause;
+use crate::error::{Cause, is_transient_status};
 use crate::peer::{Identity, Peer};
 use crate::secret::Secret;
 use crate::url::{Origin, Url};
@@ -306,11 +306,20 @@ fn cause_of(error: ureq::Error, host: &str) -> Cause {
         ureq::Error::ConnectionFailed => {
             Cause::Broken { host, source: io::Error::new(io::ErrorKind::NotConnected, "no connection could be made") }
         }
+        ureq::Error::ConnectProxyFailed(words) => match proxy_status(&words) {
+            Some(status) if !is_transient_status(status) => Cause::ProxyRefused { host, status },
+            _ => Cause::Broken { host, source: io::Error::other(format!("by its proxy: {words}")) },
+        },
         // Its words quote the URL, and with it signatures.
         ureq::Error::BadUri(_) => Cause::Malformed(format!("a URL at {host} is not understood")),
         // A half-answer of a dying peer breaks the protocol too: it is worth another try.
         other => Cause::Broken { host, source: io::Error::other(other.to_string()) },
     }
+}
+
+/// The library tells the status in words only: "proxy server responded 407/407".
+fn proxy_status(words: &str) -> Option<u16> {
+    words.rsplit(' ').next()?.split('/').next()?.parse().ok()
 }
 
 fn io_cause(error: io::Error, host: String) -> Cause {

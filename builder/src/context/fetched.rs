@@ -28,6 +28,7 @@ use crate::error::BuildError;
 use crate::fields::truth;
 use crate::flights::Flights;
 use crate::request::Secret;
+use crate::schedule::Schedule;
 use crate::step::unpack;
 
 /// A larger file of the web is refused: registries take no layer beyond this (GitHub's 10 GB, Amazon's 52 GB).
@@ -93,6 +94,8 @@ pub struct Fetcher<'a> {
     agents: &'a BTreeMap<String, PathBuf>,
     known: Flights<String, Fetched>,
     blobs: Flights<String, FetchedBlob>,
+    /// The build that it is for; what serves none goes on to its end.
+    schedule: Option<&'a Schedule>,
 }
 
 /// Files that were fetched.
@@ -150,7 +153,13 @@ impl<'a> Fetcher<'a> {
         secrets: &'a BTreeMap<String, Secret>,
         agents: &'a BTreeMap<String, PathBuf>,
     ) -> Self {
-        Self { store, client, access, secrets, agents, known: Flights::new(), blobs: Flights::new() }
+        let (known, blobs) = (Flights::new(), Flights::new());
+        Self { store, client, access, secrets, agents, known, blobs, schedule: None }
+    }
+
+    /// The same for a build, whose failure ends what is on its way.
+    pub(crate) fn stopped_by(self, schedule: &'a Schedule) -> Self {
+        Self { schedule: Some(schedule), ..self }
     }
 
     /// The files of a place.
@@ -203,7 +212,7 @@ impl<'a> Fetcher<'a> {
             let temporary = self.store.temporary();
             let place = tempfile::Builder::new().prefix("git-").tempdir_in(temporary);
             let place = place.map_err(BuildError::file("make a directory in", temporary))?;
-            let git = Git::new(&access, reference.shown(), place.path());
+            let git = Git::new(&access, reference.shown(), place.path(), self.schedule);
             let resolved = git::resolve(&git, reference, keeps_git_dir)?;
             let words = key_words(reference, &resolved, keeps_git_dir);
             let layer = self.kept_layer(&words, || self.check_out(&git, reference, &resolved, keeps_git_dir))?;
@@ -262,12 +271,14 @@ impl<'a> Fetcher<'a> {
 
     fn download(&self, url: &str) -> Result<Download, BuildError> {
         let temporary = self.store.temporary();
-        let mut file = tempfile::tempfile_in(temporary).map_err(BuildError::file("create a file in", temporary))?;
+        let file = tempfile::tempfile_in(temporary).map_err(BuildError::file("create a file in", temporary))?;
+        let mut file = self.schedule.map(Schedule::stop).unwrap_or_default().ends(file);
         let authorization = self.web_authorization(url);
         let fetched = self
             .client
             .fetch(url, authorization.as_ref(), MOST_FETCHED_BYTES, &mut file)
             .map_err(|source| BuildError::Image { at: None, source })?;
+        let mut file = file.into_inner();
         file.seek(SeekFrom::Start(0)).map_err(BuildError::file("read a file in", temporary))?;
         Ok(Download { file, size_bytes: fetched.size_bytes, modified_seconds: fetched.modified_seconds })
     }

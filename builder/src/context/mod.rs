@@ -15,6 +15,7 @@ mod tree;
 pub use directory::{Directory, Entry, EntryKind, Identity, ignore_file_names};
 pub use error::{BadPattern, ContextError, IgnoreError};
 pub use fetched::{FetchAccess, Fetched, Fetcher, MOST_TEXT_BYTES, RemotePlace, is_archive};
+pub(crate) use git::without_passwords;
 pub use git::{GitError, GitReference, GitUrlError};
 pub use glob::Glob;
 pub(crate) use ignore::clean as clean_path;

@@ -15,7 +15,7 @@ use crate::build::{Builder, Identity, Input};
 use crate::cache::{NamedContent, Work};
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
-use crate::context::Patterns;
+use crate::context::{Patterns, without_passwords};
 use crate::dockerfile::{Add, Copy, FileSource, Files, Heredoc, ModeChange, Word};
 use crate::error::{BuildError, Site};
 use crate::stage::StageState;
@@ -62,7 +62,9 @@ pub(crate) fn add(
     let sources = remote::Sources { builder, checksum, keep_git_dir: add.keep_git_dir, epoch: stage.epoch };
     let job = Job::new(builder, stage, &add.files, builder.context()?, Some(&sources), site)?;
     let unpacks = Unpacks { local: add.unpack.unwrap_or(true), remote: add.unpack.unwrap_or(false) };
-    Job { unpacks, ..job }.carry_out(builder, stage, text, site)
+    // Neither the progress nor the history says what only a server is to know.
+    let text = without_passwords(text);
+    Job { unpacks, ..job }.carry_out(builder, stage, &text, site)
 }
 
 /// What the sources of an ADD are, in order.

@@ -176,7 +176,7 @@ impl Job {
         process: &Process,
         site: &Site,
     ) -> Result<(), BuildError> {
-        let ended = execute(process, &builder.shared.schedule, |bytes| builder.events.step_output(number, bytes));
+        let ended = execute(process, builder.shared.schedule, |bytes| builder.events.step_output(number, bytes));
         let (exit, tail) = ended.map_err(|error| step_error(site, &error))?;
         if exit.code() == 0 {
             return Ok(());
@@ -308,7 +308,8 @@ fn execute(
     let (mut reader, writer) = io::pipe().map_err(setup)?;
     let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
     let step = sandbox::run(process, streams)?;
-    let _watched = schedule.watch(step.killer());
+    let killer = step.killer();
+    let _watched = schedule.watch(move || killer.kill());
     drop(writer);
     let mut tail = Tail::default();
     let mut buffer = vec![0; 1 << 16];

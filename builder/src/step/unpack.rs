@@ -116,6 +116,7 @@ impl<'a> Unpacked<'a> {
 
     fn put_all(&self, changes: &mut ChangeSet, top: &[u8], options: &CopyOptions) -> io::Result<()> {
         let budget = Cell::new(MOST_HEADER_BYTES);
+        let size_bytes = self.tar.metadata()?.len();
         let tar = BufReader::with_capacity(1 << 13, self.tar.as_ref());
         let mut archive = tar::Archive::new(Budgeted { reader: tar, left_bytes: &budget });
         for (number, entry) in archive.entries_with_seek()?.enumerate() {
@@ -123,6 +124,11 @@ impl<'a> Unpacked<'a> {
                 return Err(io::Error::other(format!("the archive has more than {MOST_MEMBERS} members")));
             }
             let mut entry = entry?;
+            // Content is passed over, and so is its end.
+            let is_sparse = entry.header().entry_type() == EntryType::GNUSparse;
+            if !is_sparse && entry.raw_file_position().saturating_add(entry.size()) > size_bytes {
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends within a member"));
+            }
             // What the member itself reads is bounded elsewhere.
             budget.set(u64::MAX);
             self.put(changes, top, options, &mut entry)?;

@@ -305,7 +305,7 @@ fn mistakes_name_their_place_and_cost_exit_code_1() {
         ("FROM scratch\nCOPY ../../etc/passwd /", "not found in the build context"),
         (
             "FROM scratch AS a\nCOPY --from=later / /\nFROM scratch AS later\nCOPY --from=a / /",
-            "it needs to be defined before",
+            "circular dependency detected on stage: a",
         ),
         ("FROM scratch\nUSER nobody\nRUN x", "nobody"),
         ("FROM scratch\nADD git@h.example:x /", "git over ssh needs an agent"),

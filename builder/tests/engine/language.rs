@@ -1,6 +1,8 @@
 //! What BuildKit's own tests say of the language, where a build has to be run for it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 
 use fixtures::fault::{FaultServer, Reply};
 
@@ -124,4 +126,27 @@ fn a_url_of_several_adds_is_fetched_once_in_a_build() {
     ));
     assert_eq!(result(&bench, &[], "two"), "x");
     assert_eq!(server.requests().len(), 1);
+}
+
+#[test]
+fn a_build_that_failed_does_not_wait_for_what_is_on_its_way() {
+    /// More than an hour, byte by byte.
+    const BYTES: u32 = u32::MAX;
+    let bench = Bench::with_busybox();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("bound");
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the build comes");
+        _ = stream.read(&mut [0; 4096]);
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BYTES}\r\n\r\n");
+        stream.write_all(head.as_bytes()).expect("the build reads");
+        (0..BYTES).take_while(|_| stream.write_all(b"x").is_ok()).count()
+    });
+    bench.dockerfile(&format!(
+        "FROM scratch AS slow\nADD http://{address}/f /f\n{SHELL}RUN exit 7\n\
+         FROM scratch\nCOPY --from=shell /bin /bin\nCOPY --from=slow / /\n"
+    ));
+    assert!(bench.build(&["--jobs", "4"]).fails(1).contains("exit code: 7"));
+    assert!(server.join().expect("no panic") < BYTES as usize);
+    bench.assert_clean();
 }

@@ -25,7 +25,7 @@ fn a_mount_without_a_target_is_at_the_working_directory() {
     for directory in ["src", "c"] {
         assert_eq!(std::fs::read_dir(out.join(directory)).expect("a directory").count(), 0, "{directory}");
     }
-    bench.dockerfile(&format!("{SHELL}RUN --mount=from=shell true\n"));
+    bench.dockerfile(&format!("{SHELL}FROM shell\nRUN --mount=from=shell true\n"));
     assert!(bench.build(&[]).fails(1).contains("WORKDIR"));
     bench.assert_clean();
 }

@@ -29,6 +29,8 @@ pub enum Credential {
     },
     /// A refresh token of the OAuth2 flow.
     IdentityToken(Secret),
+    /// A bearer token that is sent to the registry as it is.
+    RegistryToken(Secret),
 }
 
 /// Credentials to look through, the first match wins: those given, then the files in order.
@@ -65,6 +67,19 @@ impl Credentials {
             }
         }
         Ok(None)
+    }
+
+    /// The files that hold a credential for a registry, themselves or by the helper that they name.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn files_with(&self, registry: &str) -> Result<Vec<&Path>, Error> {
+        let mut found = Vec::new();
+        for path in &self.files {
+            let alone = Self { given: BTreeMap::new(), files: vec![path.clone()], ..self.clone() };
+            found.extend(alone.find(registry, "")?.map(|_| path.as_path()));
+        }
+        Ok(found)
     }
 
     /// Stores a credential for a registry in `path`, or in the helper that this file names for it.
@@ -179,7 +194,17 @@ impl CredentialFile {
         if let Some(token) = text("identitytoken") {
             return Ok(Some(Credential::IdentityToken(Secret::new(token))));
         }
-        let Some(auth) = text("auth") else { return Ok(None) };
+        if let Some(token) = text("registrytoken") {
+            return Ok(Some(Credential::RegistryToken(Secret::new(token))));
+        }
+        let Some(auth) = text("auth") else {
+            let both = text("username").zip(text("password"));
+            let plain = |(user, password): (&str, &str)| Credential::Password {
+                user: user.to_owned(),
+                password: Secret::new(password),
+            };
+            return Ok(both.map(plain));
+        };
         let decoded = STANDARD.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
         let Some((user, password)) = decoded.as_deref().and_then(|both| both.split_once(':')) else {
             let path = self.path.display();
@@ -239,6 +264,7 @@ fn encode(credential: &Credential) -> Value {
             serde_json::json!({ "auth": STANDARD.encode(format!("{user}:{}", password.reveal())) })
         }
         Credential::IdentityToken(token) => serde_json::json!({ "identitytoken": token.reveal() }),
+        Credential::RegistryToken(token) => serde_json::json!({ "registrytoken": token.reveal() }),
     }
 }
 
@@ -274,6 +300,11 @@ impl Programs<'_> {
         let (username, secret) = match credential {
             Credential::Password { user, password } => (user.as_str(), password),
             Credential::IdentityToken(token) => (TOKEN_USER, token),
+            Credential::RegistryToken(_) => {
+                let what =
+                    format!("docker-credential-{helper} keeps passwords and identity tokens, no registry tokens");
+                return Err(Cause::Credential(what));
+            }
         };
         let record = WireCredential {
             server_url: server.to_owned(),
@@ -341,6 +372,22 @@ mod tests {
         assert_eq!(find("team/other"), Some(password("b", "2")));
         assert_eq!(find("teamwork"), Some(password("a", "1")));
         assert_eq!(credentials.find("other.example", "team/app").expect("readable"), None);
+    }
+
+    #[test]
+    fn every_form_of_an_entry_is_read() {
+        for (entry, expected) in [
+            (r#"{"username": "me", "password": "p"}"#, Some(password("me", "p"))),
+            (r#"{"auth": "bWU6cA==", "username": "other", "password": "x"}"#, Some(password("me", "p"))),
+            (r#"{"registrytoken": "t"}"#, Some(Credential::RegistryToken(Secret::new("t")))),
+            (r#"{"identitytoken": "t", "auth": "bWU6"}"#, Some(Credential::IdentityToken(Secret::new("t")))),
+            (r#"{"username": "me"}"#, None),
+            ("{}", None),
+        ] {
+            let (_keep, credentials) = with_file(&format!(r#"{{"auths": {{"r.example": {entry}}}}}"#));
+            assert_eq!(credentials.find("r.example", "a").expect("readable"), expected, "{entry}");
+            assert_eq!(credentials.files_with("r.example").expect("readable").len(), usize::from(expected.is_some()));
+        }
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl Authenticator {
         for credential in lock(&self.found).values().flatten() {
             match credential {
                 Credential::Password { password, .. } => secrets.push(password.clone()),
-                Credential::IdentityToken(token) => secrets.push(token.clone()),
+                Credential::IdentityToken(token) | Credential::RegistryToken(token) => secrets.push(token.clone()),
             }
             let basic = token::basic_authorization(credential);
             secrets.extend(basic.iter().filter_map(|basic| basic.reveal().strip_prefix("Basic ")).map(Secret::new));
@@ -142,6 +142,10 @@ impl Authenticator {
                 }
             });
         };
+        if let Some(Credential::RegistryToken(token)) = &credential {
+            let header = Secret::new(format!("Bearer {}", token.reveal()));
+            return Ok(Authorization { header, token: None, has_credentials: true });
+        }
         // We know what we want to do; a registry that refused a token for it may want more (insufficient_scope).
         let wanted = scope.as_deref().filter(|_| refused.is_some() || purpose.scopes.is_empty()).unwrap_or_default();
         let scopes = purpose.scopes.with(wanted);

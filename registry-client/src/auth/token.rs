@@ -194,6 +194,7 @@ fn fetch_by_post(
         Credential::IdentityToken(token) => {
             form.extend([("grant_type", "refresh_token"), ("refresh_token", token.reveal())]);
         }
+        Credential::RegistryToken(_) => unreachable!("it is sent as it is, and no other is asked for"),
     }
     let form: Vec<String> = form.iter().map(|(name, value)| format!("{name}={}", percent_encode(value))).collect();
     let headers = [("Content-Type", "application/x-www-form-urlencoded"), ("Accept", "application/json")];

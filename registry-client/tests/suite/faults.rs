@@ -285,6 +285,24 @@ fn a_token_that_ends_in_the_middle_of_a_push_is_renewed() {
 }
 
 #[test]
+fn a_registry_token_is_sent_as_it_is_and_no_other_is_asked_for() {
+    let (content, descriptor) = blob();
+    let server = FaultServer::start(move |request| match request.header("authorization") {
+        Some("Bearer given-token") => rest(request, &content),
+        _ => Reply::new(401).header("WWW-Authenticate", r#"Bearer realm="http://127.0.0.1:1/token""#),
+    });
+    let repository = |token: &str| {
+        let given = BTreeMap::from([(server.address().to_owned(), Credential::RegistryToken(Secret::new(token)))]);
+        let credentials = Credentials { given, ..Credentials::default() };
+        let reference: Reference = format!("{}/a:1", server.address()).parse().expect("a reference");
+        Client::new(ClientOptions { credentials, ..quick() }).repository(&reference).expect("a host")
+    };
+    pull_from(&repository("given-token"), &descriptor).expect("pulled");
+    let error = pull_from(&repository("wrong-token"), &descriptor).expect_err("refused");
+    assert!(matches!(error.cause(), Cause::Unauthorized { had_credentials: true, .. }), "{error}");
+}
+
+#[test]
 fn a_mount_sends_nothing_and_a_refused_one_goes_on_with_its_session() {
     let (image, layer) = large_layer();
     let (server, stored) = push(&Arc::new(Uploads { mount_status: Some(201), ..Uploads::default() }), &image, &layer);
@@ -455,6 +473,21 @@ fn a_proxy_is_used_but_for_the_hosts_that_are_left_out() {
     assert!(!format!("{proxied:?}").contains("hunter2"), "{proxied:?}");
     // Without a name server the lookup fails in another way.
     assert!(matches!(left_out.cause(), Cause::HostNotFound { .. } | Cause::Broken { .. }), "{left_out}");
+}
+
+#[test]
+fn a_proxy_that_refuses_is_named_at_once() {
+    for (status, hint) in [(407, "USER:PASSWORD"), (403, "no_proxy")] {
+        let proxy = FaultServer::start(move |_| Reply::new(status));
+        let https_proxy = Some(Secret::new(format!("http://me:hunter2@{}", proxy.address())));
+        let transport = TransportOptions { https_proxy, ..quick().transport };
+        let client = Client::new(ClientOptions { transport, ..quick() });
+        let reference: Reference = "far.example/a:1".parse().expect("a reference");
+        let error = client.repository(&reference).expect("a host").tags().expect_err("refused");
+        assert!(matches!(error.cause(), Cause::ProxyRefused { status: found, .. } if *found == status), "{error}");
+        assert!(error.hint().expect("there is a way out").contains(hint) && !error.to_string().contains("hunter2"));
+        assert_eq!(proxy.requests().len(), 1, "it is not asked again");
+    }
 }
 
 /// Remembers what a transfer told.

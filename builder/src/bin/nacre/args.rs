@@ -63,6 +63,8 @@ pub(crate) enum Verb {
     Referrers(commands::referrers::Args),
     /// Attach files to an image at its registry
     Attach(commands::attach::Args),
+    /// Push and pull files that are no image
+    Artifact(commands::artifact::Args),
     /// Make, change, show and push indexes of several platforms
     Manifest(commands::manifest::Args),
     /// Show how much a registry still lets you pull

@@ -225,7 +225,11 @@ fn wait_for_children() {
         _ = gone.send(());
     });
     if all_gone.recv_timeout(GRACE).is_err() {
-        children().into_iter().for_each(|pid| _ = rustix::process::kill_process(pid, Signal::KILL));
+        for pid in children() {
+            // Those that have a group have helpers in it, such as git's transports.
+            _ = rustix::process::kill_process_group(pid, Signal::KILL);
+            _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
         _ = all_gone.recv_timeout(GRACE / 2);
     }
 }

@@ -108,6 +108,7 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Delete(args) => commands::delete::run(session, &args),
         Verb::Referrers(args) => commands::referrers::run(session, &args),
         Verb::Attach(args) => commands::attach::run(session, &args),
+        Verb::Artifact(args) => commands::artifact::run(session, &args),
         Verb::Manifest(args) => commands::manifest::run(session, &args),
         Verb::Limits(args) => commands::limits::run(session, &args),
         Verb::Login(args) => commands::login::run(session, &args),

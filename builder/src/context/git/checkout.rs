@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::command::{Git, GitError};
-use super::url::{GitReference, redacted_within};
+use super::url::{GitReference, without_passwords};
 
 /// What a reference names at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -210,7 +210,7 @@ fn remove(path: &Path) -> io::Result<()> {
 /// URLs in a configuration lose their passwords.
 fn redact(config: &Path) -> io::Result<()> {
     let text = fs::read_to_string(config)?;
-    let redacted: String = text.split_inclusive(char::is_whitespace).map(redacted_within).collect();
+    let redacted = without_passwords(&text);
     fs::write(config, redacted)
 }
 

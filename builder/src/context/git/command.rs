@@ -5,10 +5,15 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
 use crate::request::Secret;
+use crate::schedule::Schedule;
 
 /// What git may use of the caller's.
 #[derive(Clone, Default)]
@@ -112,12 +117,18 @@ pub(crate) struct Git<'a> {
     /// The repository as messages call it.
     pub(crate) repository: String,
     directory: &'a Path,
+    schedule: Option<&'a Schedule>,
 }
 
 impl<'a> Git<'a> {
-    /// Runs in `directory`, which belongs to the caller.
-    pub(crate) fn new(access: &'a GitAccess, repository: String, directory: &'a Path) -> Self {
-        Self { access, repository, directory }
+    /// Runs in `directory`, which belongs to the caller, and ends with a build that fails.
+    pub(crate) fn new(
+        access: &'a GitAccess,
+        repository: String,
+        directory: &'a Path,
+        schedule: Option<&'a Schedule>,
+    ) -> Self {
+        Self { access, repository, directory, schedule }
     }
 
     /// The repository is not as it was said to be.
@@ -145,15 +156,27 @@ impl<'a> Git<'a> {
             command.arg("-c").arg(setting);
         }
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // What it starts ends with it: a transport may wait for an answer for minutes.
+        command.process_group(0);
         let mut child = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => GitError::Missing,
             _ => failed(error),
         })?;
+        let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let watched = self.schedule.zip(group).map(|(schedule, group)| {
+            schedule.watch(move || _ = rustix::process::kill_process_group(group, Signal::KILL))
+        });
         let (stdout, stderr) = (child.stdout.take().expect("it is piped"), child.stderr.take().expect("it is piped"));
         let said = std::thread::spawn(move || last_bytes(stderr));
         let mut answer = Vec::new();
         let read = stdout.take(MOST_ANSWER_BYTES).read_to_end(&mut answer);
-        // A longer answer is cut: the pipe is closed now, and git ends by its signal.
+        // A longer answer is cut: the pipe is closed now, and git ends by its signal. Its number is nobody else's before
+        // it is waited for, and nobody kills it after that.
+        if let Some(group) = group {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while let Err(Errno::INTR) = rustix::process::waitid(WaitId::Pid(group), options) {}
+        }
+        drop(watched);
         let status = child.wait().map_err(failed)?;
         read.map_err(failed)?;
         let said = said.join().unwrap_or_default();
@@ -197,9 +220,7 @@ impl<'a> Git<'a> {
 
     /// git repeats URLs in its messages, with the password that is in them.
     fn without_secrets(&self, said: &[u8]) -> String {
-        let text = String::from_utf8_lossy(said);
-        let word = |word: &str| super::url::redacted_within(word);
-        text.trim().split_inclusive(char::is_whitespace).map(word).collect()
+        super::url::without_passwords(String::from_utf8_lossy(said).trim())
     }
 }
 

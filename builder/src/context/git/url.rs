@@ -164,8 +164,13 @@ pub(crate) fn redacted(url: &str) -> String {
     }
 }
 
+/// A text without the passwords of the URLs in it.
+pub(crate) fn without_passwords(text: &str) -> String {
+    text.split_inclusive(char::is_whitespace).map(redacted_within).collect()
+}
+
 /// A word that may hold a URL, in quotes for example, without the password.
-pub(super) fn redacted_within(word: &str) -> String {
+fn redacted_within(word: &str) -> String {
     let Some(at) = word.find("://") else { return word.to_owned() };
     let begin = word[..at].rfind(|c: char| !c.is_ascii_alphanumeric()).map_or(0, |before| before + 1);
     format!("{}{}", &word[..begin], redacted(&word[begin..]))
@@ -387,6 +392,7 @@ mod tests {
         assert_eq!(found.to_string(), "https://u:xxxxx@h/a.git#main:d");
         let error = GitReference::parse("https://u:secret@h/a.git?x=secret").expect_err("unknown").to_string();
         assert!(!error.contains("secret"), "{error}");
+        assert_eq!(without_passwords("ADD \"https://u:secret@h/a.git\" /b"), "ADD \"https://u:xxxxx@h/a.git\" /b");
         assert_eq!(redacted("https://token@h/a.git"), "https://xxxxx@h/a.git");
         assert_eq!(redacted("ssh://git@h/a.git"), "ssh://git@h/a.git");
     }

@@ -14,14 +14,14 @@ use crate::session::Session;
 use crate::transfer::at_registry;
 
 /// By this annotation oras and others name the file that a blob was.
-const TITLE: &str = "org.opencontainers.image.title";
+pub(super) const TITLE: &str = "org.opencontainers.image.title";
 /// Of a file whose type is not said.
 const DEFAULT_FILE_TYPE: &str = "application/octet-stream";
 
 /// Arguments of `nacre attach`.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  nacre attach ghcr.io/me/app:1.0 sbom.json:application/spdx+json \
-    --artifact-type application/spdx+json\n  oras pull ghcr.io/me/app@DIGEST      # brings the files back")]
+    --artifact-type application/spdx+json\n  nacre artifact pull ghcr.io/me/app@DIGEST      # brings the files back")]
 pub(crate) struct Args {
     /// The image at its registry
     #[arg(value_name = "NAME", value_parser = at_registry)]
@@ -58,7 +58,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// A file under its own name, without the directories that it lies in here.
-fn described(typed: &str) -> anyhow::Result<(Descriptor, FileContent)> {
+pub(super) fn described(typed: &str) -> anyhow::Result<(Descriptor, FileContent)> {
     let (path, media_type) = match typed.rsplit_once(':') {
         Some((path, media_type)) if media_type.contains('/') && !Path::new(typed).exists() => (path, media_type),
         _ => (typed, DEFAULT_FILE_TYPE),

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::report;
 use crate::session::{Session, login_file};
 
 /// Arguments of `nacre logout`.
@@ -12,7 +13,7 @@ pub(crate) struct Args {
     registry: Option<String>,
 }
 
-/// Forgets a credential. As with docker, none to forget is no failure.
+/// Forgets a credential. As with docker, none to forget is no failure; other tools' files are theirs.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let registry = super::login::registry(args.registry.as_deref())?;
     let was_known = session.credentials.erase(&login_file()?, &registry)?;
@@ -21,5 +22,8 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         format!("not logged in to {registry}")
     })?;
+    for path in session.credentials.files_with(&registry)? {
+        report::show(&format!("warning: {} still holds credentials for {registry}\n", path.display()));
+    }
     Ok(ExitCode::SUCCESS)
 }

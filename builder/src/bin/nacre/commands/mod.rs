@@ -1,5 +1,6 @@
 //! The verbs, one a file: each has its arguments and a `run`.
 
+pub(crate) mod artifact;
 pub(crate) mod attach;
 pub(crate) mod build;
 pub(crate) mod cache_mount;
