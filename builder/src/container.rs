@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layerfs::{
-    ChangesError, Compression, Layer, MountError, MountOptions, Plane, Store, StoreError, Tree, Upper, UpperLife,
+    ChangesError, Compression, DiffId, Layer, MountError, MountOptions, Plane, Store, StoreError, Tree, Upper,
+    UpperLife,
 };
 use registry_client::{Error as ImageError, Platform, choose_image};
+use rustix::io::Errno;
 
 use crate::changeset::ChangeSet;
 use crate::commit::{CommitError, commit_upper};
@@ -271,17 +273,42 @@ pub fn commit_image(
     request: &CommitRequest,
 ) -> Result<StoredImage, ContainerError> {
     let tree: Arc<dyn Tree> = store.tree(&image.diff_ids())?;
-    let changes = read_changes(&tree, upper, work)?;
+    let diff_id = commit_live(store, &tree, upper, work, request.epoch)?;
     let StoredImage { mut config, mut layers, .. } = image.clone();
-    let is_changed = !changes.entries().is_empty();
-    if is_changed {
-        let diff_id = commit_upper(store, &tree, &changes, request.epoch)?;
+    let is_changed = diff_id.is_some();
+    if let Some(diff_id) = diff_id {
         layers.push(store.pack_layer(&diff_id, Compression::Gzip, request.threads)?);
     }
     describe(&mut config, &layers, !is_changed, request);
     let platform = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
     let base_layers = layers.len();
     Ok(store_image(store, platform, config, &layers, base_layers)?.image)
+}
+
+/// The layer of an upper that may be mounted: where a file went away between the look at it and the reading of its content,
+/// looks again. `None` if nothing was changed.
+fn commit_live(
+    store: &Store,
+    tree: &Arc<dyn Tree>,
+    upper: &Path,
+    work: &Path,
+    epoch: Option<i64>,
+) -> Result<Option<DiffId>, ContainerError> {
+    /// A program that makes and removes hundreds of files all the time hinders every other look.
+    const MOST_LOOKS: usize = 30;
+    let mut looks = 1;
+    loop {
+        let changes = read_changes(tree, upper, work)?;
+        if changes.entries().is_empty() {
+            return Ok(None);
+        }
+        match commit_upper(store, tree, &changes, epoch) {
+            Err(CommitError::Changes(ChangesError::System { source: Errno::NOENT, .. })) if looks < MOST_LOOKS => {
+                looks += 1;
+            }
+            committed => return Ok(Some(committed?)),
+        }
+    }
 }
 
 fn describe(config: &mut ImageConfig, layers: &[Layer], empty_layer: bool, request: &CommitRequest) {

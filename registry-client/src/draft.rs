@@ -52,7 +52,7 @@ impl Drop for Named {
 }
 
 impl Draft {
-    /// An empty one for a path, whose directory is there.
+    /// An empty one on the file system of a path, whose directory is there.
     ///
     /// # Errors
     /// If the directory cannot be written.
@@ -61,7 +61,10 @@ impl Draft {
     }
 
     /// An empty one on the file system of a directory; readable as the user's umask allows, unlike usual temporary files.
-    pub(crate) fn new_in(directory: &Path) -> io::Result<Self> {
+    ///
+    /// # Errors
+    /// If the directory cannot be written.
+    pub fn new_in(directory: &Path) -> io::Result<Self> {
         Self::with_mode(directory, 0o666)
     }
 

@@ -107,7 +107,7 @@ const NO_DAEMON: &str =
 const NO_PRIVILEGES: &str = "a command has docker's default capabilities and devices, and no others";
 const NO_CONTAINERS: &str = "one instruction is one layer, and no container is left behind that had to be removed";
 /// Verbs that speak with registries.
-const REGISTRY_VERBS: [&str; 14] = [
+const REGISTRY_VERBS: [&str; 15] = [
     "build",
     "run",
     "push",
@@ -119,6 +119,7 @@ const REGISTRY_VERBS: [&str; 14] = [
     "delete",
     "referrers",
     "attach",
+    "artifact",
     "manifest",
     "limits",
     "login",

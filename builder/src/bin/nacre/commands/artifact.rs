@@ -10,8 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Subcommand;
 use oci_spec::image::Descriptor;
-use registry_client::{Artifact, Content, Error, ManifestContent, Progress, Reference, RegistrySource, Source};
-use tempfile::NamedTempFile;
+use registry_client::{Artifact, Content, Draft, Error, ManifestContent, Progress, Reference, RegistrySource, Source};
 
 use super::attach::{TITLE, described};
 use crate::flags;
@@ -104,7 +103,7 @@ fn pull(session: &Session, args: &PullArgs) -> anyhow::Result<()> {
     // All of them came: until now none of them had its name.
     for (name, file) in written {
         let path = args.output.join(name);
-        file.persist(&path).map_err(|error| error.error).with_context(|| format!("cannot write {}", path.display()))?;
+        file.publish(&path).with_context(|| format!("cannot write {}", path.display()))?;
         session.print(name)?;
     }
     Ok(())
@@ -134,12 +133,10 @@ fn fetched(
     source: &RegistrySource,
     descriptor: &Descriptor,
     directory: &Path,
-) -> anyhow::Result<NamedTempFile> {
+) -> anyhow::Result<Draft> {
     let display = session.display.as_ref();
     let failed = |error| Error::from_io(format!("write a file of {}", Source::name(source)), directory, error);
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    let made = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(directory);
-    let mut file = made.map_err(failed)?;
+    let mut file = Draft::new_in(directory).map_err(failed)?;
     let mut content = source.open_blob(descriptor)?;
     let (mut buffer, mut moved_bytes) = (vec![0; 128 << 10], 0);
     display.blob_started(descriptor);
