@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use builder::{CommitRequest, ContainerError};
+use builder::CommitRequest;
 use layerfs::Plane;
 use registry_client::Reference;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -67,32 +67,11 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
         epoch: args.source_date_epoch,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
-    let image = mounted.record.stored_image()?;
-    let commit = || builder::commit_image(&store, &image, &upper, &work, &request);
-    let mut built = commit();
-    for _ in 1..LOOKS {
-        if !mounted.is_live || !built.as_ref().is_err_and(is_of_a_removed_file) {
-            break;
-        }
-        built = commit();
-    }
-    let built = built?;
+    let built = builder::commit_image(&store, &mounted.record.stored_image()?, &upper, &work, &request)?;
     builder::set(&store, &args.name.familiar(), &built.manifest)?;
     interrupts.hold();
     print(built.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// How often a live mount is looked at before files that go away meanwhile are an error.
-const LOOKS: usize = 10;
-
-/// Whether something was removed between its listing and its reading. The next look finds the mount without it.
-fn is_of_a_removed_file(error: &ContainerError) -> bool {
-    let is_missing = |cause: &(dyn std::error::Error + 'static)| {
-        cause.downcast_ref::<Errno>() == Some(&Errno::NOENT)
-            || cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound)
-    };
-    std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source()).any(is_missing)
 }
 
 /// Has the kernel hand over what it still caches of a mount. After `syncfs` each file that was written is in the upper,
