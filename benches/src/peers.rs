@@ -37,9 +37,9 @@ pub(crate) fn drop_caches() -> anyhow::Result<()> {
     fs::write("/proc/sys/vm/drop_caches", "3").context("cannot drop the caches")
 }
 
-/// Has ext4 put each directory in here elsewhere on the disk (`chattr +T`), as our store does: next to what the contender
-/// before has just removed it makes new files slowly, and nobody's speed but the disk's would show. Elsewhere than on ext4
-/// it does nothing.
+/// Has ext4 put each directory in here elsewhere on the disk (`chattr +T`), as our store does: next to what the
+/// contender before has just removed it makes new files slowly, and nobody's speed but the disk's would show. Elsewhere
+/// than on ext4 it does nothing.
 pub(crate) fn spread(scratch: &Path) {
     _ = run("chattr", &[OsStr::new("+T"), scratch.as_os_str()]);
 }

@@ -1,5 +1,5 @@
-//! The directories behind `RUN --mount=type=cache`: locked while they are used, carried from machine to machine as images
-//! of one layer.
+//! The directories behind `RUN --mount=type=cache`: locked while they are used, carried from machine to machine as
+//! images of one layer.
 //!
 //! ```text
 //! cache-mounts/<digest of the id>/id        the id as text, with #uid=, #gid=, #mode= and #from= if it begins so
@@ -8,8 +8,8 @@
 //!                                /draft-*   a content that is not yet whole
 //! ```
 //!
-//! Invariant: whoever holds the lock exclusively is alone with the content. An export is a function of the content: names,
-//! bytes, owners, modes, times and attributes, in one order.
+//! Invariant: whoever holds the lock exclusively is alone with the content. An export is a function of the content:
+//! names, bytes, owners, modes, times and attributes, in one order.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

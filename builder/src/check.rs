@@ -1,7 +1,7 @@
 //! All build checks of a request: those of the text alone, and those that need the variables or the build context.
 //!
-//! Invariant: nothing is built or fetched. A base image that the caller does not know is not asked for: its variables are
-//! unknown, so nothing on top of it is called undefined. <https://docs.docker.com/reference/build-checks/>
+//! Invariant: nothing is built or fetched. A base image that the caller does not know is not asked for: its variables
+//! are unknown, so nothing on top of it is called undefined. <https://docs.docker.com/reference/build-checks/>
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +25,8 @@ use crate::step::config::PROXY_ARGUMENTS;
 pub struct Checked {
     /// The findings, by place.
     pub warnings: Vec<Warning>,
-    /// What makes it impossible to build the Dockerfile as it stands: a mistake, or findings if `# check=error=true` says
-    /// so.
+    /// What makes it impossible to build the Dockerfile as it stands: a mistake, or findings if `# check=error=true`
+    /// says so.
     pub error: Option<DockerfileError>,
 }
 
@@ -92,7 +92,8 @@ fn check_stages(
     Ok(Checked { warnings, error })
 }
 
-/// The variables that a stage uses and nobody set, once it is known what the stage begins with: its variables are `set`.
+/// The variables that a stage uses and nobody set, once it is known what the stage begins with: its variables are
+/// `set`.
 pub(crate) fn undefined_variables<'n>(
     file: &Dockerfile,
     request: &BuildRequest,

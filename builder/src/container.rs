@@ -285,8 +285,8 @@ pub fn commit_image(
     Ok(store_image(store, platform, config, &layers, base_layers)?.image)
 }
 
-/// The layer of an upper that may be mounted: where a file went away between the look at it and the reading of its content,
-/// looks again. `None` if nothing was changed.
+/// The layer of an upper that may be mounted: where a file went away between the look at it and the reading of its
+/// content, looks again. `None` if nothing was changed.
 fn commit_live(
     store: &Store,
     tree: &Arc<dyn Tree>,

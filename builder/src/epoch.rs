@@ -1,7 +1,7 @@
 //! The build argument `SOURCE_DATE_EPOCH`: a number, or the name of something that has a time.
 //!
-//! Invariant: after [`resolve`] the argument is a number or not given. As in BuildKit a time comes from a commit, from a
-//! server's `Last-Modified` or from the newest file of an archive; other places have none, and then nothing is given.
+//! Invariant: after [`resolve`] the argument is a number or not given. As in BuildKit a time comes from a commit, from
+//! a server's `Last-Modified` or from the newest file of an archive; other places have none, and then nothing is given.
 
 use std::borrow::Cow;
 

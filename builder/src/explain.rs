@@ -1,7 +1,7 @@
 //! Why a step was carried out: the first input that differs from the last build of the same Dockerfile.
 //!
-//! Invariant: nothing here decides what is built. Inputs are noted as digests, under names that a person reads; values of
-//! variables and arguments never reach the disk.
+//! Invariant: nothing here decides what is built. Inputs are noted as digests, under names that a person reads; values
+//! of variables and arguments never reach the disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};

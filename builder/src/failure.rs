@@ -26,8 +26,8 @@ impl FailedStep<'_> {
         &self.shell
     }
 
-    /// Starts that program exactly where the step failed: on the same mount, with the same environment, user, directory,
-    /// mounts, network and limits. Standard input is a pseudo terminal, of the type `term` if one is named.
+    /// Starts that program exactly where the step failed: on the same mount, with the same environment, user,
+    /// directory, mounts, network and limits. Standard input is a pseudo terminal, of the type `term` if one is named.
     ///
     /// # Errors
     /// If the sandbox cannot be started.

@@ -1,8 +1,8 @@
 //! The build arguments that mean something to the builder itself, besides what ARG makes of them.
 //! <https://docs.docker.com/reference/dockerfile/#buildkit-built-in-build-args>
 //!
-//! Invariant: each is understood here or refused by name. `BUILDKIT_BUILD_NAME` names a build in a history that we do not
-//! keep, and those for SBOM scanners have no scanner to tell: they change no result, so any value is right.
+//! Invariant: each is understood here or refused by name. `BUILDKIT_BUILD_NAME` names a build in a history that we do
+//! not keep, and those for SBOM scanners have no scanner to tell: they change no result, so any value is right.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! The stages of a build, side by side: what they share, and each of them built once.
 //!
-//! Invariant: a stage waits for stages before it only, and holds no turn while it waits, so that a build always goes on.
-//! What is built does not depend on how many go on at once.
+//! Invariant: a stage waits for stages before it only, and holds no turn while it waits, so that a build always goes
+//! on. What is built does not depend on how many go on at once.
 
 use std::path::PathBuf;
 use std::sync::Arc;

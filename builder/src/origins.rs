@@ -79,8 +79,8 @@ fn fitting(
     Ok(is_fitting.then_some((manifest, config)))
 }
 
-/// The configuration of a base image that the store has, by its name in FROM; for checks, which fetch nothing. A name that
-/// is none is told about by the build itself.
+/// The configuration of a base image that the store has, by its name in FROM; for checks, which fetch nothing. A name
+/// that is none is told about by the build itself.
 ///
 /// # Errors
 /// If the store has the image, and what it has is damaged.

@@ -1,7 +1,7 @@
 //! What a Dockerfile offers and asks for: its targets, and the arguments, secrets and agents of one target.
 //!
-//! Invariant: nothing is built, fetched or read but the text. The shapes are those of BuildKit's subrequests `outline` and
-//! `targets`, whose JSON people's programs read: <https://docs.docker.com/reference/cli/docker/buildx/build/#call>.
+//! Invariant: nothing is built, fetched or read but the text. The shapes are those of BuildKit's subrequests `outline`
+//! and `targets`, whose JSON people's programs read: <https://docs.docker.com/reference/cli/docker/buildx/build/#call>.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,8 +1,8 @@
 //! Becoming root of a user namespace, for an ordinary user: from there on, everything is the same code as for root.
 //!
-//! Invariant: after [`enter`] says `Inside`, the effective user is 0 in a namespace in which it may mount. The mapping is
-//! 0 -> the user, 1 and up -> the ranges of /etc/subuid and /etc/subgid, set by newuidmap and newgidmap. The process that was
-//! started waits outside and only passes on signals and the exit code. Nothing here reads the environment.
+//! Invariant: after [`enter`] says `Inside`, the effective user is 0 in a namespace in which it may mount. The mapping
+//! is 0 -> the user, 1 and up -> the ranges of /etc/subuid and /etc/subgid, set by newuidmap and newgidmap. The process
+//! that was started waits outside and only passes on signals and the exit code. Nothing here reads the environment.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -134,7 +134,8 @@ impl<T, E: Into<io::Error>> During<T> for Result<T, E> {
 
 /// Makes this process root where it can mount, if it is not yet. Call it before any thread is started.
 ///
-/// For an ordinary user the process forks: the child goes on, `Inside`; the parent returns `Finished` when the child has ended.
+/// For an ordinary user the process forks: the child goes on, `Inside`; the parent returns `Finished` when the child
+/// has ended.
 pub fn enter(options: Options) -> Result<Entered, Error> {
     if rustix::process::geteuid().is_root() && may_mount()? {
         if options.private_mounts {

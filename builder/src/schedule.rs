@@ -1,8 +1,8 @@
 //! How much of a build goes on at once, and how all of it stops.
 //!
 //! Invariant: at most `jobs` steps are carried out at a time, and whoever waits for another stage or for a blob has no
-//! turn, so that turns come back; who has one waits at most for the caches of other steps, which are locked in one order
-//! (`step/mounts.rs`). The first failure is the build's; what ends because of it is only [`BuildError::Stopped`].
+//! turn, so that turns come back; who has one waits at most for the caches of other steps, which are locked in one
+//! order (`step/mounts.rs`). The first failure is the build's; what ends because of it is only [`BuildError::Stopped`].
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

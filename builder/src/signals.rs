@@ -1,6 +1,7 @@
 //! Signals of the program, taken one by one by a thread that waits for them.
 //!
-//! Invariant: a program that takes its signals blocks them before it starts a thread, so that no thread is ended by one.
+//! Invariant: a program that takes its signals blocks them before it starts a thread, so that no thread is ended by
+//! one.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! Command lines that are refused, each with the flag or the word that is wrong, and with the way where there is one; and
-//! those of docker's users that are not.
+//! Command lines that are refused, each with the flag or the word that is wrong, and with the way where there is one;
+//! and those of docker's users that are not.
 //!
 //! Invariant: nothing is built, mounted or fetched here; a test has a store and a home of its own.
 

@@ -18,7 +18,8 @@ use builder::sandbox::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-/// Where the helper program is: beside this test when it runs as the ordinary user, who cannot read the build directory.
+/// Where the helper program is: beside this test when it runs as the ordinary user, who cannot read the build
+/// directory.
 fn helper() -> PathBuf {
     let copy = std::env::current_exe().unwrap().with_file_name("nacre-helper");
     if copy.exists() { copy } else { env!("CARGO_BIN_EXE_nacre").into() }
@@ -498,7 +499,8 @@ fn helper_that_is_another_program_is_an_error() {
     assert!(missing.err().unwrap().to_string().contains("/no/helper"));
 }
 
-/// Not a fact of its own: the caller that `killed_caller_leaves_nothing` kills. Without a root in the environment it is idle.
+/// Not a fact of its own: the caller that `killed_caller_leaves_nothing` kills. Without a root in the environment it is
+/// idle.
 #[test]
 fn caller_for_other_tests() {
     let Some(root) = std::env::var_os("SANDBOX_TEST_ROOT") else { return };

@@ -136,9 +136,9 @@ impl Changes {
     }
 }
 
-/// Compares an upper with the tree that it was made over. Both are open directories. What was written through a mount must
-/// have been synced; what goes away while it is looked at counts as gone, and whoever opens its content later may not find
-/// it.
+/// Compares an upper with the tree that it was made over. Both are open directories. What was written through a mount
+/// must have been synced; what goes away while it is looked at counts as gone, and whoever opens its content later may
+/// not find it.
 ///
 /// Sockets are left out, as they cannot be in a layer. If one name of a hard-linked file changed, all its names are
 /// listed, so that they stay links of each other without leading to a file of another layer.

@@ -1,8 +1,8 @@
-//! Mounts in the namespace of an ordinary user, served from inside a user namespace: `fusermount3` mounts, and hands the
-//! device over a socket to whoever serves it.
+//! Mounts in the namespace of an ordinary user, served from inside a user namespace: `fusermount3` mounts, and hands
+//! the device over a socket to whoever serves it.
 //!
-//! Invariant: nothing is mounted here but by `fusermount3`, which decides what an ordinary user may. The protocol is the
-//! one of libfuse: `_FUSE_COMMFD` names a socket, over which one byte comes with the descriptor.
+//! Invariant: nothing is mounted here but by `fusermount3`, which decides what an ordinary user may. The protocol is
+//! the one of libfuse: `_FUSE_COMMFD` names a socket, over which one byte comes with the descriptor.
 
 use std::{
     io::{self, IoSliceMut},

@@ -1,5 +1,5 @@
-//! What a fuzzer feeds: one function a reader of bytes that strangers or a failing disk send. The fuzzer's programs lie in
-//! `fuzz/`; without a fuzzer the tests here drive the same functions with bytes that are almost right.
+//! What a fuzzer feeds: one function a reader of bytes that strangers or a failing disk send. The fuzzer's programs lie
+//! in `fuzz/`; without a fuzzer the tests here drive the same functions with bytes that are almost right.
 //!
 //! Invariant: a function panics where the reader breaks its promise, and else says whether it understood the bytes.
 
@@ -126,8 +126,8 @@ mod tests {
         }
     }
 
-    /// Drives a target with bytes in which a few places are changed; that enough was understood shows that the changes go
-    /// deep. `repair` makes right again what every change would break.
+    /// Drives a target with bytes in which a few places are changed; that enough was understood shows that the changes
+    /// go deep. `repair` makes right again what every change would break.
     fn drive(target: fn(&[u8]) -> bool, seed: &[u8], repair: impl Fn(&mut [u8])) {
         assert!(target(seed));
         let mut random = Random(0x9e37_79b9_7f4a_7c15);

@@ -39,8 +39,8 @@ pub struct IdRange {
 }
 
 impl IdMapping {
-    /// Reads the content of `/proc/PID/uid_map` and `gid_map`: <https://man7.org/linux/man-pages/man7/user_namespaces.7.html>.
-    /// `None` if one is no such map.
+    /// Reads the content of `/proc/PID/uid_map` and `gid_map`:
+    /// <https://man7.org/linux/man-pages/man7/user_namespaces.7.html>. `None` if one is no such map.
     pub fn parse(uid_map: &str, gid_map: &str) -> Option<Self> {
         Some(Self { users: Some(Ranges::parse(uid_map)?), groups: Some(Ranges::parse(gid_map)?), ..Self::default() })
     }

@@ -243,8 +243,8 @@ impl Mount {
         &self.directory
     }
 
-    /// Unmounts what this process mounted, waits for the serving threads, and writes the upper to the disk. What is still in use is
-    /// detached: it goes on being served until it is closed.
+    /// Unmounts what this process mounted, waits for the serving threads, and writes the upper to the disk. What is
+    /// still in use is detached: it goes on being served until it is closed.
     pub fn unmount(mut self) -> Result<(), MountError> {
         self.end()
     }

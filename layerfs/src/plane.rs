@@ -1,8 +1,8 @@
 //! The planes that serve a union, and the one of the kernel: its overlayfs over our read-only FUSE tree.
 //!
-//! Invariant: both planes show the same, and leave the same changes, wherever the overlay may use `trusted.` attributes and
-//! file handles. In a user namespace it may not: there it splits the hard links of the tree when it copies one up, and cannot
-//! rename a directory of the tree. So `auto` does not take it there, and only who asks for it gets it.
+//! Invariant: both planes show the same, and leave the same changes, wherever the overlay may use `trusted.` attributes
+//! and file handles. In a user namespace it may not: there it splits the hard links of the tree when it copies one up,
+//! and cannot rename a directory of the tree. So `auto` does not take it there, and only who asks for it gets it.
 //!
 //! ```text
 //! DIR   overlay   lower: FUSE, `fuse/lower.rs`, mounted nowhere     upper, work: directories of the store
@@ -95,8 +95,8 @@ pub enum PlaneFault {
     },
 }
 
-/// Mounts the tree of a union as the lower of an overlay. The union itself only holds its upper meanwhile; after an error
-/// nobody else has it.
+/// Mounts the tree of a union as the lower of an overlay. The union itself only holds its upper meanwhile; after an
+/// error nobody else has it.
 pub(crate) fn mount_overlay<T: Tree + 'static>(
     union: &Arc<Union<T>>,
     directory: &Path,
@@ -149,8 +149,8 @@ fn try_overlay<T: Tree + 'static>(
 /// How long an upper is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// As [`overlay`]. An overlay that was unmounted lets go of its upper only when nobody looks at it any more: a process that
-/// copied its mounts in that moment holds it for as long as it takes to give them up.
+/// As [`overlay`]. An overlay that was unmounted lets go of its upper only when nobody looks at it any more: a process
+/// that copied its mounts in that moment holds it for as long as it takes to give them up.
 fn overlay_once_free(tree: &OwnedFd, upper: &KernelUpper<'_>, read_only: bool) -> Result<OwnedFd, PlaneFault> {
     let start = Instant::now();
     loop {

@@ -95,8 +95,8 @@ pub enum XattrUse {
 /// The beginning of the names of POSIX access control lists: `_access` and `_default` follow.
 pub(crate) const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 
-/// The next data at or behind an offset, or the next hole, of a file with these extents ([`Tree::data_extents`]); `ENXIO`
-/// behind the end, as `lseek` has it. Extents come from indexes that nobody has checked.
+/// The next data at or behind an offset, or the next hole, of a file with these extents ([`Tree::data_extents`]);
+/// `ENXIO` behind the end, as `lseek` has it. Extents come from indexes that nobody has checked.
 pub(crate) fn seek(extents: &[(u64, u64)], size_bytes: u64, offset: u64, hole: bool) -> rustix::io::Result<u64> {
     if offset >= size_bytes {
         return Err(Errno::NXIO);

@@ -1,7 +1,7 @@
 //! The binary `layerfs` in the place of fuse-overlayfs: its command line, and podman and buildah with it.
 //!
-//! Invariant: nothing outlives a [`Place`]: what is mounted below it is unmounted, whatever fails. Needs root and /dev/fuse;
-//! podman and buildah must be installed. What a union shows is tested with the union.
+//! Invariant: nothing outlives a [`Place`]: what is mounted below it is unmounted, whatever fails. Needs root and
+//! /dev/fuse; podman and buildah must be installed. What a union shows is tested with the union.
 
 use std::{
     fs,

@@ -29,7 +29,8 @@ pub struct Artifact<'a> {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// The content that stands for none (<https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor>).
+/// The content that stands for none
+/// (<https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor>).
 const EMPTY: &[u8] = b"{}";
 const EMPTY_MEDIA_TYPE: &str = "application/vnd.oci.empty.v1+json";
 

@@ -31,7 +31,8 @@ pub struct CopyOptions {
     pub platforms: PlatformChoice,
     /// Blobs in flight at once.
     pub jobs: usize,
-    /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to that.
+    /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to
+    /// that.
     pub referrers: bool,
 }
 

@@ -12,7 +12,8 @@ const DELETED_TAG_TYPE: &str = "application/vnd.nacre.deleted-tag";
 
 impl Repository {
     /// Deletes a manifest and with it every tag that points to it; selected by a tag, the tag alone, where the registry
-    /// can ([`Self::delete_tag`] knows another way). A referrer is taken off the list that a registry without the referrers API has of them.
+    /// can ([`Self::delete_tag`] knows another way). A referrer is taken off the list that a registry without the
+    /// referrers API has of them.
     ///
     /// # Errors
     /// If it is missing, or the registry does not allow deletion.

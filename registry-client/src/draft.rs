@@ -1,8 +1,8 @@
 //! What is being written and has no name of its own yet: files that appear whole or not at all.
 //!
-//! Invariant: whoever is killed leaves nothing. A draft has no name where the file system can do that (`O_TMPFILE`); what
-//! needs a name, because the file system cannot or because it is a directory, is listed in [`NAMED`] as long as it is
-//! there, so that a program that ends at once can remove it ([`abandon_drafts`]).
+//! Invariant: whoever is killed leaves nothing. A draft has no name where the file system can do that (`O_TMPFILE`);
+//! what needs a name, because the file system cannot or because it is a directory, is listed in [`NAMED`] as long as it
+//! is there, so that a program that ends at once can remove it ([`abandon_drafts`]).
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -60,7 +60,8 @@ impl Draft {
         Self::new_in(parent(path))
     }
 
-    /// An empty one on the file system of a directory; readable as the user's umask allows, unlike usual temporary files.
+    /// An empty one on the file system of a directory; readable as the user's umask allows, unlike usual temporary
+    /// files.
     ///
     /// # Errors
     /// If the directory cannot be written.

@@ -1,7 +1,8 @@
 //! Indexes made by hand: images that lie at several places, under one name.
 //!
-//! Invariant: the same images in the same order give the same bytes; what an index that exists says of its entries, known
-//! to us or not, stays as it is. Which image a machine takes from an index is not decided here but in `platform.rs`.
+//! Invariant: the same images in the same order give the same bytes; what an index that exists says of its entries,
+//! known to us or not, stays as it is. Which image a machine takes from an index is not decided here but in
+//! `platform.rs`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;

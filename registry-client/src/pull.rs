@@ -265,8 +265,8 @@ fn broken(host: &str, what: &str) -> Cause {
     Cause::Broken { host: host.to_owned(), source }
 }
 
-/// Checks `bytes <from>-<to>/<size or *>` (RFC 9110 section 14.4) against what was asked for; less is allowed, since the
-/// rest is asked for when it is due.
+/// Checks `bytes <from>-<to>/<size or *>` (RFC 9110 section 14.4) against what was asked for; less is allowed, since
+/// the rest is asked for when it is due.
 pub(crate) fn check_content_range(header: Option<&str>, asked: Range<u64>, size: u64) -> Result<(), Cause> {
     let parsed = header.and_then(|text| {
         let (range, total) = text.trim().strip_prefix("bytes ")?.split_once('/')?;

@@ -94,7 +94,8 @@ enum Piece {
 }
 
 impl RangedReader {
-    /// Opens a blob in pieces, to be read from a position on; `None` where it is small, or its partial file is not to be had: then it is streamed.
+    /// Opens a blob in pieces, to be read from a position on; `None` where it is small, or its partial file is not to
+    /// be had: then it is streamed.
     ///
     /// # Errors
     /// If the blob is missing or refused, or the partial file cannot be used.

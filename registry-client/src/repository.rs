@@ -182,7 +182,8 @@ impl Repository {
     }
 
     /// Puts a manifest in place of the one with an `ETag`; whether the registry lists it among the referrers of its
-    /// subject (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests-with-subject>).
+    /// subject
+    /// (<https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pushing-manifests-with-subject>).
     pub(crate) fn put_manifest_if(
         &self,
         manifest: &Manifest,
@@ -266,10 +267,9 @@ impl Repository {
         look().map_err(|cause| Error::new(&doing, cause))
     }
 
-    /// Streams a blob. The reader verifies size and digest, and by itself resumes where a connection broke,
-    /// or at the next host where a mirror failed.
-    /// With [`crate::ClientOptions::spool`] it also goes on where an earlier process was killed, and large blobs come in
-    /// parallel ranges.
+    /// Streams a blob. The reader verifies size and digest, and by itself resumes where a connection broke, or at the
+    /// next host where a mirror failed. With [`crate::ClientOptions::spool`] it also goes on where an earlier process
+    /// was killed, and large blobs come in parallel ranges.
     ///
     /// # Errors
     /// If it is missing or refused.

@@ -1,7 +1,8 @@
 //! Text that must not be seen.
 //!
 //! Invariant: a [`Secret`] has no way to a log or an error: its `Debug` shows nothing and it has no `Display`. Where
-//! others wrote one into a text (a registry into an answer, a person into a name), it is taken out before that is shown.
+//! others wrote one into a text (a registry into an answer, a person into a name), it is taken out before that is
+//! shown.
 
 /// A password or token.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -39,8 +40,9 @@ pub(crate) fn without<'a>(text: &str, secrets: impl Iterator<Item = &'a str>) ->
 }
 
 /// A text without the passwords that people write into names and URLs, and without the signatures of URLs:
-/// `https://me:secret@host/?sig=secret` becomes `https://***@host/?sig=***`, `me:secret@host/app` becomes `***@host/app`.
-/// A user without password stays (`git@host:x`), unless it is all that an http URL has: there it is mostly a token.
+/// `https://me:secret@host/?sig=secret` becomes `https://***@host/?sig=***`, `me:secret@host/app` becomes
+/// `***@host/app`. A user without password stays (`git@host:x`), unless it is all that an http URL has: there it is
+/// mostly a token.
 pub fn without_credentials(text: &str) -> String {
     let ends_word = |c: char| c.is_whitespace() || "\"'`<>(){}|".contains(c);
     let shown = text.split_inclusive(ends_word).map(|word| {

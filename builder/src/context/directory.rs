@@ -181,7 +181,8 @@ impl Directory {
         }
     }
 
-    /// The extended attributes of a file or directory, sorted by name. Other kinds have none that a context could carry.
+    /// The extended attributes of a file or directory, sorted by name. Other kinds have none that a context could
+    /// carry.
     ///
     /// # Errors
     /// The file cannot be opened or its attributes cannot be read.

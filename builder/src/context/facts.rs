@@ -1,10 +1,11 @@
-//! What was learned about the files of a context when they were last read: their digests, and that they have no extended
-//! attributes. A build that finds a file's status unchanged needs not open it.
+//! What was learned about the files of a context when they were last read: their digests, and that they have no
+//! extended attributes. A build that finds a file's status unchanged needs not open it.
 //!
 //! Invariant: facts are kept only for a status that a later change of the file cannot leave as it is. The kernel sets
-//! ctime at every change of content, attributes or mode, and nobody can set it back; so all that could deceive is a change
-//! within the same tick of the clock, and a file whose times were not clearly older than its reading is not remembered
-//! (git calls it racily clean: <https://git-scm.com/docs/racy-git>). Nothing here is ever trusted without its checksum.
+//! ctime at every change of content, attributes or mode, and nobody can set it back; so all that could deceive is a
+//! change within the same tick of the clock, and a file whose times were not clearly older than its reading is not
+//! remembered (git calls it racily clean: <https://git-scm.com/docs/racy-git>). Nothing here is ever trusted without
+//! its checksum.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,8 +1,8 @@
 //! Files from elsewhere as a tree: a git repository, an archive, a file of the web.
 //!
-//! Invariant: what was fetched lies in the store as a layer, so that it is read, kept and collected as every other layer;
-//! a commit that was fetched once is not fetched again. Nothing depends on when it was fetched. Each source is asked
-//! once in a build, so that all steps see the same. The file of an ADD is a blob.
+//! Invariant: what was fetched lies in the store as a layer, so that it is read, kept and collected as every other
+//! layer; a commit that was fetched once is not fetched again. Nothing depends on when it was fetched. Each source is
+//! asked once in a build, so that all steps see the same. The file of an ADD is a blob.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -52,7 +52,8 @@ pub enum RemotePlace {
 }
 
 impl FetchAccess {
-    /// With what the build argument `BUILDKIT_CONTEXT_KEEP_GIT_DIR` says; as in BuildKit, what is no truth value says nothing.
+    /// With what the build argument `BUILDKIT_CONTEXT_KEEP_GIT_DIR` says; as in BuildKit, what is no truth value says
+    /// nothing.
     #[must_use]
     pub fn keeping_git_dir(self, argument: Option<&str>) -> Self {
         Self { keep_git_dir: argument.and_then(truth).unwrap_or(false), ..self }

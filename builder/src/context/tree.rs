@@ -46,7 +46,8 @@ struct Learned {
 }
 
 impl ContextTree {
-    /// Walks a directory with some threads. `facts` is what [`ContextTree::facts`] gave in an earlier build, or nothing.
+    /// Walks a directory with some threads. `facts` is what [`ContextTree::facts`] gave in an earlier build, or
+    /// nothing.
     ///
     /// # Errors
     /// Something in it cannot be read.
@@ -122,8 +123,8 @@ impl ContextTree {
         Ok(file)
     }
 
-    /// An error if a file is not the one that was walked over any more: the key of a step must not say one thing and its
-    /// layer hold another.
+    /// An error if a file is not the one that was walked over any more: the key of a step must not say one thing and
+    /// its layer hold another.
     fn check_unchanged(&self, inode: TreeInode, file: &File) -> io::Result<()> {
         let walked = &self.inode(inode)?.entry;
         let found = self.directory.entry_of(file, &walked.path).map_err(io_error)?;

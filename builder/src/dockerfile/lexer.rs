@@ -195,7 +195,8 @@ impl<'a> Lexer<'a> {
     }
 }
 
-/// A line without the blanks before it: all of Unicode's, as text copied from a web page is indented with no-break spaces.
+/// A line without the blanks before it: all of Unicode's, as text copied from a web page is indented with no-break
+/// spaces.
 fn without_indentation(line: &[u8]) -> &[u8] {
     std::str::from_utf8(line).map_or_else(|_| line.trim_ascii_start(), |text| text.trim_start().as_bytes())
 }

@@ -1,7 +1,7 @@
 //! What works where builds run: a mount on each plane, and the sandbox with its limits.
 //!
-//! Invariant: every trial is the real thing on an empty image, in a private mount namespace. That a program is not found
-//! in the empty image is the success of the sandbox: it came as far as starting it.
+//! Invariant: every trial is the real thing on an empty image, in a private mount namespace. That a program is not
+//! found in the empty image is the success of the sandbox: it came as far as starting it.
 
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! What this host permits: found by trying it, not by reading version numbers.
 //!
-//! Invariant: nothing that is tried outlives the trial: mounts end, files and processes are removed. A [`Finding`] says what
-//! was found, what a lack costs, and what to do about it; it never fails itself.
+//! Invariant: nothing that is tried outlives the trial: mounts end, files and processes are removed. A [`Finding`] says
+//! what was found, what a lack costs, and what to do about it; it never fails itself.
 //!
 //! ```text
 //! outside   as the caller: devices, programs, ids, interpreters, the file system of the store

@@ -61,7 +61,8 @@ impl ImageForm {
         }
     }
 
-    /// Refuses what has no place in an image for some platforms; `has_entry` tells whether a layout's `index.json` lists it.
+    /// Refuses what has no place in an image for some platforms; `has_entry` tells whether a layout's `index.json`
+    /// lists it.
     pub(super) fn check(&self, platforms: &[Platform], has_entry: bool) -> Result<(), BuildError> {
         if self.has_docker_types && !self.annotations.is_empty() {
             let why = "annotations need OCI media types: leave oci-mediatypes=false away";

@@ -314,7 +314,8 @@ fn write_tar(store: &Store, built: &Built, path: &Path) -> Result<(), BuildError
     .map_err(BuildError::file("write", path))
 }
 
-/// A file that appears whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written to.
+/// A file that appears whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written
+/// to.
 fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
     const BUFFER_BYTES: usize = 1 << 20;
     if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {

@@ -1,7 +1,7 @@
 //! What a cache says: which steps gave which of a manifest's layers.
 //!
-//! The words stand in a configuration beside `rootfs.diff_ids`, which names the manifest's layers in their order: in that
-//! of a cache, which holds nothing else, or in that of an image with an inline cache. Hence one reader for both.
+//! The words stand in a configuration beside `rootfs.diff_ids`, which names the manifest's layers in their order: in
+//! that of a cache, which holds nothing else, or in that of an image with an inline cache. Hence one reader for both.
 //!
 //! Invariant: one set of steps has one document. What is read is checked: a step names a layer that is there.
 

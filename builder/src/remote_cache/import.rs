@@ -1,7 +1,7 @@
 //! A remote cache as a build reads it: the documents first, a layer when its step comes up.
 //!
-//! Invariant: nothing here fails a build but the store: a cache that is not there, cannot be read or offers what it does not
-//! have is told once and then left alone.
+//! Invariant: nothing here fails a build but the store: a cache that is not there, cannot be read or offers what it
+//! does not have is told once and then left alone.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};

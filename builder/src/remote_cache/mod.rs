@@ -1,8 +1,9 @@
 //! The build cache of other machines: at a registry, in a directory, or inside an image.
 //!
-//! Invariant: a step key is made of content, so it means the same on every machine. What a remote cache says is only ever
-//! "this step gave this layer", and the layer is taken if its blob, size and diff id are those that it names; what cannot
-//! be read or does not fit is a warning and a step carried out. A cache holds layers and keys, nothing of a step's secrets.
+//! Invariant: a step key is made of content, so it means the same on every machine. What a remote cache says is only
+//! ever "this step gave this layer", and the layer is taken if its blob, size and diff id are those that it names; what
+//! cannot be read or does not fit is a warning and a step carried out. A cache holds layers and keys, nothing of a
+//! step's secrets.
 //!
 //! ```text
 //! location.rs   --cache-from and --cache-to                        what is asked for
@@ -35,7 +36,8 @@ use crate::request::BuildRequest;
 pub struct CacheRequest {
     /// Where steps are looked for that this machine has not carried out, the first place first.
     pub imports: Vec<CacheImport>,
-    /// Whether the image's configuration says which steps made its layers, for `type=registry,ref=IMAGE` of later builds.
+    /// Whether the image's configuration says which steps made its layers, for `type=registry,ref=IMAGE` of later
+    /// builds.
     pub is_inline: bool,
 }
 
@@ -87,7 +89,8 @@ impl<'a> RemoteCaches<'a> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Removes what the base image says of caches from a configuration, and adds what this build does if it is asked for.
+    /// Removes what the base image says of caches from a configuration, and adds what this build does if it is asked
+    /// for.
     pub(crate) fn describe(&self, config: &mut ImageConfig, layers: &[Layer]) {
         document::forget(config);
         if self.request.cache.is_inline {

@@ -1,6 +1,7 @@
 //! A step as a bundle for an OCI runtime: `config.json`, and the files that it mounts.
 //!
-//! Invariant: a runtime is asked for exactly what our own sandbox does. <https://github.com/opencontainers/runtime-spec>
+//! Invariant: a runtime is asked for exactly what our own sandbox does.
+//! <https://github.com/opencontainers/runtime-spec>
 
 use std::path::Path;
 

@@ -1,7 +1,7 @@
 //! A control group for one step, where the host lets us make one: each controller in version 2 or 1, as it is mounted.
 //!
-//! Invariant: every limit that was asked for is in force before the step runs, or there is an error that names the file;
-//! the groups are removed after the step. A step without limits makes no group. What a limit is as files is
+//! Invariant: every limit that was asked for is in force before the step runs, or there is an error that names the
+//! file; the groups are removed after the step. A step without limits makes no group. What a limit is as files is
 //! `cgroup_files.rs`.
 
 use std::fs;
@@ -79,8 +79,8 @@ impl Cgroup {
         }
     }
 
-    /// A group with processes cannot have controllers for groups below it, so that ours is beside our own group where it
-    /// cannot be below. <https://docs.kernel.org/admin-guide/cgroup-v2.html#no-internal-process-constraint>
+    /// A group with processes cannot have controllers for groups below it, so that ours is beside our own group where
+    /// it cannot be below. <https://docs.kernel.org/admin-guide/cgroup-v2.html#no-internal-process-constraint>
     fn make_unified(
         &mut self,
         hierarchy: &Hierarchy,
@@ -160,8 +160,8 @@ impl Cgroup {
     /// Removes the groups; their processes have ended.
     pub(super) fn remove(self) -> Result<(), Failure> {
         self.made.iter().rev().try_for_each(|directory| {
-            // A group keeps its last processes for a moment after they were reaped (EBUSY). Reading its list waits for the
-            // lock they hold; the number of tries only bounds a kernel that never lets go.
+            // A group keeps its last processes for a moment after they were reaped (EBUSY). Reading its list waits for
+            // the lock they hold; the number of tries only bounds a kernel that never lets go.
             for _ in 0..1000 {
                 match fs::remove_dir(directory) {
                     Err(error) if error.raw_os_error() != Some(Errno::BUSY.raw_os_error()) => {

@@ -109,7 +109,8 @@ fn cpu(limits: &Limits) -> (Vec<Write>, Vec<Write>) {
     (one, two)
 }
 
-/// Shares of version 1 as a weight of version 2: 2 is 1, 1024 is 100, 262144 is 10000, a parabola between their logarithms.
+/// Shares of version 1 as a weight of version 2: 2 is 1, 1024 is 100, 262144 is 10000, a parabola between their
+/// logarithms.
 /// <https://github.com/opencontainers/cgroups/blob/main/utils.go>, `ConvertCPUSharesToCgroupV2Value`
 fn weight(shares: u64) -> u64 {
     let log = (shares.clamp(2, 262_144) as f64).log2();

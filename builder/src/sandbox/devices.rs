@@ -101,8 +101,8 @@ fn make_insecure(dev: &OwnedFd) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The name of the terminal on standard input. The open file itself is no mount source: its mount is in the namespace of the
-/// caller, and the kernel only clones mounts of our own.
+/// The name of the terminal on standard input. The open file itself is no mount source: its mount is in the namespace
+/// of the caller, and the kernel only clones mounts of our own.
 fn terminal_path() -> Result<PathBuf, Failure> {
     let path = rustix::termios::ttyname(rustix::stdio::stdin(), Vec::new())
         .during(|| "find the terminal on standard input".into())?;

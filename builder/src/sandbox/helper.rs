@@ -1,7 +1,7 @@
 //! The helper process: between the caller, which it must not outlive, and init, which must not outlive it.
 //!
-//! Invariant: single-threaded, in the mount namespace of the caller. It makes the missing mount points before the step and
-//! removes them after it, however the step ended.
+//! Invariant: single-threaded, in the mount namespace of the caller. It makes the missing mount points before the step
+//! and removes them after it, however the step ended.
 
 use std::fs::File;
 use std::io::Read as _;

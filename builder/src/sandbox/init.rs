@@ -1,7 +1,7 @@
 //! Process 1 of the step: makes its world, starts the command, reaps, forwards signals, and ends with the command.
 //!
-//! Invariant: single-threaded, and dies with the helper (parent-death signal). It opens nothing of the root as a program,
-//! and holds no descriptor that the command could inherit.
+//! Invariant: single-threaded, and dies with the helper (parent-death signal). It opens nothing of the root as a
+//! program, and holds no descriptor that the command could inherit.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 

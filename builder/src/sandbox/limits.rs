@@ -22,8 +22,8 @@ pub struct Limits {
     pub cpuset_cpus: Option<String>,
     /// Number of processes and threads.
     pub pids: Option<u64>,
-    /// The group below which the step's group is made: from the top of the hierarchy if it begins with a slash, else from
-    /// our own group.
+    /// The group below which the step's group is made: from the top of the hierarchy if it begins with a slash, else
+    /// from our own group.
     pub parent: Option<String>,
 }
 

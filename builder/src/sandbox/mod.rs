@@ -44,7 +44,8 @@ pub use helper::init_main;
 pub use limits::{Limits, SwapLimit, Ulimit};
 pub use runtime::Runtime;
 
-/// The first argument with which this program is started as the helper; `main` then calls [`init_main`] before all else.
+/// The first argument with which this program is started as the helper; `main` then calls [`init_main`] before all
+/// else.
 pub const HELPER_VERB: &str = "sandbox-init";
 
 /// Docker's default size of /dev/shm.
@@ -193,7 +194,8 @@ pub enum Exit {
     Code(i32),
     /// This signal killed it.
     Signal(i32),
-    /// It ended with this code, which is not 0, and the kernel had killed a process of it because a memory limit was reached.
+    /// It ended with this code, which is not 0, and the kernel had killed a process of it because a memory limit was
+    /// reached.
     OutOfMemory(i32),
 }
 

@@ -194,7 +194,8 @@ pub(super) fn built_in(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Fail
 
 /// Files in memory with the given content, as mounts that are not attached yet.
 ///
-/// The kernel clones a file's mount only while it is attached, so this happens on `place` before its own mount covers it.
+/// The kernel clones a file's mount only while it is attached, so this happens on `place` before its own mount covers
+/// it.
 fn write_files<'a>(place: &OwnedFd, files: &[(&'a str, String)]) -> Result<Vec<(&'a str, OwnedFd)>, Failure> {
     let tmpfs = new_mount("tmpfs", &[("size", "1m"), ("mode", "755")], MountAttrFlags::MOUNT_ATTR_NOSUID)
         .during(|| "make a tmpfs for /etc/hosts".into())?;
@@ -262,7 +263,8 @@ pub(super) fn masked() -> impl Iterator<Item = String> {
     MASKED.iter().map(|name| (*name).to_owned()).chain(thermal_counters())
 }
 
-/// Per processor, they tell what others on the machine do: https://github.com/moby/moby/security/advisories/GHSA-6fw5-f8r9-fgfm
+/// Per processor, they tell what others on the machine do:
+/// https://github.com/moby/moby/security/advisories/GHSA-6fw5-f8r9-fgfm
 fn thermal_counters() -> Vec<String> {
     let Ok(processors) = std::fs::read_dir("/sys/devices/system/cpu") else { return Vec::new() };
     let counters = processors.flatten().map(|processor| processor.path().join("thermal_throttle"));

@@ -11,7 +11,8 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 use super::{During as _, Failure, Process, Security, User, seccomp};
 use crate::sys;
 
-/// Docker's default set: https://github.com/moby/profiles and `docker run --help`, "Runtime privilege and capabilities".
+/// Docker's default set: https://github.com/moby/profiles and `docker run --help`, "Runtime privilege and
+/// capabilities".
 pub(super) const DOCKER_DEFAULT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -30,7 +31,8 @@ pub(super) const DOCKER_DEFAULT: CapabilitySet = CapabilitySet::CHOWN
 /// The kernel has room for 64, and refuses a number it does not know with EINVAL.
 const MOST_CAPABILITIES: u32 = 64;
 
-/// Makes this process what `process` asks for. The filter comes first: without no-new-privileges it needs CAP_SYS_ADMIN.
+/// Makes this process what `process` asks for. The filter comes first: without no-new-privileges it needs
+/// CAP_SYS_ADMIN.
 pub(super) fn drop_to(process: &Process) -> Result<(), Failure> {
     if process.security == Security::Sandbox {
         seccomp::install()?;

@@ -1,7 +1,7 @@
 //! The root file system: finding paths inside it, and making it `/`.
 //!
-//! Invariant: a path of the image is only ever resolved by `openat2` with `RESOLVE_IN_ROOT`, so that no link in the image
-//! leads out of it.
+//! Invariant: a path of the image is only ever resolved by `openat2` with `RESOLVE_IN_ROOT`, so that no link in the
+//! image leads out of it.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -18,8 +18,8 @@ pub(super) fn open(root: &Path) -> Result<OwnedFd, Failure> {
         .during(|| format!("open the root directory {}", root.display()))
 }
 
-/// Opens `path` inside `root` without reading it, following links inside the root. The plain error, for callers that tell
-/// "missing" from the rest.
+/// Opens `path` inside `root` without reading it, following links inside the root. The plain error, for callers that
+/// tell "missing" from the rest.
 pub(super) fn find(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     find_with(root, path, OFlags::empty())
 }

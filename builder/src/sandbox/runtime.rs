@@ -1,7 +1,7 @@
 //! A step that an OCI runtime runs: crun, runc, or what else understands `run --bundle` and `delete --force`.
 //!
-//! Invariant: as with our own sandbox, nothing of the step outlives it or the caller. The runtime keeps its state in the
-//! step's directory, so that it knows no other container.
+//! Invariant: as with our own sandbox, nothing of the step outlives it or the caller. The runtime keeps its state in
+//! the step's directory, so that it knows no other container.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};

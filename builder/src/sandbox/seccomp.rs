@@ -1,7 +1,7 @@
 //! Docker's default seccomp profile as a BPF program.
 //!
-//! Invariant: what the profile does not allow fails with EPERM, as in Docker; clone3, whose flags a filter cannot see, and
-//! calls newer than the profile fail with ENOSYS, so that programs fall back to what they know. 32-bit programs on
+//! Invariant: what the profile does not allow fails with EPERM, as in Docker; clone3, whose flags a filter cannot see,
+//! and calls newer than the profile fail with ENOSYS, so that programs fall back to what they know. 32-bit programs on
 //! x86-64 have their own table; any other architecture is killed. The table of calls is `syscalls.rs`.
 
 use std::collections::BTreeMap;

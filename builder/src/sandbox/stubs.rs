@@ -1,7 +1,8 @@
 //! Mount points that the root lacks: made before the step, removed after it, so that no layer holds them.
 //!
-//! Invariant: only what was made here is removed, and only while it is still empty. As BuildKit leaves them, empty /dev,
-//! /proc and /sys stay. The times of the directories around are put back. Runs in the mount namespace of the caller.
+//! Invariant: only what was made here is removed, and only while it is still empty. As BuildKit leaves them, empty
+//! /dev, /proc and /sys stay. The times of the directories around are put back. Runs in the mount namespace of the
+//! caller.
 
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};

@@ -1,8 +1,9 @@
 //! The system calls of Docker's default profile that are allowed whatever their arguments, with their numbers.
 //!
-//! Data only, the policy that reads it is `seccomp.rs`. Invariant: numbers never change once the kernel has them; a test
-//! compares them with the C headers. Names are those of https://github.com/moby/profiles/blob/main/seccomp/default.json
-//! for a container with the default capabilities, on Linux 4.8 or newer; calls of other architectures are left out.
+//! Data only, the policy that reads it is `seccomp.rs`. Invariant: numbers never change once the kernel has them; a
+//! test compares them with the C headers. Names are those of
+//! https://github.com/moby/profiles/blob/main/seccomp/default.json for a container with the default capabilities, on
+//! Linux 4.8 or newer; calls of other architectures are left out.
 
 /// One system call: its name, and its number per architecture where it has one.
 pub(super) struct Syscall {

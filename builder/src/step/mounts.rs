@@ -98,8 +98,8 @@ impl StepMounts {
         Ok(Self { kinds })
     }
 
-    /// What of the mounts goes into the step's key: what they show, but neither secrets nor what caches hold by now. All
-    /// stages that they need are built then: a step that runs has a turn, and may wait for no other.
+    /// What of the mounts goes into the step's key: what they show, but neither secrets nor what caches hold by now.
+    /// All stages that they need are built then: a step that runs has a turn, and may wait for no other.
     pub(crate) fn key_words(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, BuildError> {
         let mut words = Vec::new();
         for (kind, site) in &self.kinds {
@@ -272,8 +272,8 @@ impl Prepared {
         unreachable!("one of the copies is free")
     }
 
-    /// A directory of a cache, mounted at `place`. Other steps may change the cache at this moment: the kernel finds the
-    /// way, which never leads out of the cache, and what was found is mounted whatever stands at its path then.
+    /// A directory of a cache, mounted at `place`. Other steps may change the cache at this moment: the kernel finds
+    /// the way, which never leads out of the cache, and what was found is mounted whatever stands at its path then.
     fn part(&mut self, content: &Path, part: &str, place: &Path) -> std::io::Result<PathBuf> {
         use rustix::fs::{Mode, OFlags, ResolveFlags};
         let part = String::from_utf8_lossy(&clean(part.as_bytes())).into_owned();
@@ -393,8 +393,8 @@ fn serve(tree: &Arc<dyn Tree>, is_writable: bool, place: &Path) -> Result<layerf
     Ok(mounted)
 }
 
-/// What a cache is called in the store. As in BuildKit, caches of one id that begin with something else are not the same:
-/// one of another owner or mode, which their users could not write to, and one that begins with other files.
+/// What a cache is called in the store. As in BuildKit, caches of one id that begin with something else are not the
+/// same: one of another owner or mode, which their users could not write to, and one that begins with other files.
 fn cache_name(builder: &Builder<'_>, cache: &CacheMount, site: &Site) -> Result<String, BuildError> {
     let mut name = builder.shared.frontend.cache_id(cache.id.as_deref().unwrap_or(&cache.target));
     let ownership = &cache.ownership;

@@ -19,8 +19,8 @@ use crate::changeset::{ChangeSet, Content, Node, clean, join, parent};
 /// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
 const MOST_MEMBERS: usize = 4 << 20;
 
-/// What all headers before a member may take, its long names, PAX records and map of holes together. Libraries read them
-/// into memory; Linux has neither paths nor attributes beyond 64 KiB.
+/// What all headers before a member may take, its long names, PAX records and map of holes together. Libraries read
+/// them into memory; Linux has neither paths nor attributes beyond 64 KiB.
 const MOST_HEADER_BYTES: u64 = 16 << 20;
 
 /// The begin of a tar, and the reader of the rest.
@@ -34,8 +34,8 @@ struct Unpacked<'a> {
     left_bytes: Cell<u64>,
 }
 
-/// Unpacks a file below `destination` if it is an archive, and says whether it was one. `shown` is the file's path; what
-/// its members refer to lies in `spool`, without names.
+/// Unpacks a file below `destination` if it is an archive, and says whether it was one. `shown` is the file's path;
+/// what its members refer to lies in `spool`, without names.
 pub(crate) fn unpack(
     changes: &mut ChangeSet,
     source: &Source,

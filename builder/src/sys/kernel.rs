@@ -31,7 +31,8 @@ pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Installs a seccomp filter for this process and all it starts. Does not set no-new-privileges, so it needs CAP_SYS_ADMIN.
+/// Installs a seccomp filter for this process and all it starts. Does not set no-new-privileges, so it needs
+/// CAP_SYS_ADMIN.
 pub(crate) fn install_seccomp_filter(program: &[sock_filter]) -> io::Result<()> {
     let length =
         program.len().try_into().map_err(|_| io::Error::other("the filter has more than 65535 instructions"))?;

@@ -45,8 +45,8 @@ pub(crate) fn execute(path: &CStr, argv: &[CString], env: &[CString]) -> io::Err
 }
 
 /// Starts `program` with an empty environment; safe in a program with many threads, and cheap in one with much memory
-/// (posix_spawn shares it until the exec). Descriptor `fds[n]` becomes number `n` there; no other is passed on, apart from those that
-/// were opened without close-on-exec.
+/// (posix_spawn shares it until the exec). Descriptor `fds[n]` becomes number `n` there; no other is passed on, apart
+/// from those that were opened without close-on-exec.
 pub(crate) fn spawn(program: &CStr, argv: &[CString], fds: &[BorrowedFd<'_>]) -> io::Result<Pid> {
     // Copies above every target number, so that no dup2 overwrites a source that a later one needs.
     let first_free = RawFd::try_from(fds.len()).expect("a handful of descriptors");

@@ -1,5 +1,5 @@
-//! What the cache may be trusted with: content that changed is seen, content that did not is not done again, and both are
-//! explained.
+//! What the cache may be trusted with: content that changed is seen, content that did not is not done again, and both
+//! are explained.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! How layer blobs are packed: the compression and its level.
 //!
-//! Invariant: a level is one that the compression has. The text of a packing (`gzip:6`) is the name of the bytes that it
-//! gives: one text, one blob for a layer.
+//! Invariant: a level is one that the compression has. The text of a packing (`gzip:6`) is the name of the bytes that
+//! it gives: one text, one blob for a layer.
 
 use std::fmt;
 use std::str::FromStr;

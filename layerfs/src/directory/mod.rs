@@ -2,7 +2,8 @@
 //!
 //! Invariant: nothing of a layer is written, and nothing outside it is reached: files are opened by one name below the
 //! descriptor of their directory, and links are never followed. What was read once is remembered for the life of the
-//! stack, so a layer that others change underneath goes on showing what was there, or gives `ESTALE`. It knows no upper.
+//! stack, so a layer that others change underneath goes on showing what was there, or gives `ESTALE`. It knows no
+//! upper.
 //!
 //! ```text
 //! marks    what hides: whiteouts of three kinds, opaque directories, redirects
@@ -43,12 +44,12 @@ type Xattrs = Box<[(Vec<u8>, Vec<u8>)]>;
 
 /// Lower directories, merged as the kernel's overlayfs merges them.
 ///
-/// A directory is read when it is first looked into. A [`TreeInode`] is made from the inode numbers on disk of the file and
-/// of its layer's root, so it is the same in every mount; only where inode numbers go beyond 44 bits, layers lie on several
-/// devices, or other file systems are mounted inside a layer, can two files that compete for a number swap theirs.
-/// A number is known once a name that leads to it was read; before, it is `ESTALE`. Files with several names in one layer
-/// are one inode. The number of links of a directory is 1 where it is merged from several layers, which programs take for
-/// "unknown".
+/// A directory is read when it is first looked into. A [`TreeInode`] is made from the inode numbers on disk of the file
+/// and of its layer's root, so it is the same in every mount; only where inode numbers go beyond 44 bits, layers lie on
+/// several devices, or other file systems are mounted inside a layer, can two files that compete for a number swap
+/// theirs. A number is known once a name that leads to it was read; before, it is `ESTALE`. Files with several names in
+/// one layer are one inode. The number of links of a directory is 1 where it is merged from several layers, which
+/// programs take for "unknown".
 #[derive(Debug)]
 pub struct DirectoryStack {
     places: Places,
@@ -76,8 +77,8 @@ struct Directory {
 }
 
 impl DirectoryStack {
-    /// Opens a stack of directories, the topmost first. The descriptors may be `O_PATH`; at most about `open_files` more
-    /// are kept open.
+    /// Opens a stack of directories, the topmost first. The descriptors may be `O_PATH`; at most about `open_files`
+    /// more are kept open.
     ///
     /// # Errors
     /// If there is no directory, or one cannot be read.

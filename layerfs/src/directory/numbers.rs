@@ -1,8 +1,8 @@
 //! Inode numbers of the tree from those on disk, and metadata from `stat`.
 //!
 //! Invariant: a number depends on the inode numbers of the file and of its layer's root alone, wherever these fit. The
-//! layer's place in the stack is left out, so that an upper which is mounted over other layers does not take one file for
-//! another; and device numbers, which change with every boot.
+//! layer's place in the stack is left out, so that an upper which is mounted over other layers does not take one file
+//! for another; and device numbers, which change with every boot.
 
 use rustix::fs::Stat;
 

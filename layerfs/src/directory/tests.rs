@@ -1,5 +1,5 @@
-//! What a stack of directories shows, against the kernel's overlayfs over the same directories where that has the marks,
-//! and by name where it has not. Needs root.
+//! What a stack of directories shows, against the kernel's overlayfs over the same directories where that has the
+//! marks, and by name where it has not. Needs root.
 
 use std::{fmt::Write as _, path::Path, process::Command};
 

@@ -110,8 +110,8 @@ impl<T: Tree> Served<T> {
         }
     }
 
-    /// The next data or hole. Where a hole is seen, which may be behind the end, the kernel may hold data that it has not
-    /// sent yet.
+    /// The next data or hole. Where a hole is seen, which may be behind the end, the kernel may hold data that it has
+    /// not sent yet.
     fn seek(&self, node: NodeId, offset: u64, hole: bool) -> Result<u64> {
         let seen = self.union.seek(node, offset, hole);
         let hole_at = match seen {

@@ -1,8 +1,8 @@
 //! A tree alone, served through FUSE to be the one lower layer of a kernel overlay.
 //!
 //! Invariant: a node is an inode of the tree and nothing else, so that nothing is remembered between requests, and its
-//! number is the same in every mount. Nothing can be changed here, and no mark of the overlay's format ever reaches the kernel from a layer: a layer that carries such an
-//! attribute would otherwise steer the overlay.
+//! number is the same in every mount. Nothing can be changed here, and no mark of the overlay's format ever reaches the
+//! kernel from a layer: a layer that carries such an attribute would otherwise steer the overlay.
 
 use std::sync::Arc;
 
@@ -113,8 +113,8 @@ impl<T: Tree + 'static> Server for Lower<T> {
             }
             // The overlay shows the upper's.
             Operation::StatFs => reply.space([0, 0, 0, self.tree().last_inode().0, 0], BLOCK_BYTES),
-            // Not ENOSYS, "never ask again": the overlay would then refuse to remove an attribute that is not there with
-            // EOPNOTSUPP, where the fuse plane has ENODATA.
+            // Not ENOSYS, "never ask again": the overlay would then refuse to remove an attribute that is not there
+            // with EOPNOTSUPP, where the fuse plane has ENODATA.
             Operation::Xattr { .. } if self.xattr_use == XattrUse::Unused => return Err(Errno::NODATA),
             Operation::Xattr { name, size } => {
                 let name = self.marks.shown(name).ok_or(Errno::NODATA)?;

@@ -150,7 +150,8 @@ impl Reply {
         fits
     }
 
-    /// The space of a file system: all blocks, the free ones, those that an ordinary user may use, all inodes, the free ones.
+    /// The space of a file system: all blocks, the free ones, those that an ordinary user may use, all inodes, the free
+    /// ones.
     pub(super) fn space(&mut self, counts: [u64; 5], block_bytes: u32) {
         /// `NAME_MAX` of Linux.
         const NAME_BYTES: u32 = 255;

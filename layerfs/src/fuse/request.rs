@@ -1,7 +1,7 @@
 //! Requests from the kernel's bytes.
 //!
-//! Invariant: a request that is shorter than its kind demands is an error, never a panic, whatever the bytes are; nothing
-//! is read but through slices. The layouts are those of <linux/fuse.h>, in the byte order of this machine:
+//! Invariant: a request that is shorter than its kind demands is an error, never a panic, whatever the bytes are;
+//! nothing is read but through slices. The layouts are those of <linux/fuse.h>, in the byte order of this machine:
 //! <https://github.com/torvalds/linux/blob/master/include/uapi/linux/fuse.h>. There is no meaning here.
 
 use rustix::io::Errno;
@@ -137,7 +137,8 @@ pub(crate) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Whether the answer has to wait for the disk, for more data to be moved there than a WRITE brings, or for the kernel.
+    /// Whether the answer has to wait for the disk, for more data to be moved there than a WRITE brings, or for the
+    /// kernel.
     pub(super) fn waits(&self) -> bool {
         match self {
             Self::Sync { .. } | Self::SyncAll | Self::Seek { .. } => true,

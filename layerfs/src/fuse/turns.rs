@@ -3,11 +3,11 @@
 //! Invariant: as long as the mount is there, some thread reads, or will go on reading within two ticks of the watch,
 //! whatever the others wait for, if those are fewer than [`THREADS`]. Nothing here reads a request.
 //!
-//! Mostly one thread reads and answers alone, and one that sleeps watches it. Another is started when the last one that slept
-//! is to read. A reader that answers is never woken and wakes nobody, so that a request
-//! of a single client costs no change of threads on our side; several readers would sleep on the device and be woken for
-//! what another one takes. More read when requests queue up; one that is about to wait for the disk lets another read
-//! meanwhile; and the one that watches takes over where the readers stand still for another reason.
+//! Mostly one thread reads and answers alone, and one that sleeps watches it. Another is started when the last one that
+//! slept is to read. A reader that answers is never woken and wakes nobody, so that a request of a single client costs
+//! no change of threads on our side; several readers would sleep on the device and be woken for what another one takes.
+//! More read when requests queue up; one that is about to wait for the disk lets another read meanwhile; and the one
+//! that watches takes over where the readers stand still for another reason.
 
 use std::{
     sync::{
@@ -23,8 +23,8 @@ pub(super) const THREADS: usize = 64;
 /// How many may read at once.
 const MOST_READING: usize = 8;
 
-/// How often the readers are watched, so how long a request can hold up all others. Long beside any request that does not
-/// wait for the disk, and rare enough to cost nothing.
+/// How often the readers are watched, so how long a request can hold up all others. Long beside any request that does
+/// not wait for the disk, and rare enough to cost nothing.
 const TICK: Duration = Duration::from_millis(2);
 
 /// After so many ticks without a request nobody watches any more, until there is one.

@@ -1,7 +1,7 @@
 //! What the kernel holds of a file and has not sent yet: it is asked for it.
 //!
-//! Invariant: while some threads of a mount wait here, others are left to take what the kernel sends. Which questions need
-//! it is not known here.
+//! Invariant: while some threads of a mount wait here, others are left to take what the kernel sends. Which questions
+//! need it is not known here.
 
 use std::{
     os::fd::OwnedFd,

@@ -256,7 +256,8 @@ impl Output {
         &self.names
     }
 
-    /// Gives inodes the numbers that stand for them in `numbers`, which are those from 1 to `kept`, and drops those with 0.
+    /// Gives inodes the numbers that stand for them in `numbers`, which are those from 1 to `kept`, and drops those
+    /// with 0.
     pub(super) fn number_inodes(&mut self, mut numbers: Vec<u32>, kept: u32) {
         let mut dropped = kept;
         for number in numbers.iter_mut().filter(|number| **number == 0) {

@@ -5,8 +5,8 @@
 //! followed within the root of the layer, directories that no entry describes are implied. Whiteouts
 //! apply to the layers below only; a directory that is also whited out is opaque.
 //!
-//! A layer of a million files takes about 130 bytes of memory a file: what the index holds is collected in the sections it
-//! goes to, and put in order in place.
+//! A layer of a million files takes about 130 bytes of memory a file: what the index holds is collected in the sections
+//! it goes to, and put in order in place.
 //!
 //! Links of *lower* layers are not followed: there a directory of this layer replaces the link, which
 //! is what the overlay drivers of docker, podman and containerd make of it.

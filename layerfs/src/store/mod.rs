@@ -139,7 +139,8 @@ impl Store {
         self.lease.directory()
     }
 
-    /// The directory of a cache mount, with its id in the file `id`; the id is text of the user, and is digested into a name.
+    /// The directory of a cache mount, with its id in the file `id`; the id is text of the user, and is digested into a
+    /// name.
     ///
     /// # Errors
     /// If it cannot be made.
@@ -178,9 +179,9 @@ impl Store {
     }
 }
 
-/// Asks ext4 to put each directory in here elsewhere on the disk (`chattr +T`). A step makes and removes thousands of files,
-/// and where files were removed within the last minutes ext4 makes new ones slowly: it passes over each inode that it
-/// freed (`recently_deleted` in its ialloc.c). Other file systems refuse, and need it not.
+/// Asks ext4 to put each directory in here elsewhere on the disk (`chattr +T`). A step makes and removes thousands of
+/// files, and where files were removed within the last minutes ext4 makes new ones slowly: it passes over each inode
+/// that it freed (`recently_deleted` in its ialloc.c). Other file systems refuse, and need it not.
 fn spread(directory: &Path) {
     let set = |file: fs::File| match rustix::fs::ioctl_getflags(&file) {
         Ok(flags) if !flags.contains(IFlags::TOPDIR) => rustix::fs::ioctl_setflags(&file, flags | IFlags::TOPDIR),

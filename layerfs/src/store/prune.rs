@@ -1,9 +1,9 @@
 //! Garbage collection: mark what is reachable, sweep the rest.
 //!
-//! Invariant: under the store's exclusive lock, so that no session leases or publishes anything between
-//! marking and sweeping. Roots are the names, the leases of live sessions, the stacks of uppers, and
-//! the step records unless they go too; a referrer is none, it lives as long as its subject. Marking needs no knowledge of document types: every digest in
-//! a reachable document is reachable.
+//! Invariant: under the store's exclusive lock, so that no session leases or publishes anything between marking and
+//! sweeping. Roots are the names, the leases of live sessions, the stacks of uppers, and the step records unless they
+//! go too; a referrer is none, it lives as long as its subject. Marking needs no knowledge of document types: every
+//! digest in a reachable document is reachable.
 
 use std::collections::HashSet;
 use std::fs;

@@ -42,8 +42,8 @@ impl Store {
         Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
     }
 
-    /// Records a step, in place of what was recorded under the key. After a crash of the machine it may be missing: a part
-    /// of a record is none.
+    /// Records a step, in place of what was recorded under the key. After a crash of the machine it may be missing: a
+    /// part of a record is none.
     ///
     /// # Errors
     /// A key that is no file name, or what writing gives.
@@ -53,8 +53,8 @@ impl Store {
         self.lease.with([], || Draft::publish_derived(self.lease.directory(), [&bytes[..]], &path))
     }
 
-    /// The right to carry out a step, which one process has at a time; `None` while another has it. It is about work done
-    /// twice, not about what is right: two that carry out one step record the same.
+    /// The right to carry out a step, which one process has at a time; `None` while another has it. It is about work
+    /// done twice, not about what is right: two that carry out one step record the same.
     ///
     /// # Errors
     /// A key that is no file name, or what locking gives.

@@ -93,8 +93,8 @@ struct Part {
     is_manifest: bool,
 }
 
-/// The manifests of an index, the config and the layers of a manifest. What is only referred to, such as a subject, and what
-/// is to be had elsewhere (`urls`) need not be there.
+/// The manifests of an index, the config and the layers of a manifest. What is only referred to, such as a subject, and
+/// what is to be had elsewhere (`urls`) need not be there.
 fn parts(document: &[u8]) -> Vec<Part> {
     let document: Value = serde_json::from_slice(document).unwrap_or_default();
     let list = |name: &str| document.get(name).and_then(Value::as_array).into_iter().flatten();

@@ -33,8 +33,8 @@ impl<W: Write> TarWriter<W> {
         Self { sink, position: 0, last_name: None, buffer: vec![0; COPY_BYTES], limit_bytes: u64::MAX }
     }
 
-    /// The same writer for a tar of at most `limit_bytes`: a file that would make it longer is refused before its content
-    /// is read. A sparse one of a terabyte takes no room where it lies.
+    /// The same writer for a tar of at most `limit_bytes`: a file that would make it longer is refused before its
+    /// content is read. A sparse one of a terabyte takes no room where it lies.
     #[must_use]
     pub fn limited(self, limit_bytes: u64) -> Self {
         Self { limit_bytes, ..self }

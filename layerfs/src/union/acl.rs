@@ -1,8 +1,8 @@
 //! POSIX access control lists: what a new file gets from its directory.
 //!
-//! Invariant: the kernel enforces lists and this union stores them; only their inheritance is worked out here, because a
-//! new file may be made outside of its directory, and moved.
-//! Rules: <https://man7.org/linux/man-pages/man5/acl.5.html>, "Object creation and default ACLs". Format of the attributes:
+//! Invariant: the kernel enforces lists and this union stores them; only their inheritance is worked out here, because
+//! a new file may be made outside of its directory, and moved. Rules:
+//! <https://man7.org/linux/man-pages/man5/acl.5.html>, "Object creation and default ACLs". Format of the attributes:
 //! `include/uapi/linux/posix_acl_xattr.h`: the version, then tag, permissions and id of each entry, little-endian.
 
 use rustix::{fs::XattrFlags, io::Result};
@@ -76,8 +76,8 @@ impl Inherited {
     }
 }
 
-/// Whether setting an attribute makes a list that says more than the mode does. `cp -p` and `install` set the mode of every
-/// file by a list of its three classes, which the file system below keeps as a mode.
+/// Whether setting an attribute makes a list that says more than the mode does. `cp -p` and `install` set the mode of
+/// every file by a list of its three classes, which the file system below keeps as a mode.
 pub(super) fn matters(name: &[u8], value: &[u8]) -> bool {
     let is_mode = |entries: &[u8]| tags(entries).all(|tag| matches!(tag, USER_OBJ | GROUP_OBJ | OTHER));
     name == DEFAULT || name == ACCESS && !value.strip_prefix(&VERSION).is_some_and(is_mode)

@@ -1,7 +1,7 @@
 //! Deletion marks of AUFS in an upper that others write as well: they become marks of the kernel's overlayfs.
 //!
-//! Invariant: a mark goes only once what stands for it is there, so that nothing hidden shows through at any moment; and
-//! the directory keeps its times. containers/storage unpacks layers with such marks and mounts them as uppers.
+//! Invariant: a mark goes only once what stands for it is there, so that nothing hidden shows through at any moment;
+//! and the directory keeps its times. containers/storage unpacks layers with such marks and mounts them as uppers.
 
 use std::sync::Arc;
 

@@ -61,8 +61,8 @@ impl<T: Tree> Union<T> {
         write_all(&*self.upper_handle(&node)?, data, offset)
     }
 
-    /// As [`Self::write`], for bytes that the kernel kept for a while: it keeps the time of change as well, and tells it
-    /// where it is not the one that it was told last. That one stays until then.
+    /// As [`Self::write`], for bytes that the kernel kept for a while: it keeps the time of change as well, and tells
+    /// it where it is not the one that it was told last. That one stays until then.
     pub fn write_back(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<()> {
         let node = self.file(node)?;
         self.copy_up(&node)?;

@@ -1,8 +1,8 @@
 //! Copy-up: the tree's file becomes a file of the upper, at its first change.
 //!
 //! Invariant: the copy is complete, or marked as one with the metadata only, before any name leads to it, and it
-//! appears under the name in one step; a failure leaves nothing behind but an entry in `tmp`. Only the `copying` lock of
-//! the one file is held while data moves: everything else goes on, and reads of the file itself go on from the tree.
+//! appears under the name in one step; a failure leaves nothing behind but an entry in `tmp`. Only the `copying` lock
+//! of the one file is held while data moves: everything else goes on, and reads of the file itself go on from the tree.
 
 use std::sync::Arc;
 
@@ -406,8 +406,8 @@ impl<T: Tree> Union<T> {
 }
 
 impl Upper {
-    /// A new file without a name, or with one in `tmp` where the file system has no `O_TMPFILE`. It has those permissions of
-    /// `mode` that do not keep its owner from writing to it.
+    /// A new file without a name, or with one in `tmp` where the file system has no `O_TMPFILE`. It has those
+    /// permissions of `mode` that do not keep its owner from writing to it.
     fn unnamed_file(&self, mode: u32) -> Result<Copy> {
         match self.file_without_name(mode) {
             Err(Errno::OPNOTSUPP) => {

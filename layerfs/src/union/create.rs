@@ -111,8 +111,8 @@ impl<T: Tree> Union<T> {
         self.enter_made(&parent, &mut names, name, made.0, &stat)
     }
 
-    /// Creates a file that has no name, and takes a reference to it: [`Union::link`] gives it one. `mode` and group are as
-    /// for [`Union::create`] in that directory.
+    /// Creates a file that has no name, and takes a reference to it: [`Union::link`] gives it one. `mode` and group are
+    /// as for [`Union::create`] in that directory.
     pub fn create_unnamed(&self, directory: NodeId, owner: Owner, mode: u32) -> Result<Metadata> {
         let upper = self.writable()?;
         let parent = self.node(directory)?;

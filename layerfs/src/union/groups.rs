@@ -5,9 +5,9 @@
 //! many names are still the tree's own, so that `st_nlink` is right. This is what the kernel does with
 //! `index=on`, in a directory of our own. Names that the upper has are not counted here.
 //!
-//! A name and its count change one after the other. `index/counting` is there from before the first of these changes until
-//! the union is closed with all counts written; found at an opening, it says that a kill or a full disk may have come in
-//! between, and the names are counted again.
+//! A name and its count change one after the other. `index/counting` is there from before the first of these changes
+//! until the union is closed with all counts written; found at an opening, it says that a kill or a full disk may have
+//! come in between, and the names are counted again.
 
 use std::{
     collections::HashMap,

@@ -1,8 +1,8 @@
 //! An upper in the hands of the kernel's overlayfs, and back in ours.
 //!
-//! Invariant: `work/nacre/overlay`, which is the kernel's work directory, is there as long as the kernel alone wrote what
-//! is in the upper. What this union has written is never given to the kernel: it does not know our index of hard links.
-//! The other way is open: its index is taken over, and the rest of the format is the same.
+//! Invariant: `work/nacre/overlay`, which is the kernel's work directory, is there as long as the kernel alone wrote
+//! what is in the upper. What this union has written is never given to the kernel: it does not know our index of hard
+//! links. The other way is open: its index is taken over, and the rest of the format is the same.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -117,8 +117,8 @@ fn adopt_group(
     rustix::fs::unlinkat(index, name, AtFlags::empty())
 }
 
-/// How many names of a copied-up hard link only the tree has. `copy_links` is the link count of the copy, which is in the
-/// kernel's index under `name`; `links` is that of the tree's file.
+/// How many names of a copied-up hard link only the tree has. `copy_links` is the link count of the copy, which is in
+/// the kernel's index under `name`; `links` is that of the tree's file.
 ///
 /// What the overlay shows is the link count of one of both and a difference that it wrote down:
 /// <https://docs.kernel.org/filesystems/overlayfs.html#non-standard-behavior>, `ovl_get_nlink` of `fs/overlayfs/util.c`.
@@ -175,8 +175,8 @@ pub(crate) fn kernel_index_entries(index: &OwnedFd) -> Result<Vec<(TreeInode, St
 
 /// The inode of our tree that a file handle of the kernel's overlayfs means; `None` for one of another file system.
 ///
-/// `struct ovl_fb` of `fs/overlayfs/overlayfs.h`, around the handle of `fs/fuse/inode.c`: version 0, magic, length, flags
-/// (1: big-endian), type, 16 bytes of UUID (FUSE has none); then node number, high half first, and generation.
+/// `struct ovl_fb` of `fs/overlayfs/overlayfs.h`, around the handle of `fs/fuse/inode.c`: version 0, magic, length,
+/// flags (1: big-endian), type, 16 bytes of UUID (FUSE has none); then node number, high half first, and generation.
 pub(crate) fn tree_inode(handle: &[u8]) -> Option<TreeInode> {
     /// `FILEID_INO64_GEN`.
     const TYPE: u8 = 0x81;

@@ -163,7 +163,8 @@ impl<T: Tree> Union<T> {
             .collect()
     }
 
-    /// At most `limit` children with their positions: the tree's names in its order, then those that only the upper has.
+    /// At most `limit` children with their positions: the tree's names in its order, then those that only the upper
+    /// has.
     pub(super) fn children(
         &self,
         directory: &Arc<Node>,
@@ -364,7 +365,8 @@ impl<T: Tree> Union<T> {
         Ok(Child::of_upper(self.upper_id(stat.st_ino)?, stat, None))
     }
 
-    /// Whether a mark may be believed: the tree may be another one, and the mark may have been copied along with a file.
+    /// Whether a mark may be believed: the tree may be another one, and the mark may have been copied along with a
+    /// file.
     fn is_origin(&self, inode: TreeInode, stat: &Stat) -> bool {
         let Some(upper) = &self.upper else { return false };
         let Ok(attributes) = self.tree.attributes(inode) else { return false };

@@ -1,4 +1,5 @@
-//! The upper's on-disk format, which is the kernel's: whiteouts, opaque directories, redirects, and one mark of our own.
+//! The upper's on-disk format, which is the kernel's: whiteouts, opaque directories, redirects, and one mark of our
+//! own.
 //!
 //! Invariant: the kernel's overlayfs mounts what these functions write and shows the same tree; our own
 //! mark has a name in the namespace that the kernel hides and ignores. Nothing here knows nodes.
@@ -88,7 +89,8 @@ impl MarkNamespace {
         directory.set_xattr(&self.name("opaque"), b"x", XattrFlags::empty())
     }
 
-    /// The path in the tree of the directory that is merged with this one, from the tree's root if it starts with a slash.
+    /// The path in the tree of the directory that is merged with this one, from the tree's root if it starts with a
+    /// slash.
     pub(crate) fn redirect(self, directory: &Handle) -> Result<Option<Vec<u8>>> {
         match directory.xattr(&self.name("redirect"))? {
             Some(path) if path.len() > REDIRECT_BYTES || path.is_empty() => Err(Errno::IO),

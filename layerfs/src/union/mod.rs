@@ -17,12 +17,12 @@
 //! kernel      the upper handed to the kernel's overlayfs, and back
 //! ```
 //!
-//! The work directory holds `nacre/`, locked while in use: `tmp/`, emptied at every opening, and
-//! `index/` (see `groups`), or `overlay/` (see `kernel`); the marks `acls` (there are lists, see `acl`) and `foreign`
-//! (others may have written marks, see `upper`). Locks are taken in this order: `copying` of a file, names of a directory, then a
+//! The work directory holds `nacre/`, locked while in use: `tmp/`, emptied at every opening, and `index/` (see
+//! `groups`), or `overlay/` (see `kernel`); the marks `acls` (there are lists, see `acl`) and `foreign` (others may
+//! have written marks, see `upper`). Locks are taken in this order: `copying` of a file, names of a directory, then a
 //! shard of the node table or the state of a node. Of the names of two directories those of the smaller number come
-//! first; or of a parent and its child those of the parent, where the kernel holds both locked as well. Copy-up holds only
-//! the `copying` lock of its file while it moves data.
+//! first; or of a parent and its child those of the parent, where the kernel holds both locked as well. Copy-up holds
+//! only the `copying` lock of its file while it moves data.
 
 mod acl;
 mod attributes;
@@ -97,10 +97,11 @@ pub struct UpperOptions {
     /// Whether a change of metadata alone leaves the content of a file in the tree, until the first write. The kernel's
     /// overlayfs follows such files with the option `metacopy=on` only, so an upper that others read must do without.
     pub splits_metadata: bool,
-    /// Whether an upper that was never used gets owner, mode, times and xattrs of the tree's root. Otherwise the upper's
-    /// own count, as with the kernel's overlayfs.
+    /// Whether an upper that was never used gets owner, mode, times and xattrs of the tree's root. Otherwise the
+    /// upper's own count, as with the kernel's overlayfs.
     pub adopts_root: bool,
-    /// Whether others may have left deletion marks of AUFS in the upper, as containers/storage does. They are translated.
+    /// Whether others may have left deletion marks of AUFS in the upper, as containers/storage does. They are
+    /// translated.
     pub has_aufs_marks: bool,
 }
 

@@ -4,8 +4,8 @@
 //! table, so a file has one [`Node`] at most, and the way from a node up to the root is always there.
 //! A node knows names, never paths; its metadata and content stay where they are, in tree or upper.
 //!
-//! A walk makes the kernel refer to everything there is. So a file that is as the tree has it is a few bytes in the table
-//! until an operation needs a [`Node`] of it, and again some time later.
+//! A walk makes the kernel refer to everything there is. So a file that is as the tree has it is a few bytes in the
+//! table until an operation needs a [`Node`] of it, and again some time later.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map},
@@ -131,7 +131,8 @@ struct Slot {
 #[derive(Debug)]
 enum SlotFile {
     Node(Arc<Node>),
-    /// No directory, and as the tree has it, under this one name. The slot has a reference to the parent, as a link has.
+    /// No directory, and as the tree has it, under this one name. The slot has a reference to the parent, as a link
+    /// has.
     Plain {
         parent: NodeId,
         name: Box<[u8]>,

@@ -207,8 +207,8 @@ impl Upper {
         renamed.inspect_err(|_| self.discard(&temporary))
     }
 
-    /// Makes a whiteout as one more link of a 0:0 device in `tmp`, which is cheaper than a device of its own to make and
-    /// to remove. The kernel's overlayfs does so as well.
+    /// Makes a whiteout as one more link of a 0:0 device in `tmp`, which is cheaper than a device of its own to make
+    /// and to remove. The kernel's overlayfs does so as well.
     fn link_whiteout(&self, at: impl std::os::fd::AsFd, name: &[u8]) -> Result<()> {
         let mut device = lock(&self.whiteout);
         if let Some(device) = &*device {

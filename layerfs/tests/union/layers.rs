@@ -1,5 +1,5 @@
-//! Layers with everything that real ones have: GNU tar packs them, a store indexes them, both planes mount them, and kernel
-//! overlayfs over the same layers as directories says what is to be seen.
+//! Layers with everything that real ones have: GNU tar packs them, a store indexes them, both planes mount them, and
+//! kernel overlayfs over the same layers as directories says what is to be seen.
 //!
 //! Invariant: a layer is made twice by one script, once with the marks of a tar and once with those of overlayfs.
 

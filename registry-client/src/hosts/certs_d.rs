@@ -87,8 +87,8 @@ enum ClientFiles {
 }
 
 impl HostDirectory {
-    /// Reads the directory of a registry, `host[:port]`, in the first of these `certs.d` directories that has one; where
-    /// none has, the one named `_default`.
+    /// Reads the directory of a registry, `host[:port]`, in the first of these `certs.d` directories that has one;
+    /// where none has, the one named `_default`.
     pub(crate) fn find(directories: &[PathBuf], registry: &str) -> Result<Option<Self>, Error> {
         // A colon is not possible everywhere, so containerd knows another form.
         let other = registry.rsplit_once(':').map(|(host, port)| format!("{host}_{port}_"));

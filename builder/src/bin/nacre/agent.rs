@@ -1,7 +1,7 @@
 //! `--ssh`: the agents that a build may ask, and one of our own where keys are given in place of an agent.
 //!
-//! Invariant: a key never leaves ssh-agent's memory, and that ends with this program, however it ends: it waits for a pipe
-//! that the kernel closes. Its directory goes with it.
+//! Invariant: a key never leaves ssh-agent's memory, and that ends with this program, however it ends: it waits for a
+//! pipe that the kernel closes. Its directory goes with it.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::FileTypeExt as _;
@@ -27,8 +27,8 @@ struct Own {
     lifeline: Option<ChildStdin>,
 }
 
-/// Starts the agent, adds the keys, says so, and waits for the lifeline. An agent that is not killed would outlive it; other
-/// signals it may have been started with as blocked.
+/// Starts the agent, adds the keys, says so, and waits for the lifeline. An agent that is not killed would outlive it;
+/// other signals it may have been started with as blocked.
 const SCRIPT: &str = r#"
 directory=$1; shift
 export SSH_AUTH_SOCK="$directory/socket"

@@ -1,7 +1,7 @@
 //! The contexts on the command line of a build, and the Dockerfile, which may lie in one.
 //!
-//! Invariant: standard input is read once and for one thing. What a text names is told by its form, except that a directory
-//! of this machine comes first.
+//! Invariant: standard input is read once and for one thing. What a text names is told by its form, except that a
+//! directory of this machine comes first.
 
 use std::collections::BTreeMap;
 use std::fs::File;

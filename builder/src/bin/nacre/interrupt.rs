@@ -1,10 +1,10 @@
 //! Ctrl-C and its kin: a verb that is interrupted leaves no process, no mount and no unfinished file, and ends at once.
 //!
-//! Invariant: no cooperation of the work is needed, at whatever moment it is. The mounts are ended by force, then the program
-//! replaces itself (exec) with a sweeper: with that every thread stops between two system calls, every lifeline of a
-//! sandbox closes, every lease of the store ends. The sweeper waits for what it inherited as children, opens the store,
-//! which removes what dead sessions left, and ends with the signal's code. A second signal ends without sweeping; then
-//! the next opening of the store does it.
+//! Invariant: no cooperation of the work is needed, at whatever moment it is. The mounts are ended by force, then the
+//! program replaces itself (exec) with a sweeper: with that every thread stops between two system calls, every lifeline
+//! of a sandbox closes, every lease of the store ends. The sweeper waits for what it inherited as children, opens the
+//! store, which removes what dead sessions left, and ends with the signal's code. A second signal ends without
+//! sweeping; then the next opening of the store does it.
 //!
 //! Not for `nacre run`: there signals are the command's.
 
@@ -77,8 +77,8 @@ impl Interrupts {
         Ok(interrupts)
     }
 
-    /// Never returns once there was a signal: what the work came to is of no interest any more, and the program ends as soon
-    /// as it is swept.
+    /// Never returns once there was a signal: what the work came to is of no interest any more, and the program ends as
+    /// soon as it is swept.
     pub(crate) fn hold(&self) {
         while self.0.is_interrupted.load(Ordering::SeqCst) {
             std::thread::park();
@@ -152,7 +152,8 @@ fn end_mounts(root: &Path, known: &HashSet<u32>) {
 }
 
 /// The mount points below a directory that this process made, the last first: none that was `known` before, and none
-/// that came from another namespace (those are slaves or shared). Fields are `id parent device root target options tags... -`.
+/// that came from another namespace (those are slaves or shared). Fields are `id parent device root target options
+/// tags... -`.
 /// <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>
 fn own_mounts(mountinfo: &[u8], below: &Path, known: &HashSet<u32>) -> Vec<PathBuf> {
     let own = |line: &[u8]| {

@@ -2,7 +2,8 @@
 //!
 //! Invariant: every byte is looked at once, and no more than [`LONGEST_BYTES`] are kept, whatever a step writes.
 
-/// A line that is longer is shown in parts: no terminal and no log shows more at once, and a step may write without end.
+/// A line that is longer is shown in parts: no terminal and no log shows more at once, and a step may write without
+/// end.
 const LONGEST_BYTES: usize = 64 << 10;
 
 /// The beginning of a line whose end has not come yet.

@@ -175,7 +175,8 @@ impl Mounted {
     }
 }
 
-/// The type and the source of the topmost mount on a directory: <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>.
+/// The type and the source of the topmost mount on a directory:
+/// <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>.
 fn topmost<'a>(table: &'a [u8], directory: &Path) -> Option<(&'a [u8], &'a [u8])> {
     let lines = table.split(|byte| *byte == b'\n').rev();
     lines.into_iter().find_map(|line| {

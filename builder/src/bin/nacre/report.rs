@@ -152,7 +152,8 @@ fn headline(error: &dyn std::error::Error, text: &mut String) {
     text.push_str(&format!("error: {line}\n"));
 }
 
-/// The line of the Dockerfile with a mark under what is wrong. Of a line that is too long for a screen, what is around that.
+/// The line of the Dockerfile with a mark under what is wrong. Of a line that is too long for a screen, what is around
+/// that.
 fn located(error: &DockerfileError, text: &mut String) {
     /// Wider than most terminals' 80, because CI logs have no end; a mark under a wrapped line says nothing.
     const WIDEST: usize = 120;

@@ -7,8 +7,8 @@
 //!                                             └─ server   root inside; serves the device that fusermount3 sends
 //! ```
 //!
-//! Invariant: SIGTERM, SIGINT and SIGHUP unmount, and what was written is stored before the program ends. The end of the
-//! keeper ends waiter and server. A mount is announced when it works.
+//! Invariant: SIGTERM, SIGINT and SIGHUP unmount, and what was written is stored before the program ends. The end of
+//! the keeper ends waiter and server. A mount is announced when it works.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,7 +1,7 @@
 //! A commit found out and checked out: reference to commit id, commit id to a directory.
 //!
-//! Invariant: the files are a function of the commit id and the options. What git keeps beside them (`.git`) is made anew
-//! in a form that depends on nothing else: no log, no times, no delta that a server chose.
+//! Invariant: the files are a function of the commit id and the options. What git keeps beside them (`.git`) is made
+//! anew in a form that depends on nothing else: no log, no times, no delta that a server chose.
 
 use std::fs;
 use std::io;

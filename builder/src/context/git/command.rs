@@ -1,4 +1,5 @@
-//! git as a process: with nothing of the caller's environment or configuration, and with nothing that a repository says.
+//! git as a process: with nothing of the caller's environment or configuration, and with nothing that a repository
+//! says.
 //!
 //! Invariant: no hook, filter, credential helper or pager ever runs, no question is asked, and a secret is neither on a
 //! command line nor in a message.
@@ -170,8 +171,8 @@ impl<'a> Git<'a> {
         let said = std::thread::spawn(move || last_bytes(stderr));
         let mut answer = Vec::new();
         let read = stdout.take(MOST_ANSWER_BYTES).read_to_end(&mut answer);
-        // A longer answer is cut: the pipe is closed now, and git ends by its signal. Its number is nobody else's before
-        // it is waited for, and nobody kills it after that.
+        // A longer answer is cut: the pipe is closed now, and git ends by its signal. Its number is nobody else's
+        // before it is waited for, and nobody kills it after that.
         if let Some(group) = group {
             let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
             while let Err(Errno::INTR) = rustix::process::waitid(WaitId::Pid(group), options) {}

@@ -1,7 +1,8 @@
 //! What names a git repository, and what of it: `https://host/repo.git#ref:directory`, `git@host:repo.git?tag=v1`.
 //!
-//! The grammar is BuildKit's (its `dfgitutil` and `gitutil`, told by tables in the tests). Invariant: no part that goes to
-//! git as an argument begins with a dash. Nothing here asks anybody: that a text names a repository is told by its form.
+//! The grammar is BuildKit's (its `dfgitutil` and `gitutil`, told by tables in the tests). Invariant: no part that goes
+//! to git as an argument begins with a dash. Nothing here asks anybody: that a text names a repository is told by its
+//! form.
 
 use std::fmt;
 

@@ -1,9 +1,9 @@
 //! An upper that another server still holds: one that is about to end, or one that nobody can reach any more.
 //!
-//! Invariant: two servers never write one upper. A server ends at another's request only where no other process shares its
-//! mount namespace, so that its mount can be seen by nobody but itself: what a rootless `buildah unshare` leaves behind
-//! that mounted and went away. It would live for ever, because it keeps its own namespace alive. Only the server itself
-//! can tell: the next one is in another user namespace, from which it may not look.
+//! Invariant: two servers never write one upper. A server ends at another's request only where no other process shares
+//! its mount namespace, so that its mount can be seen by nobody but itself: what a rootless `buildah unshare` leaves
+//! behind that mounted and went away. It would live for ever, because it keeps its own namespace alive. Only the server
+//! itself can tell: the next one is in another user namespace, from which it may not look.
 
 use std::{fs, os::fd::OwnedFd, time::Duration};
 

@@ -1,7 +1,7 @@
 //! Whether layers lie on idmapped mounts.
 //!
-//! Invariant: ids are translated once. containers/storage hands over layers on idmapped mounts, which show the ids of the
-//! container's user namespace already, together with an upper that has these ids on the disk, and still asks for
+//! Invariant: ids are translated once. containers/storage hands over layers on idmapped mounts, which show the ids of
+//! the container's user namespace already, together with an upper that has these ids on the disk, and still asks for
 //! `uidmapping`. It changes no mount.
 
 use std::os::fd::OwnedFd;

@@ -1,8 +1,8 @@
 //! What the `-o` options mean.
 //!
-//! Invariant: every option of fuse-overlayfs and of the kernel's overlayfs that is known is either in the result, or in the
-//! list of those without an effect, or an error that names it; what is unknown is ignored with a warning, as other mount
-//! programs do, because callers pass on options that are meant for others. Nothing is opened here.
+//! Invariant: every option of fuse-overlayfs and of the kernel's overlayfs that is known is either in the result, or in
+//! the list of those without an effect, or an error that names it; what is unknown is ignored with a warning, as other
+//! mount programs do, because callers pass on options that are meant for others. Nothing is opened here.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -37,9 +37,9 @@ pub(crate) struct Options {
 
 /// Accepted, because what they ask for cannot be told from outside: they choose between ways to the same result (all
 /// `threaded`, `writeback`, `fast_ino`, `static_nlink`, `max_*`, `timeout`), ask for what is always so
-/// (`default_permissions`, `allow_other` as root, `noatime`), or forbid what is never done (`noacl`, `metacopy`, `index`).
-/// `private` is buildah's, for a mount that it makes itself; `user_id` and `group_id` are what /proc/mounts shows, which
-/// mount(8) gives back at a remount.
+/// (`default_permissions`, `allow_other` as root, `noatime`), or forbid what is never done (`noacl`, `metacopy`,
+/// `index`). `private` is buildah's, for a mount that it makes itself; `user_id` and `group_id` are what /proc/mounts
+/// shows, which mount(8) gives back at a remount.
 const WITHOUT_EFFECT: &[&str] = &[
     "rw",
     "suid",

@@ -1,7 +1,7 @@
 //! A mount from its options: opening the layers, mounting, serving, and the end.
 //!
-//! Invariant: everything that can fail by a mistake of the caller fails before the mount is there; the mount is gone when
-//! the process ends by itself or by a signal.
+//! Invariant: everything that can fail by a mistake of the caller fails before the mount is there; the mount is gone
+//! when the process ends by itself or by a signal.
 
 use std::{
     ffi::CString,
@@ -31,8 +31,8 @@ use crate::{background, handover, idmapped, options::Options};
 /// What /proc/mounts shows: containers/storage looks for the magic number only, people for the name.
 const FILE_SYSTEM: &str = "fuse.layerfs";
 
-/// Descriptors that are kept for layers and upper together where the limit allows it. More are no faster: each saves two
-/// system calls at the next use.
+/// Descriptors that are kept for layers and upper together where the limit allows it. More are no faster: each saves
+/// two system calls at the next use.
 const OPEN_FILES: u64 = 4096;
 
 /// What statfs(2) calls every FUSE file system.

@@ -160,7 +160,8 @@ fn with_terminal(container: &Container, args: &Args, running: &OnceLock<Running>
     Ok(exit?)
 }
 
-/// Signals are for the command, but the second Ctrl-C kills it; before there is one, those that end a program end this one.
+/// Signals are for the command, but the second Ctrl-C kills it; before there is one, those that end a program end this
+/// one.
 fn forward_signals(signals: Signals, running: Arc<OnceLock<Running>>) {
     std::thread::spawn(move || {
         let mut interrupts = 0;
