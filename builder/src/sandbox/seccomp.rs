@@ -4,7 +4,7 @@
 //! and calls newer than the profile fail with ENOSYS, so that programs fall back to what they know. 32-bit programs on
 //! x86-64 have their own table; any other architecture is killed. The table of calls is `syscalls.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rustix::io::Errno;
 use seccompiler::{
@@ -107,6 +107,7 @@ fn part(interface: &Interface) -> Result<BpfProgram, seccompiler::BackendError> 
         jump_if_equal(interface.clone3, 0, 1),
         no_such_call,
     ];
+    part.extend(allowed(interface));
     let eperm = SeccompAction::Errno(Errno::PERM.raw_os_error().cast_unsigned());
     // The architecture only picks the check in front, which is replaced by ours.
     let filter = SeccompFilter::new(rules(interface)?, eperm, SeccompAction::Allow, TargetArch::x86_64)?;
@@ -115,12 +116,25 @@ fn part(interface: &Interface) -> Result<BpfProgram, seccompiler::BackendError> 
     Ok(part)
 }
 
+/// Allows the calls whose arguments do not matter, with the number loaded: three instructions for each run of numbers. A rule
+/// for each call would make a program of two thousand, which the kernel compiles for every step.
+fn allowed(interface: &Interface) -> BpfProgram {
+    let numbers: BTreeSet<u32> =
+        ALLOWED.iter().filter_map(|call| call.numbers[interface.column]).map(u32::from).collect();
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let run = |(first, last)| [jump_if_greater(last, 2, 0), jump_if_at_least(first, 0, 1), give(RET_ALLOW)];
+    runs.into_iter().flat_map(run).collect()
+}
+
+/// What calls are allowed with some arguments.
 fn rules(interface: &Interface) -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
-        .iter()
-        .filter_map(|call| call.numbers[interface.column])
-        .map(|number| (i64::from(number), Vec::new()))
-        .collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let first_argument =
         |operator, value| SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?]);
     rules.insert(interface.clone, vec![first_argument(SeccompCmpOp::MaskedEq(CLONE_NAMESPACES), 0)?]);
@@ -141,6 +155,7 @@ const ARCH_CHECK_LENGTH: usize = 3;
 /// Verdicts, with an error number in the low half: linux/seccomp.h.
 const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_ALLOW: u32 = 0x7fff_0000;
 
 // Instructions of classic BPF: linux/bpf_common.h.
 
@@ -160,14 +175,16 @@ fn jump_if_greater(value: u32, yes: u8, no: u8) -> sock_filter {
     sock_filter { code: 0x25, jt: yes, jf: no, k: value }
 }
 
+fn jump_if_at_least(value: u32, yes: u8, no: u8) -> sock_filter {
+    sock_filter { code: 0x35, jt: yes, jf: no, k: value }
+}
+
 fn give(action: u32) -> sock_filter {
     sock_filter { code: 0x06, jt: 0, jf: 0, k: action }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     /// Runs the program as the kernel would, on one call.
@@ -198,7 +215,7 @@ mod tests {
         }
     }
 
-    const ALLOW: u32 = 0x7fff_0000;
+    const ALLOW: u32 = RET_ALLOW;
     const EPERM: u32 = RET_ERRNO | 1;
     const ENOSYS: u32 = RET_ERRNO | 38;
 
