@@ -69,16 +69,26 @@ pub(crate) fn commit_changeset(store: &Store, changes: &ChangeSet, epoch: Option
     write(store, pending, epoch, |content| Ok(Some(content.reader())))
 }
 
+/// What becomes of a file that was removed since the changes were listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removed {
+    /// It is an error: nobody may write any more.
+    Refused,
+    /// It is not in the layer, as if it had gone before: programs still run.
+    LeftOut,
+}
+
 /// Commits what a union's upper changed in its tree. Nothing in the layer is newer than `epoch`, in seconds since 1970;
 /// `None` keeps real times.
 ///
 /// # Errors
 /// If the changes cannot be read, or cannot be in a layer.
-pub fn commit_upper(
+pub(crate) fn commit_upper(
     store: &Store,
     tree: &Arc<dyn Tree>,
     changes: &Changes,
     epoch: Option<i64>,
+    removed: Removed,
 ) -> Result<DiffId, CommitError> {
     let entry = |change| -> Result<_, CommitError> {
         let entry = changed_entry(change)?;
@@ -91,8 +101,12 @@ pub fn commit_upper(
             Ok(Some(UpperReader::Tree(Content::Tree(Arc::clone(tree), *inode), 0)))
         }
         _ => match changes.open(change) {
-            // It was removed since. Other names that it may have are still to be found.
-            Err(ChangesError::System { source: Errno::NOENT, .. }) if !has_links(changes, change) => Ok(None),
+            // Other names that it may have are still to be found.
+            Err(ChangesError::System { source: Errno::NOENT, .. })
+                if removed == Removed::LeftOut && !has_links(changes, change) =>
+            {
+                Ok(None)
+            }
             opened => Ok(Some(opened?.map_or(UpperReader::Nothing, UpperReader::File))),
         },
     })
@@ -232,5 +246,32 @@ fn same_bytes(a: &mut impl Read, b: &mut impl Read) -> io::Result<bool> {
         if left.is_empty() {
             return Ok(true);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upper::read_changes;
+
+    #[test]
+    fn a_file_that_went_away_is_left_out_of_a_live_commit_and_refused_by_a_step() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let store = Store::open(&at("store")).expect("opens");
+        let tree: Arc<dyn Tree> = store.tree(&[]).expect("an empty tree");
+        for name in ["upper", "work"] {
+            std::fs::create_dir(at(name)).expect("fresh");
+        }
+        std::fs::write(at("upper/kept"), "kept").expect("written");
+        let kept = read_changes(&tree, &at("upper"), &at("work")).expect("read");
+        std::fs::write(at("upper/gone"), "gone").expect("written");
+        let both = read_changes(&tree, &at("upper"), &at("work")).expect("read");
+        std::fs::remove_file(at("upper/gone")).expect("there");
+        let commit = |changes, removed| commit_upper(&store, &tree, changes, Some(0), removed);
+        let error = commit(&both, Removed::Refused).expect_err("it is gone").to_string();
+        assert!(error.contains("/gone"), "{error}");
+        let expected = commit(&kept, Removed::Refused).expect("all is there");
+        assert_eq!(commit(&both, Removed::LeftOut).expect("left out"), expected);
     }
 }

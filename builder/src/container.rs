@@ -15,7 +15,7 @@ use registry_client::{Error as ImageError, Platform, choose_image};
 use rustix::io::Errno;
 
 use crate::changeset::ChangeSet;
-use crate::commit::{CommitError, commit_upper};
+use crate::commit::{CommitError, Removed, commit_upper};
 use crate::error::BuildError;
 use crate::image::{DEFAULT_PATH, History, ImageConfig, RunConfig};
 use crate::manifest::{store_image, timestamp};
@@ -285,8 +285,8 @@ pub fn commit_image(
     Ok(store_image(store, platform, config, &layers, base_layers)?.image)
 }
 
-/// The layer of an upper that may be mounted: where a file went away between the look at it and the reading of its
-/// content, looks again. `None` if nothing was changed.
+/// The layer of an upper that may be mounted: where a file with several names lost one between the look at it and the
+/// reading of its content, looks again. `None` if nothing was changed.
 fn commit_live(
     store: &Store,
     tree: &Arc<dyn Tree>,
@@ -294,7 +294,7 @@ fn commit_live(
     work: &Path,
     epoch: Option<i64>,
 ) -> Result<Option<DiffId>, ContainerError> {
-    /// A program that makes and removes hundreds of files all the time hinders every other look.
+    /// A program that does so all the time hinders every other look.
     const MOST_LOOKS: usize = 30;
     let mut looks = 1;
     loop {
@@ -302,7 +302,7 @@ fn commit_live(
         if changes.entries().is_empty() {
             return Ok(None);
         }
-        match commit_upper(store, tree, &changes, epoch) {
+        match commit_upper(store, tree, &changes, epoch, Removed::LeftOut) {
             Err(CommitError::Changes(ChangesError::System { source: Errno::NOENT, .. })) if looks < MOST_LOOKS => {
                 looks += 1;
             }

@@ -54,7 +54,7 @@ mod upper;
 pub use build::{Built, BuiltImage, build};
 pub use cache_mounts::{CacheMount, cache_mounts, export_cache_mount, import_cache_mount, remove_cache_mount};
 pub use check::{Bases, Checked, check};
-pub use commit::{CommitError, commit_upper};
+pub use commit::CommitError;
 pub use container::{CommitRequest, Container, ContainerError, RunRequest, commit_image, open_image};
 pub use error::BuildError;
 pub use events::{Events, StepEnd, StepNumber};

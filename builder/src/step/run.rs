@@ -15,7 +15,7 @@ use crate::accounts::Identity;
 use crate::build::Builder;
 use crate::cache::Work;
 use crate::changeset::ChangeSet;
-use crate::commit::commit_upper;
+use crate::commit::{Removed, commit_upper};
 use crate::dockerfile::{self, Run, Script, Security};
 use crate::error::{BuildError, Site};
 use crate::events::StepNumber;
@@ -164,7 +164,7 @@ impl Job {
         ended?;
         unmounted.map_err(site.because())?;
         let changes = read_changes(&tree, &upper.upper(), &upper.work()).map_err(site.because())?;
-        Ok(commit_upper(builder.store, &tree, &changes, stage.epoch)?)
+        Ok(commit_upper(builder.store, &tree, &changes, stage.epoch, Removed::Refused)?)
     }
 
     /// Runs the command; one that fails is an error, and shown to whoever asked for that before its state goes.
