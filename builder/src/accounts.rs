@@ -103,22 +103,24 @@ impl Accounts {
         Ok(Identity { owner: Owner { uid, gid }, groups, home })
     }
 
-    /// Whom `--chown=text` means. As in BuildKit an unknown user is root and an unknown group is
-    /// the user's; with `--link`, which has no files to look in, every name is unknown and an error.
+    /// Whom `--chown=text` means, and whose a WORKDIR is. As in BuildKit a number is the group, too, whatever the files
+    /// say, an unknown user is root, and an unknown group the user's; with `--link`, which has no files to look in,
+    /// every name but root is unknown and an error.
     pub(crate) fn owner(&self, text: &str, is_link: bool) -> Result<Owner, UnknownAccount> {
         let (user_text, group_text) = match text.split_once(':') {
             Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
             None => (text, None),
         };
-        let (uid, own_gid) = match (self.user(user_text), user_text.parse::<u32>()) {
-            (_, Ok(uid)) => (uid, uid),
+        let number = |text: &str| if text == "root" { Some(0) } else { text.parse::<u32>().ok() };
+        let (uid, own_gid) = match (self.user(user_text), number(user_text)) {
+            (_, Some(uid)) => (uid, uid),
             (Some(user), _) => (user.uid, user.gid),
             (None, _) if is_link && !user_text.is_empty() => return Err(UnknownAccount::User(user_text.to_owned())),
             (None, _) => (0, 0),
         };
         let gid = match group_text {
             None => own_gid,
-            Some(group) => match self.gid(group) {
+            Some(group) => match number(group).or_else(|| self.gid(group)) {
                 Some(gid) => gid,
                 None if is_link => return Err(UnknownAccount::Group(group.to_owned())),
                 None => own_gid,

@@ -186,12 +186,17 @@ impl ChangeSet {
     /// does not exist is kept as it is written; `..` stops at the root, as `chroot` has it. A path that no system call
     /// would take is refused.
     pub(crate) fn resolve(&self, path: &[u8]) -> io::Result<Vec<u8>> {
+        self.resolve_below(b"", path)
+    }
+
+    /// The same with the directory at the resolved path `top` as the root.
+    pub(crate) fn resolve_below(&self, top: &[u8], path: &[u8]) -> io::Result<Vec<u8>> {
         let mut left: Vec<Vec<u8>> = components(path).rev().map(<[u8]>::to_vec).collect();
-        let mut done: Vec<u8> = Vec::new();
+        let mut done = top.to_vec();
         let mut links = 0;
         while let Some(name) = left.pop() {
             if name == b".." {
-                done.truncate(parent(&done).len());
+                done.truncate(parent(&done).len().max(top.len()));
                 continue;
             }
             let next = join(&done, &name);
@@ -207,7 +212,7 @@ impl ChangeSet {
                 return Err(rustix::io::Errno::LOOP.into());
             }
             if target.starts_with(b"/") {
-                done.clear();
+                done.truncate(top.len());
             }
             left.extend(components(&target).rev().map(<[u8]>::to_vec));
         }

@@ -83,8 +83,8 @@ impl<'a> Copier<'a> {
         let mut target = self.resolve(destination)?;
         let kind = self.attributes(selected.inode, &selected.path)?.kind;
         if kind != FileKind::Directory && self.is_directory(&target)? {
-            let inside = join(&target, base_name(&selected.path));
-            target = self.resolve(&inside)?;
+            // A link of that name in the directory is not followed, but replaced.
+            target = join(&target, base_name(&selected.path));
         }
         // Only what is in a directory is copied: one that is made for it has nothing of the source but its time.
         let made = if kind == FileKind::Directory { target.as_slice() } else { parent(&target) };
@@ -139,7 +139,7 @@ impl<'a> Copier<'a> {
         self.make_destination(destination)?;
         let mut target = self.resolve(destination)?;
         if self.is_directory(&target)? {
-            target = self.resolve(&join(&target, name.as_bytes()))?;
+            target = join(&target, name.as_bytes());
         }
         if self.is_directory(&target)? {
             return Err(CopyError::FileOntoDirectory { path: lossy(&target) });

@@ -35,8 +35,7 @@ pub(crate) fn copy(
         Some(from) => builder.input(&from.text, &site.at(from.span))?,
         None => builder.context()?,
     };
-    let job = Job::new(builder, stage, &copy.files, input, None, site)?;
-    Job { parents: copy.parents, ..job }.carry_out(builder, stage, text, site)
+    Job::new(builder, stage, (&copy.files, copy.parents), input, None, site)?.carry_out(builder, stage, text, site)
 }
 
 /// ADD.
@@ -48,19 +47,20 @@ pub(crate) fn add(
     site: &Site,
 ) -> Result<(), BuildError> {
     let kinds = source_kinds(builder, stage, add, site)?;
-    let checksum = match &add.checksum {
-        None => None,
-        Some(word) => {
-            let site = site.at(word.span);
-            match kinds.as_slice() {
-                [SourceKind::Local] => return Err(site.error("checksum requires HTTP(S) or Git sources").into()),
-                [_] => Some((builder.evaluation.expand(stage, word, &site)?, site)),
-                _ => return Err(site.error("checksum can't be specified for multiple sources").into()),
-            }
+    let checksum = add.checksum.as_ref().map(|word| {
+        let site = site.at(word.span);
+        Ok::<_, BuildError>((builder.evaluation.expand(stage, word, &site)?, site))
+    });
+    let checksum = checksum.transpose()?.filter(|(text, _)| !text.is_empty());
+    if let Some((_, site)) = &checksum {
+        match kinds.as_slice() {
+            [SourceKind::Local] => return Err(site.error("checksum requires HTTP(S) or Git sources").into()),
+            [_] => {}
+            _ => return Err(site.error("checksum can't be specified for multiple sources").into()),
         }
-    };
+    }
     let sources = remote::Sources { builder, checksum, keep_git_dir: add.keep_git_dir, epoch: stage.epoch };
-    let job = Job::new(builder, stage, &add.files, builder.context()?, Some(&sources), site)?;
+    let job = Job::new(builder, stage, (&add.files, false), builder.context()?, Some(&sources), site)?;
     let unpacks = Unpacks { local: add.unpack.unwrap_or(true), remote: add.unpack.unwrap_or(false) };
     // Neither the progress nor the history says what only a server is to know.
     let text = without_passwords(text);
@@ -105,8 +105,10 @@ pub(crate) fn workdir(
     }
     let mut changes = ChangeSet::new(builder.tree(stage)?);
     let accounts = accounts(&changes).map_err(site.because())?;
-    // A user that is not known yet owns nothing: BuildKit falls back to root, too.
-    let owner = accounts.identity(&stage.config.config.user).map(|identity| identity.owner).unwrap_or_default();
+    let owner = match stage.config.config.user.as_str() {
+        "" => Owner::default(),
+        user => accounts.owner(user, false).map_err(site.because())?,
+    };
     let options = vec!["workdir".to_owned(), name, format!("{}:{}", owner.uid, owner.gid)];
     builder.cached(stage, text, text, &Work::Files { inputs: Vec::new(), options }, |stage, _| {
         let made = Node::directory(0o755, owner, made_time(stage));
@@ -157,7 +159,7 @@ impl Job {
     fn new(
         builder: &Builder<'_>,
         stage: &StageState,
-        files: &Files,
+        (files, parents): (&Files, bool),
         input: Input,
         remote: Option<&remote::Sources<'_>>,
         site: &Site,
@@ -171,7 +173,7 @@ impl Job {
                 FileSource::Path(word) => {
                     let (text, site) = (expand(word)?, site.at(word.span));
                     match (SourceKind::of(&text).map_err(site.because())?, remote) {
-                        (SourceKind::Local, _) => select(&source, &input, &text, &site),
+                        (SourceKind::Local, _) => select((&source, parents), &input, &text, &site),
                         (SourceKind::Web, Some(remote)) => Ok(Item::Remote(Box::new(remote.file(&text, &site)?))),
                         (SourceKind::Git(reference), Some(remote)) => {
                             let name = reference.to_string();
@@ -186,14 +188,18 @@ impl Job {
                 FileSource::Heredoc(heredoc) => inline(builder, stage, heredoc, site),
             })
             .collect::<Result<_, _>>()?;
-        let mode = match &files.chmod {
-            None => None,
-            Some(word) => Some(mode(&expand(word)?, &site.at(word.span))?),
+        // A flag whose value expands to nothing is none.
+        let flag = |word: &Option<Word>| {
+            let text = word.as_ref().map(|word| Ok::<_, BuildError>((expand(word)?, word.span))).transpose()?;
+            Ok::<_, BuildError>(text.filter(|(text, _)| !text.is_empty()))
         };
-        let owner = match &files.chown {
+        let mode = flag(&files.chmod)?.map(|(text, span)| mode(&text, &site.at(span))).transpose()?;
+        // BuildKit leaves `--link` out where there is a `--chmod`.
+        let is_link = files.link && mode.is_none();
+        let owner = match flag(&files.chown)? {
             None => None,
-            Some(word) => Some(owner(builder, stage, &expand(word)?, files.link).map_err(|error| match error {
-                BuildError::Request(message) => site.at(word.span).error(message).into(),
+            Some((text, span)) => Some(owner(builder, stage, &text, is_link).map_err(|error| match error {
+                BuildError::Request(message) => site.at(span).error(message).into(),
                 other => other,
             })?),
         };
@@ -213,8 +219,8 @@ impl Job {
             source,
             items,
             destination,
-            is_link: files.link,
-            parents: false,
+            is_link,
+            parents,
             unpacks: Unpacks { local: false, remote: false },
             options,
             excludes,
@@ -379,8 +385,8 @@ fn shown(path: &[u8]) -> String {
     }
 }
 
-fn select(source: &Source, input: &Input, pattern: &str, site: &Site) -> Result<Item, BuildError> {
-    match source.select(pattern.as_bytes()).map_err(site.because())? {
+fn select((source, parents): (&Source, bool), input: &Input, pattern: &str, site: &Site) -> Result<Item, BuildError> {
+    match source.select(pattern.as_bytes(), parents).map_err(site.because())? {
         Some(selected) if selected.is_empty() && source.has_pivot(pattern.as_bytes()).map_err(site.because())? => {
             Ok(Item::NoMatch)
         }
@@ -444,15 +450,14 @@ fn made_time(stage: &StageState) -> Time {
     Time { seconds: stage.epoch.unwrap_or_else(|| i64::try_from(now()).unwrap_or(i64::MAX)), nanoseconds: 0 }
 }
 
-/// A path of an instruction, from the root; a slash at its end stays.
+/// A path of an instruction, from the root, as Go's `path.Clean` leaves it: a link before `..` is never followed. A
+/// slash at its end stays, and is what `.` at its end comes to.
 fn from_root(stage: &StageState, path: &[u8]) -> Vec<u8> {
-    if path.starts_with(b"/") {
-        return path.to_vec();
-    }
-    let mut whole = join(stage.working_dir().as_bytes(), path);
-    // Nothing, `.` and `..` name the directory itself.
-    if matches!(path, b"" | b"." | b"..") || path.ends_with(b"/..") {
-        whole.push(b'/');
-    }
-    whole
+    let is_directory = matches!(path, b"" | b".") || path.ends_with(b"/") || path.ends_with(b"/.");
+    let cleaned = match path.starts_with(b"/") {
+        true => clean(path),
+        false => clean(&join(stage.working_dir().as_bytes(), path)),
+    };
+    let end: &[u8] = if is_directory && !cleaned.is_empty() { b"/" } else { b"" };
+    [b"/", cleaned.as_slice(), end].concat()
 }

@@ -46,7 +46,10 @@ impl Source {
 
     /// What `pattern` names. A path without wildcards that is not there is `Ok(None)`; a pattern
     /// that matches nothing is an empty list, which is no error in a Dockerfile.
-    pub(crate) fn select(&self, pattern: &[u8]) -> io::Result<Option<Vec<Selected>>> {
+    ///
+    /// Under `--parents`, `**` stands for any number of directories behind the pivot. Everywhere else it is a `*`:
+    /// BuildKit matches there with Go's `filepath.Match`, and with `patternmatcher` here.
+    pub(crate) fn select(&self, pattern: &[u8], has_parents: bool) -> io::Result<Option<Vec<Selected>>> {
         let (before_pivot, after_pivot) = split_pivot(pattern);
         let (before_pivot, after_pivot) = (clean(before_pivot), clean(after_pivot));
         let whole = match (before_pivot.is_empty(), after_pivot.is_empty()) {
@@ -54,17 +57,17 @@ impl Source {
             _ => join(&before_pivot, &after_pivot),
         };
         let depth = components(&before_pivot).count();
+        // Behind the pivot of `--parents` no link is followed: it is copied itself.
+        let followed = if has_parents { depth } else { usize::MAX };
         if !has_wildcard(&whole) {
-            let resolved = self.view.resolve(&whole)?;
-            return match self.find(&resolved)? {
+            return match self.find_following(&whole, followed)? {
                 None => Ok(None),
                 Some(inode) => Ok(Some(vec![self.selected(whole, inode, depth)?])),
             };
         }
         let mut found = Vec::new();
-        for path in self.matches(&whole)? {
-            let resolved = self.view.resolve(&path)?;
-            if let Some(inode) = self.find(&resolved)? {
+        for path in self.matches(&whole, if has_parents { depth } else { usize::MAX })? {
+            if let Some(inode) = self.find_following(&path, followed)? {
                 found.push(self.selected(path, inode, depth)?);
             }
         }
@@ -90,20 +93,29 @@ impl Source {
         Ok(Selected { pivot: before.len(), path, inode, pivot_inode })
     }
 
+    /// What is at a path in whose first components, this many, links are followed.
+    fn find_following(&self, path: &[u8], followed: usize) -> io::Result<Option<TreeInode>> {
+        let names: Vec<&[u8]> = components(path).collect();
+        let (followed, rest) = names.split_at(followed.min(names.len()));
+        let top = self.view.resolve(&followed.join(&b'/'))?;
+        self.find(&rest.iter().fold(top, |path, name| join(&path, name)))
+    }
+
     fn find(&self, path: &[u8]) -> io::Result<Option<TreeInode>> {
         self.view.below_at(path)
     }
 
     /// All paths that match, in byte order of their components. The part before the first
-    /// wildcard may pass through links; a wildcard never matches through one.
-    fn matches(&self, pattern: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    /// wildcard may pass through links; a wildcard never matches through one. From the component `deep_from` on, `**`
+    /// is any number of directories.
+    fn matches(&self, pattern: &[u8], deep_from: usize) -> io::Result<Vec<Vec<u8>>> {
         let names: Vec<&[u8]> = components(pattern).collect();
         let literal = names.iter().take_while(|name| !has_wildcard(name)).count();
         let start = names[..literal].join(&b'/');
         let mut found = Vec::new();
         let resolved = self.view.resolve(&start)?;
         if let Some(inode) = self.find(&resolved)? {
-            self.match_below(inode, &start, &names[literal..], &mut found)?;
+            self.match_below(inode, &start, &names[literal..], deep_from.saturating_sub(literal), &mut found)?;
         }
         Ok(found)
     }
@@ -113,32 +125,34 @@ impl Source {
         directory: TreeInode,
         path: &[u8],
         names: &[&[u8]],
+        deep_from: usize,
         found: &mut Vec<Vec<u8>>,
     ) -> io::Result<()> {
         let Some((name, rest)) = names.split_first() else { return Ok(()) };
         if self.tree().attributes(directory)?.kind != FileKind::Directory {
             return Ok(());
         }
+        let (is_deep, deeper) = (deep_from == 0 && *name == b"**", deep_from.saturating_sub(1));
         for entry in self.tree().entries(directory, 0, usize::MAX)? {
             let at = join(path, &entry.name);
-            if *name == b"**" {
+            if is_deep {
                 // Any number of directories, none included.
                 if rest.is_empty() {
                     found.push(at.clone());
                 }
                 if entry.kind == FileKind::Directory {
-                    self.match_below(entry.inode, &at, names, found)?;
+                    self.match_below(entry.inode, &at, names, deep_from, found)?;
                 }
             } else if Glob::new(&String::from_utf8_lossy(name)).map_err(io::Error::other)?.matches(&entry.name) {
                 if rest.is_empty() {
                     found.push(at.clone());
                 } else if entry.kind == FileKind::Directory {
-                    self.match_below(entry.inode, &at, rest, found)?;
+                    self.match_below(entry.inode, &at, rest, deeper, found)?;
                 }
             }
         }
-        if *name == b"**" && !rest.is_empty() {
-            self.match_below(directory, path, rest, found)?;
+        if is_deep && !rest.is_empty() {
+            self.match_below(directory, path, rest, deeper, found)?;
             found.sort();
             found.dedup();
         }

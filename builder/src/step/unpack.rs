@@ -145,7 +145,8 @@ impl<'a> Unpacked<'a> {
         entry: &mut tar::Entry<'_, R>,
     ) -> io::Result<()> {
         let wanted = clean(&entry.path_bytes());
-        if wanted.is_empty() && entry.header().entry_type() == EntryType::Directory {
+        // The destination stays what it is, whatever the archive says that it is.
+        if wanted.is_empty() {
             return Ok(());
         }
         let path = below(changes, top, &wanted)?;
@@ -285,11 +286,10 @@ fn number<N: Default>(read: io::Result<N>, field: &[u8]) -> io::Result<N> {
     if is_blank { Ok(N::default()) } else { read }
 }
 
-/// Where a member goes: links in its directories are followed inside the root, its last name is kept.
+/// Where a member goes: links in its directories are followed inside the destination, its last name is kept.
 fn below(changes: &ChangeSet, top: &[u8], wanted: &[u8]) -> io::Result<Vec<u8>> {
-    let whole = join(top, wanted);
-    let directory = changes.resolve(parent(&whole))?;
-    Ok(join(&directory, crate::changeset::base_name(&whole)))
+    let directory = changes.resolve_below(top, parent(wanted))?;
+    Ok(join(&directory, crate::changeset::base_name(wanted)))
 }
 
 fn make_parents(changes: &mut ChangeSet, path: &[u8], options: &CopyOptions) -> io::Result<()> {

@@ -11,6 +11,7 @@ mod hostile;
 mod interrupted;
 mod language;
 mod outputs;
+mod placement;
 mod public;
 mod remote_cache;
 mod side_by_side;

@@ -1,0 +1,144 @@
+//! Where files of COPY, ADD and WORKDIR land and whose they are: what the tests of other builders found here. What is
+//! right is what BuildKit's `solver/llbsolver/file` and `fsutil/copy` do.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::support::{Bench, SHELL, names, run};
+
+/// Packs members into a tar of the context with Python, which writes any name.
+fn archive(bench: &Bench, name: &str, members: &str) {
+    let path = bench.path("context").join(name);
+    let program = "import io, sys, tarfile\nwith tarfile.open(sys.argv[1], 'w') as t:\n  for name, link, data in eval(sys.argv[2]):\n    m = tarfile.TarInfo(name); m.linkname = link; m.size = len(data)\n    m.type = tarfile.SYMTYPE if link else tarfile.REGTYPE\n    t.addfile(m, io.BytesIO(data))\n";
+    run("python3", &["-c", program, path.to_str().expect("text"), members]);
+}
+
+#[test]
+fn links_of_an_archive_lead_nowhere_but_below_the_destination() {
+    let bench = Bench::new();
+    archive(&bench, "a.tar", "[('up', '..', b''), ('up/etc/f', '', b'1'), ('abs', '/etc', b''), ('abs/g', '', b'2')]");
+    bench.dockerfile("FROM scratch\nADD a.tar /sub\n");
+    let tree = bench.tree(&[]);
+    assert_eq!(names(&tree), ["sub"]);
+    assert_eq!(names(&tree.join("sub/etc")), ["f", "g"]);
+    // Nor do those that were there before.
+    bench.dockerfile("FROM scratch\nADD a.tar /sub\nCOPY a.tar /etc/\nADD b.tar /sub\n");
+    archive(&bench, "b.tar", "[('abs/h', '', b'3')]");
+    assert_eq!(names(&bench.tree(&[]).join("sub/etc")), ["f", "g", "h"]);
+    assert_eq!(names(&bench.tree(&[]).join("etc")), ["a.tar"]);
+}
+
+#[test]
+fn a_member_without_a_name_is_the_destination_and_passed_over() {
+    let bench = Bench::new();
+    archive(&bench, "a.tar", "[('', '', b''), ('f', '', b'1'), ('./', '', b'')]");
+    bench.dockerfile("FROM scratch\nADD a.tar /\n");
+    assert_eq!(names(&bench.tree(&[])), ["f"]);
+}
+
+#[test]
+fn two_dots_in_a_destination_are_taken_away_before_links_are_followed() {
+    let bench = Bench::new();
+    bench.file("f", "1").file("links/keep", "");
+    std::os::unix::fs::symlink("/deep/target", bench.path("context/links/link")).expect("a link");
+    bench.dockerfile("FROM scratch\nCOPY links /\nCOPY f /link/../one/\nWORKDIR /w\nCOPY f ../link/../two\n");
+    let tree = bench.tree(&[]);
+    assert_eq!(names(&tree), ["keep", "link", "one", "two", "w"]);
+    assert!(tree.join("two").is_file() && tree.join("one/f").is_file());
+}
+
+#[test]
+fn a_file_copied_into_a_directory_replaces_a_link_of_its_name() {
+    let bench = Bench::new();
+    bench.file("f", "new").file("links/keep", "");
+    std::os::unix::fs::symlink("/victim", bench.path("context/links/f")).expect("a link");
+    let below = "FROM scratch\nCOPY links /d\nCOPY <<E /victim\nold\nE\n";
+    for copy in ["COPY f /d/", "COPY f /d", "COPY <<f /d/\nnew\nf"] {
+        bench.dockerfile(&format!("{below}{copy}\n"));
+        let tree = bench.tree(&[]);
+        assert!(tree.join("d/f").symlink_metadata().expect("there").is_file(), "{copy}");
+        assert_eq!(fs::read_to_string(tree.join("victim")).expect("there"), "old\n", "{copy}");
+    }
+    // A link that is itself the destination is written through.
+    bench.dockerfile(&format!("{below}COPY f /d/f\n"));
+    assert_eq!(fs::read_to_string(bench.tree(&[]).join("victim")).expect("there"), "new");
+}
+
+#[test]
+fn two_stars_are_many_directories_only_under_parents() {
+    let bench = Bench::new();
+    bench.file("a.txt", "").file("x/b.txt", "").file("x/y/c.txt", "").file("z/d.md", "");
+    let found = |line: &str| {
+        bench.dockerfile(&format!("FROM scratch\n{line}\n"));
+        names(&bench.tree(&[]).join("o"))
+    };
+    assert_eq!(found("COPY **/*.txt /o/"), ["b.txt"]);
+    assert_eq!(found("COPY **/**/*.txt /o/"), ["c.txt"]);
+    assert_eq!(found("COPY x/** /o/"), ["b.txt", "c.txt"]);
+    assert_eq!(found("COPY --parents **/*.txt /o/"), ["a.txt", "x"]);
+    assert_eq!(found("COPY --parents **/./*.txt /o/"), ["b.txt"]);
+}
+
+#[test]
+fn links_under_parents_are_copied_and_never_followed() {
+    let bench = Bench::new();
+    bench.file("d/f", "1");
+    for (name, target) in [("dangling", "nowhere"), ("to", "d"), ("d/g", "f")] {
+        std::os::unix::fs::symlink(target, bench.path("context").join(name)).expect("a link");
+    }
+    bench.dockerfile("FROM scratch\nCOPY --parents dangling to d/g /o/\nCOPY --parents to/./f /p/\n");
+    let tree = bench.tree(&[]);
+    for (name, target) in [("o/dangling", "nowhere"), ("o/to", "d"), ("o/d/g", "f")] {
+        assert_eq!(fs::read_link(tree.join(name)).expect("a link").to_str(), Some(target));
+    }
+    assert_eq!(names(&tree.join("p")), ["f"]);
+    bench.dockerfile("FROM scratch\nCOPY --parents to/f /o/\n");
+    assert!(bench.build(&[]).fails(1).contains("not found"));
+}
+
+#[test]
+fn a_mode_makes_a_link_an_ordinary_copy() {
+    let bench = Bench::new();
+    bench.file("f", "1");
+    let below =
+        "FROM scratch AS base\nCOPY --chmod=1777 <<E /tmp/old\nE\nCOPY <<E /etc/passwd\nme:x:7:8::/:\nE\nFROM base\n";
+    bench.dockerfile(&format!("{below}COPY --link --chmod=600 --chown=me f /tmp/f\n"));
+    let tree = bench.tree(&[]);
+    let status = fs::metadata(tree.join("tmp/f")).expect("there");
+    assert_eq!((status.mode() & 0o7777, status.uid(), status.gid()), (0o600, 7, 8));
+    assert_eq!(fs::metadata(tree.join("tmp")).expect("there").mode() & 0o777, 0o777);
+    // Without a mode there is nobody to be looked up, but root is root.
+    bench.dockerfile(&format!("{below}COPY --link --chown=me f /tmp/f\n"));
+    bench.build(&[]).fails(1);
+    bench.dockerfile(&format!("{below}COPY --link --chown=root:root f /tmp/f\n"));
+    bench.build(&[]).succeeds();
+}
+
+#[test]
+fn a_flag_whose_value_expands_to_nothing_is_none() {
+    let bench = Bench::new();
+    bench.file("f", "1");
+    bench.dockerfile("FROM scratch\nARG NONE\nCOPY --chmod=$NONE --chown=$NONE f /f\nADD --checksum=$NONE f /g\n");
+    let tree = bench.tree(&[]);
+    assert_eq!(names(&tree), ["f", "g"]);
+    assert_eq!(fs::metadata(tree.join("f")).expect("there").mode() & 0o777, 0o644);
+}
+
+#[test]
+fn a_working_directory_belongs_to_its_user_as_with_chown() {
+    let bench = Bench::with_busybox();
+    let accounts = "RUN mkdir -p /etc; echo me:x:7:8::/: > /etc/passwd; echo us:x:9: > /etc/group\n";
+    let users = ["7", "4242", "me", "nobody", "nobody:us", "me:nothere", "root"];
+    let mut text = format!("{SHELL}{accounts}");
+    for user in users {
+        text += &format!("USER {user}\nWORKDIR /made/{}\n", user.replace(':', "-"));
+    }
+    bench.dockerfile(&text);
+    let tree = bench.tree(&[]);
+    let owner = |user: &str| {
+        let status = fs::metadata(tree.join("made").join(user.replace(':', "-"))).expect("there");
+        (status.uid(), status.gid())
+    };
+    let expected = [(7, 7), (4242, 4242), (7, 8), (0, 0), (0, 9), (7, 8), (0, 0)];
+    assert_eq!(users.map(owner), expected);
+}
