@@ -5,7 +5,7 @@
 use std::io::{self, Read};
 
 use oci_spec::image::{Descriptor, Digest, DigestAlgorithm};
-use sha2::{Digest as _, Sha256, Sha512};
+use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 use crate::error::{Cause, Error};
 
@@ -20,6 +20,7 @@ pub fn digest_of(bytes: &[u8]) -> Digest {
 #[derive(Debug, Clone)]
 pub(crate) enum Digester {
     Sha256(Sha256),
+    Sha384(Sha384),
     Sha512(Sha512),
 }
 
@@ -32,6 +33,7 @@ impl Digester {
     pub(crate) fn like(digest: &Digest) -> Option<Self> {
         match digest.algorithm() {
             DigestAlgorithm::Sha256 => Some(Self::sha256()),
+            DigestAlgorithm::Sha384 => Some(Self::Sha384(Sha384::new())),
             DigestAlgorithm::Sha512 => Some(Self::Sha512(Sha512::new())),
             _ => None,
         }
@@ -40,6 +42,7 @@ impl Digester {
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(state) => state.update(bytes),
+            Self::Sha384(state) => state.update(bytes),
             Self::Sha512(state) => state.update(bytes),
         }
     }
@@ -47,6 +50,7 @@ impl Digester {
     pub(crate) fn finish(self) -> Digest {
         let (algorithm, bytes) = match self {
             Self::Sha256(state) => ("sha256", state.finalize().to_vec()),
+            Self::Sha384(state) => ("sha384", state.finalize().to_vec()),
             Self::Sha512(state) => ("sha512", state.finalize().to_vec()),
         };
         let mut text = format!("{algorithm}:");

@@ -4,10 +4,12 @@
 //! Invariant: a layer depends on the bytes that came and on nothing that a server says of them. ETags are not trusted;
 //! `Last-Modified` counts only where a build keeps real times.
 
+use std::io;
 use std::sync::Arc;
 
 use layerfs::{Digest, Time};
-use oci_spec::image::DigestAlgorithm;
+use oci_spec::image::{Descriptor, DigestAlgorithm, MediaType};
+use registry_client::VerifyingReader;
 
 use crate::build::Builder;
 use crate::changeset::{Content, Node, Owner};
@@ -103,17 +105,18 @@ impl Remote {
         let at = |seconds| Time { seconds, nanoseconds: 0 };
         // Where real times count, the server has to be asked for its own.
         if let (Some(digest), Some(epoch)) = (expected, epoch)
+            && *digest.algorithm() == DigestAlgorithm::Sha256
             && builder.store.has_blob(digest)?
         {
             return Self::of_blob(builder, url, digest.clone(), at(epoch));
         }
         let blob = builder.shared.fetcher.blob(url).map_err(site.of())?;
         let digest = blob.digest;
-        if let Some(expected) = expected.filter(|expected| **expected != digest) {
-            let message = format!("digest mismatch: {} has the digest {digest}, not {expected}", shown(url));
-            return Err(site.error(message).into());
+        let file = Self::of_blob(builder, url, digest, at(epoch.or(blob.modified_seconds).unwrap_or(0)))?;
+        if let Some(expected) = expected {
+            file.verify(expected, url, site)?;
         }
-        Self::of_blob(builder, url, digest, at(epoch.or(blob.modified_seconds).unwrap_or(0)))
+        Ok(file)
     }
 
     fn of_blob(builder: &Builder<'_>, url: &str, digest: Digest, modified: Time) -> Result<Self, BuildError> {
@@ -121,6 +124,22 @@ impl Remote {
         let size_bytes = blob.size_bytes;
         let content = Content::Range(Arc::new(blob.file), 0, size_bytes);
         Ok(Self { name: file_name(url), digest, content, size_bytes, modified })
+    }
+
+    /// Compares the bytes with a digest of any kind that there is.
+    fn verify(&self, expected: &Digest, url: &str, site: &Site) -> Result<(), BuildError> {
+        let mismatch = |found: &dyn std::fmt::Display| {
+            site.error(format!("digest mismatch: {} has the digest {found}, not {expected}", shown(url)))
+        };
+        if *expected.algorithm() == DigestAlgorithm::Sha256 {
+            return if *expected == self.digest { Ok(()) } else { Err(mismatch(&self.digest).into()) };
+        }
+        let media_type = MediaType::Other("application/octet-stream".to_owned());
+        let descriptor = Descriptor::new(media_type, self.size_bytes, expected.clone());
+        let mut reader = VerifyingReader::new(self.content.reader(), &descriptor).map_err(site.because())?;
+        // The file came as a whole and was digested: only the other digest can fail.
+        io::copy(&mut reader, &mut io::sink()).map_err(|_| mismatch(&self.digest))?;
+        Ok(())
     }
 
     /// Its bytes.
@@ -148,8 +167,11 @@ fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
     let wrong = |_| site.error(format!("invalid checksum digest format {text:?}: it is none as sha256:<hex>"));
     let digest: Digest = text.parse().map_err(wrong)?;
     match digest.algorithm() {
-        DigestAlgorithm::Sha256 => Ok(digest),
-        other => Err(site.error(format!("unsupported digest algorithm {other} in checksum: only sha256")).into()),
+        DigestAlgorithm::Sha256 | DigestAlgorithm::Sha384 | DigestAlgorithm::Sha512 => Ok(digest),
+        other => {
+            let known = "sha256, sha384 or sha512";
+            Err(site.error(format!("unsupported digest algorithm {other} in checksum: it can be {known}")).into())
+        }
     }
 }
 

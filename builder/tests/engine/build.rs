@@ -240,6 +240,27 @@ fn a_fetched_file_is_known_by_its_bytes_and_a_known_digest_needs_no_network() {
 }
 
 #[test]
+fn a_fetched_file_is_checked_against_a_longer_digest_too() {
+    let bench = Bench::new();
+    fs::write(bench.path("f"), "from the web").expect("written");
+    for kind in ["sha384", "sha512"] {
+        let sum = run(&format!("{kind}sum"), &[bench.path("f").to_str().expect("text")]);
+        let sum = sum.split(' ').next().expect("a digest").to_owned();
+        for (sum, is_right) in [(&sum, true), (&sum.replace(|c: char| c.is_ascii_digit(), "0"), false)] {
+            let (url, server) = serve("from the web", 1);
+            bench.dockerfile(&format!("FROM scratch\nADD --checksum={kind}:{sum} {url}/f /f\n"));
+            match is_right {
+                true => assert_eq!(read(bench.tree(&[]).join("f")), "from the web"),
+                false => assert!(bench.build(&[]).fails(1).contains("digest mismatch")),
+            }
+            server.join().expect("the server ends");
+        }
+    }
+    bench.dockerfile(&format!("FROM scratch\nADD --checksum=md5:{} http://127.0.0.1:1/f /f\n", "0".repeat(32)));
+    assert!(bench.build(&[]).fails(1).contains("md5"));
+}
+
+#[test]
 fn several_platforms_are_one_index_in_the_order_asked_for() {
     let bench = Bench::new();
     bench.dockerfile("FROM scratch\nARG TARGETARCH\nLABEL arch=$TARGETARCH\nCOPY Dockerfile /");
