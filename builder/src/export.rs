@@ -83,9 +83,7 @@ fn keep_only(tree: &Arc<dyn Tree>, wanted: Option<TreeInode>, at: BorrowedFd<'_>
         let kind = inode.map(|inode| tree.attributes(inode)).transpose()?.map(|attributes| attributes.kind);
         let stays = kind.is_some_and(|kind| (kind == FileKind::Directory) == is_directory);
         if is_directory {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let below = rustix::fs::openat(at, name, flags, Mode::empty())?;
-            keep_only(tree, inode.filter(|_| stays), below.as_fd())?;
+            keep_only(tree, inode.filter(|_| stays), open_directory(at, name)?.as_fd())?;
         }
         if !stays {
             let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
@@ -119,22 +117,53 @@ impl Exporter<'_> {
         }
     }
 
+    /// As BuildKit's `fsutil` has it, what is there under a name makes way for what comes, whatever its kind, and only
+    /// once that is complete.
     fn entry(&mut self, at: BorrowedFd<'_>, name: &[u8], inode: TreeInode, path: &[u8]) -> io::Result<()> {
         let attributes = self.tree.attributes(inode)?;
-        if attributes.kind != FileKind::Directory {
-            match rustix::fs::unlinkat(at, name, AtFlags::empty()) {
-                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
-                Err(error) => return Err(error.into()),
+        let there = match rustix::fs::statat(at, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(status) => Some(FileType::from_raw_mode(status.st_mode)),
+            Err(rustix::io::Errno::NOENT) => None,
+            Err(error) => return Err(error.into()),
+        };
+        match attributes.kind {
+            FileKind::Socket => return Ok(()),
+            FileKind::Directory => {
+                if there.is_some_and(|kind| !kind.is_dir()) {
+                    rustix::fs::unlinkat(at, name, AtFlags::empty())?;
+                }
+                let directory = make_directory(at, name)?;
+                self.children(directory.as_fd(), inode, path)?;
+                return self.finish(at, name, &attributes);
             }
-            if let Some(first) = self.links.get(&inode) {
-                return Ok(rustix::fs::linkat(self.root, first.as_slice(), at, name, AtFlags::empty())?);
+            _ => {}
+        }
+        let temporary = format!(".nacre-{}", std::process::id()).into_bytes();
+        let draft = if there.is_some() { temporary.as_slice() } else { name };
+        let written = self.write(at, draft, inode, &attributes).and_then(|()| match there {
+            None => Ok(()),
+            Some(kind) => {
+                if kind.is_dir() {
+                    remove_directory(self.tree, at, name)?;
+                }
+                Ok(rustix::fs::renameat(at, draft, at, name)?)
             }
+        });
+        if written.is_err() {
+            // Nothing is there as a part; what went wrong is told already.
+            _ = rustix::fs::unlinkat(at, draft, AtFlags::empty());
+        } else if attributes.links > 1 {
+            self.links.entry(inode).or_insert_with(|| path.to_vec());
+        }
+        written
+    }
+
+    /// Makes what is no directory under a name that is free.
+    fn write(&self, at: BorrowedFd<'_>, name: &[u8], inode: TreeInode, attributes: &Attributes) -> io::Result<()> {
+        if let Some(first) = self.links.get(&inode) {
+            return Ok(rustix::fs::linkat(self.root, first.as_slice(), at, name, AtFlags::empty())?);
         }
         match attributes.kind {
-            FileKind::Directory => {
-                let directory = self.make_directory(at, name)?;
-                self.children(directory.as_fd(), inode, path)?;
-            }
             FileKind::File => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
                 let mut file = File::from(rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?);
@@ -142,29 +171,14 @@ impl Exporter<'_> {
             }
             FileKind::Symlink => rustix::fs::symlinkat(self.tree.read_link(inode)?.as_slice(), at, name)?,
             FileKind::Fifo => rustix::fs::mknodat(at, name, FileType::Fifo, Mode::RUSR, 0)?,
-            FileKind::CharacterDevice | FileKind::BlockDevice => {
+            kind => {
                 let (major, minor) = attributes.device;
-                let kind = match attributes.kind {
-                    FileKind::BlockDevice => FileType::BlockDevice,
-                    _ => FileType::CharacterDevice,
-                };
+                let is_block = kind == FileKind::BlockDevice;
+                let kind = if is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
                 rustix::fs::mknodat(at, name, kind, Mode::RUSR, rustix::fs::makedev(major, minor))?;
             }
-            FileKind::Socket => return Ok(()),
         }
-        if attributes.links > 1 && attributes.kind != FileKind::Directory {
-            self.links.insert(inode, path.to_vec());
-        }
-        self.finish(at, name, &attributes)
-    }
-
-    fn make_directory(&self, at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::mkdirat(at, name, Mode::RWXU) {
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(rustix::fs::openat(at, name, flags, Mode::empty())?)
+        self.finish(at, name, attributes)
     }
 
     /// Owner, mode and time, in the order in which none undoes another.
@@ -181,6 +195,24 @@ impl Exporter<'_> {
         let times = Timestamps { last_access: time, last_modification: time };
         Ok(rustix::fs::utimensat(at, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
     }
+}
+
+fn make_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(at, name, Mode::RWXU) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    open_directory(at, name)
+}
+
+fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(at, name, flags, Mode::empty())?)
+}
+
+fn remove_directory(tree: &Arc<dyn Tree>, at: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    keep_only(tree, None, open_directory(at, name)?.as_fd())?;
+    Ok(rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)?)
 }
 
 /// Writes a whole tree as one tar.

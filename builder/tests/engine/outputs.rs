@@ -238,6 +238,47 @@ fn mode_delete_makes_a_directory_equal_to_the_result() {
 }
 
 #[test]
+fn a_local_output_takes_the_place_of_other_kinds_and_a_failed_one_leaves_what_was_there() {
+    let bench = Bench::new();
+    bench
+        .file("files/dir/f", "new")
+        .file("files/file", "new")
+        .file("files/link", "new")
+        .dockerfile("FROM scratch\nCOPY files /\n");
+    let old = || {
+        _ = fs::remove_dir_all(bench.path("out"));
+        fs::create_dir_all(bench.path("out/file/deep")).expect("directories");
+        fs::write(bench.path("out/dir"), "old").expect("written");
+        fs::write(bench.path("elsewhere"), "old").expect("written");
+        std::os::unix::fs::symlink("../elsewhere", bench.path("out/link")).expect("a link");
+    };
+    old();
+    bench.build(&["-o", "out"]).succeeds();
+    for name in ["dir/f", "file", "link"] {
+        assert_eq!(fs::read_to_string(bench.path("out").join(name)).expect("there"), "new", "{name}");
+    }
+    assert_eq!(
+        (names(&bench.path("out")).len(), fs::read_to_string(bench.path("elsewhere")).expect("there")),
+        (3, "old".into())
+    );
+    // A file that does not fit leaves the old one, and no part of itself.
+    bench.file("files/file", vec![b'x'; 1 << 20]).file("files/link", "");
+    let small = bench.path("small");
+    fs::create_dir(&small).expect("a directory");
+    run("mount", &["-t", "tmpfs", "-o", "size=256k", "tmpfs", small.to_str().expect("text")]);
+    fs::write(small.join("file"), "old").expect("written");
+    let failed = bench.build(&["-o", "small"]);
+    let left = (names(&small), fs::read_to_string(small.join("file")));
+    run("umount", &[small.to_str().expect("text")]);
+    assert!(failed.fails(1).contains("No space left"));
+    assert_eq!((left.0, left.1.expect("there")), (vec!["dir".into(), "file".into()], "old".into()));
+    // A build that fails exports nothing.
+    bench.dockerfile("FROM scratch\nCOPY nowhere /\n");
+    bench.build(&["-o", "never"]).fails(1);
+    assert!(!bench.path("never").exists());
+}
+
+#[test]
 fn podman_runs_an_image_that_was_pushed_with_zstd_layers() {
     let registry = Registry::open();
     let bench = Bench::with_busybox();
