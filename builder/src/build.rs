@@ -60,10 +60,13 @@ pub struct BuiltImage {
 /// Builds what is asked for into the store.
 ///
 /// # Errors
-/// The first thing that fails; what was finished before it is kept for the next build.
+/// The first thing that fails; what was finished before it is kept for the next build. The client is stopped then: no
+/// server is waited for any more.
 pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dyn Events) -> Result<Built, BuildError> {
     let dockerfile = checked(request, store, events)?;
     let schedule = Schedule::new(request.engine.jobs);
+    let requests = client.clone();
+    let _stopped = schedule.watch(move || requests.stop());
     let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh).stopped_by(&schedule);
     let request = &*epoch::resolve(request, &dockerfile, &fetcher)?;
     // All are planned before any runs: a mistake in one of them costs no time.

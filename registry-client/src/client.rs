@@ -222,6 +222,33 @@ impl Client {
         &self.shared.known_blobs
     }
 
+    /// Ends every request that is on its way, those of clones too, and refuses later ones. A connection that is being
+    /// made is waited for as long as its timeout.
+    pub fn stop(&self) {
+        self.shared.transport.stop();
+    }
+
+    /// Runs `attempt` until it succeeds, fails for good or the tries are used up.
+    pub(crate) fn retrying<T>(&self, doing: &str, mut attempt: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
+        let mut tries = 1;
+        loop {
+            match attempt() {
+                Ok(value) => return Ok(value),
+                Err(cause) => drop(self.wait_to_retry(doing, tries, cause)?),
+            }
+            tries += 1;
+        }
+    }
+
+    /// Waits before the next try after `tries`, and gives the cause back: as an error where there is none.
+    pub(crate) fn wait_to_retry(&self, doing: &str, tries: u32, cause: Cause) -> Result<Cause, Cause> {
+        let Some(wait) = self.retry().wait_after(tries, &cause) else { return Err(cause) };
+        self.shared.transport.check()?;
+        self.progress().retrying(doing, &cause.to_string(), wait);
+        self.shared.transport.pause(wait)?;
+        Ok(cause)
+    }
+
     pub(crate) fn progress(&self) -> &dyn Progress {
         &*self.shared.options.progress
     }
@@ -251,7 +278,7 @@ impl Client {
         if !call.may_repeat {
             return attempt();
         }
-        self.retry().run(doing, self.progress(), attempt)
+        self.retrying(doing, attempt)
     }
 
     /// Sends with the authorization we have, and once more if it is refused.

@@ -143,8 +143,8 @@ pub enum Cause {
     /// A place that is no registry, layout or archive failed in its own way.
     #[error("{}", in_full(&**.0))]
     Place(Box<dyn std::error::Error + Send + Sync>),
-    /// Another part of the same copy failed first.
-    #[error("stopped, because another transfer failed")]
+    /// Another part of the same copy failed first, or the client was stopped.
+    #[error("stopped: nobody needs it any more")]
     Stopped,
 }
 

@@ -211,11 +211,7 @@ impl BlobReader {
         }
         self.last_break_bytes = self.position_bytes;
         self.failures += 1;
-        let client = self.repository.client();
-        let Some(wait) = client.retry().wait_after(self.failures, &cause) else { return Err(cause) };
-        client.progress().retrying(&self.doing, &cause.to_string(), wait);
-        std::thread::sleep(wait);
-        Ok(())
+        self.repository.client().wait_to_retry(&self.doing, self.failures, cause).map(drop)
     }
 
     fn read_once(&mut self, buffer: &mut [u8]) -> Result<usize, Cause> {

@@ -138,7 +138,7 @@ impl Repository {
             }
             Ok((Manifest::new(content_type.as_deref(), bytes)?, etag))
         };
-        self.client.retry().run(&doing, self.client.progress(), fetch).map_err(|cause| Error::new(&doing, cause))
+        self.client.retrying(&doing, fetch).map_err(|cause| Error::new(&doing, cause))
     }
 
     /// What a tag points to now, without fetching it (Docker Hub counts only fetches).

@@ -6,7 +6,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::Cause;
-use crate::progress::Progress;
 
 /// How often and how patiently a request is repeated.
 #[derive(Debug, Clone, Copy)]
@@ -30,26 +29,6 @@ impl Default for RetryPolicy {
 const TRIES_IF_REFUSED: u32 = 3;
 
 impl RetryPolicy {
-    /// Runs `attempt` until it succeeds, fails for good or the tries are used up.
-    pub(crate) fn run<T>(
-        &self,
-        what: &str,
-        progress: &dyn Progress,
-        mut attempt: impl FnMut() -> Result<T, Cause>,
-    ) -> Result<T, Cause> {
-        let mut tries = 1;
-        loop {
-            let cause = match attempt() {
-                Ok(value) => return Ok(value),
-                Err(cause) => cause,
-            };
-            let Some(wait) = self.wait_after(tries, &cause) else { return Err(cause) };
-            progress.retrying(what, &cause.to_string(), wait);
-            std::thread::sleep(wait);
-            tries += 1;
-        }
-    }
-
     /// The wait before the next try, or `None` if there is none after `tries` tries.
     pub(crate) fn wait_after(&self, tries: u32, cause: &Cause) -> Option<Duration> {
         let limit = if matches!(cause, Cause::Refused { .. }) { self.tries.min(TRIES_IF_REFUSED) } else { self.tries };

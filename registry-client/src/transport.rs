@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ureq::http;
@@ -126,11 +126,42 @@ pub(crate) struct Transport {
     agents: Mutex<HashMap<(bool, Peer), Agent>>,
     /// Some peer refused `Expect`: from then on large bodies are sent without asking.
     expect_refused: AtomicBool,
+    /// Nobody needs answers any more.
+    stopped: Mutex<bool>,
+    woken: Condvar,
 }
 
 impl Transport {
     pub(crate) fn new(options: TransportOptions) -> Self {
-        Self { options, agents: Mutex::default(), expect_refused: AtomicBool::new(false) }
+        Self {
+            options,
+            agents: Mutex::default(),
+            expect_refused: AtomicBool::new(false),
+            stopped: Mutex::default(),
+            woken: Condvar::new(),
+        }
+    }
+
+    /// Breaks all connections and makes no more.
+    pub(crate) fn stop(&self) {
+        *lock(&self.stopped) = true;
+        self.woken.notify_all();
+        for (_, agent) in lock(&self.agents).drain() {
+            agent.shutdown();
+        }
+    }
+
+    /// An error once it was stopped.
+    pub(crate) fn check(&self) -> Result<(), Cause> {
+        if *lock(&self.stopped) { Err(Cause::Stopped) } else { Ok(()) }
+    }
+
+    /// Waits, but no longer than until it is stopped.
+    pub(crate) fn pause(&self, wait: Duration) -> Result<(), Cause> {
+        let stopped = lock(&self.stopped);
+        let waited = self.woken.wait_timeout_while(stopped, wait, |stopped| !*stopped);
+        drop(waited);
+        self.check()
     }
 
     /// Sends one request and waits for the head of its answer.
@@ -162,7 +193,8 @@ impl Transport {
                 self.run(agent, builder, SendBody::from_reader(&mut content), is_upload)
             }
         };
-        let (parts, body) = answer.map_err(|error| cause_of(error, &origin.authority()))?.into_parts();
+        let failed = |error| self.check().err().unwrap_or_else(|| cause_of(error, &origin.authority()));
+        let (parts, body) = answer.map_err(failed)?.into_parts();
         if parts.status.as_u16() == 417 && is_upload {
             self.expect_refused.store(true, Ordering::Relaxed);
             let source = io::Error::other("it refused to be asked before a large body");
@@ -187,8 +219,9 @@ impl Transport {
     }
 
     fn agent(&self, origin: &Origin, peer: &Peer) -> Result<Agent, Cause> {
-        // A map of whole values stays whole whoever panics.
-        let mut agents = self.agents.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut agents = lock(&self.agents);
+        // Under the lock under which the agents are shut down: none is made after that.
+        self.check()?;
         let key = (origin.is_https, peer.clone());
         if let Some(agent) = agents.get(&key) {
             return Ok(agent.clone());
@@ -288,6 +321,11 @@ fn client_certificate(identity: &Identity) -> Result<ClientCert, String> {
     });
     let key = key.ok_or_else(|| "the client certificate's key is no PEM key".to_owned())?;
     Ok(ClientCert::new_with_certs(&chain.collect::<Vec<_>>(), key))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each value is whole between any two statements that change it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a failed read of a response body means.

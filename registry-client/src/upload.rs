@@ -99,13 +99,11 @@ impl<'a> Upload<'a> {
 
     /// Waits before another try; gives the cause back where there is none.
     fn pause(&self, cause: Cause) -> Result<(), Cause> {
-        let client = self.repository.client();
         let tries = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
-        let wait = client.retry().wait_after(tries, &cause).filter(|_| !self.content_failed.load(Ordering::Relaxed));
-        let Some(wait) = wait else { return Err(cause) };
-        client.progress().retrying(&self.doing, &cause.to_string(), wait);
-        std::thread::sleep(wait);
-        Ok(())
+        match self.content_failed.load(Ordering::Relaxed) {
+            true => Err(cause),
+            false => self.repository.client().wait_to_retry(&self.doing, tries, cause).map(drop),
+        }
     }
 
     /// Repeats a single request that a rate limit refused: it has touched nothing, and to begin the whole upload again
@@ -310,9 +308,7 @@ impl<'a> Upload<'a> {
                     return Err(Cause::Malformed(format!("the registry has {reached} of {end} bytes after a chunk")));
                 }
                 Err(cause) => {
-                    let Some(wait) = client.retry().wait_after(tries, &cause) else { return Err(cause) };
-                    client.progress().retrying(&self.doing, &cause.to_string(), wait);
-                    std::thread::sleep(wait);
+                    let cause = client.wait_to_retry(&self.doing, tries, cause)?;
                     tries += 1;
                     // A session that is gone ends this try, and not the upload.
                     let Ok(reached) = self.status(session) else { return Err(cause) };

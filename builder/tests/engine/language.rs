@@ -150,3 +150,25 @@ fn a_build_that_failed_does_not_wait_for_what_is_on_its_way() {
     assert!(server.join().expect("no panic") < BYTES as usize);
     bench.assert_clean();
 }
+
+#[test]
+fn a_build_that_failed_does_not_wait_for_servers_that_say_nothing() {
+    let bench = Bench::with_busybox();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("bound");
+    let server = std::thread::spawn(move || {
+        // One for the file, one for the base image: nothing is asked for twice.
+        [(), ()].map(|()| {
+            let (mut stream, _) = listener.accept().expect("the build comes");
+            std::thread::spawn(move || while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) {})
+        })
+    });
+    bench.dockerfile(&format!(
+        "FROM scratch AS file\nADD http://{address}/f /f\nFROM {address}/base AS base\n{SHELL}RUN sleep 1; exit 7\n\
+         FROM scratch\nCOPY --from=shell /bin /bin\nCOPY --from=file / /\nCOPY --from=base / /\n"
+    ));
+    let said = bench.build(&["--jobs", "4"]).fails(1);
+    assert!(said.contains("exit code: 7") && !said.contains("again"), "{said}");
+    server.join().expect("no panic").into_iter().for_each(|one| one.join().expect("no panic"));
+    bench.assert_clean();
+}
