@@ -370,8 +370,7 @@ impl<'a> Builder<'a> {
         let planned = self.planned();
         let site = self.site(planned.stage.from.span);
         let platform = &planned.platform;
-        let scratch =
-            || StageState::scratch(ImageConfig::scratch(platform.os(), platform.architecture(), platform.variant()));
+        let scratch = || StageState::scratch(ImageConfig::scratch(platform));
         let mut stage = match &planned.base {
             Origin::Scratch => scratch(),
             Origin::Stage(base) => {

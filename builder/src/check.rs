@@ -448,7 +448,7 @@ mod tests {
     fn variables_of_a_base_at_hand_are_known() {
         let request = BuildRequest::new(Source::new("D", b"FROM base\nCOPY $A $B"), "/nowhere");
         let base = |_: &str| {
-            let mut config = ImageConfig::scratch("linux", "amd64", None);
+            let mut config = ImageConfig::scratch(&"linux/amd64".parse().expect("a platform"));
             config.config.env = vec!["A=1".to_owned()];
             Ok(Some(config))
         };

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use registry_client::Platform;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -157,11 +158,13 @@ pub struct History {
 
 impl ImageConfig {
     /// The configuration of an image with nothing in it, for a platform.
-    pub fn scratch(os: &str, architecture: &str, variant: Option<&str>) -> Self {
+    pub fn scratch(platform: &Platform) -> Self {
+        let version = platform.os_version().map(|version| ("os.version".to_owned(), version.into()));
         Self {
-            architecture: architecture.to_owned(),
-            variant: variant.map(str::to_owned),
-            os: os.to_owned(),
+            architecture: platform.architecture().to_owned(),
+            variant: platform.variant().map(str::to_owned),
+            os: platform.os().to_owned(),
+            rest: version.into_iter().collect(),
             ..Self::default()
         }
     }

@@ -66,8 +66,9 @@ struct IndexEntry<'a> {
 
 impl<'a> IndexEntry<'a> {
     fn of((built, annotations): &'a (&BuiltImage, BTreeMap<String, String>)) -> Self {
-        let (architecture, os) = (built.platform.architecture(), built.platform.os());
-        let platform = IndexPlatform { architecture, os, variant: built.platform.variant() };
+        let asked = &built.platform;
+        let (architecture, os, os_version) = (asked.architecture(), asked.os(), asked.os_version());
+        let platform = IndexPlatform { architecture, os, os_version, variant: asked.variant() };
         Self { descriptor: &built.image.manifest, annotations, platform }
     }
 }
@@ -76,6 +77,8 @@ impl<'a> IndexEntry<'a> {
 struct IndexPlatform<'a> {
     architecture: &'a str,
     os: &'a str,
+    #[serde(rename = "os.version", skip_serializing_if = "Option::is_none")]
+    os_version: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'a str>,
 }

@@ -363,8 +363,7 @@ pub(crate) fn globals(
     for (prefix, platform) in [("TARGET", platform), ("BUILD", &request.build_platform)] {
         values.insert(format!("{prefix}PLATFORM"), platform.to_string());
         values.insert(format!("{prefix}OS"), platform.os().to_owned());
-        // Only Windows has one, and nothing for Windows is built with it yet.
-        values.insert(format!("{prefix}OSVERSION"), String::new());
+        values.insert(format!("{prefix}OSVERSION"), platform.os_version().unwrap_or_default().to_owned());
         values.insert(format!("{prefix}ARCH"), platform.architecture().to_owned());
         values.insert(format!("{prefix}VARIANT"), platform.variant().unwrap_or_default().to_owned());
     }

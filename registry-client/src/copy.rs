@@ -112,7 +112,7 @@ pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest
     let mut manifest = source.manifest(None)?;
     for _ in 0..INDEX_DEPTH_LIMIT {
         let ManifestContent::Index(manifests) = manifest.content() else { return Ok(manifest) };
-        let Some(chosen) = platform.choose(&manifests) else {
+        let Some(chosen) = platform.choose(&manifests, &manifest.os_versions()) else {
             // Nothing failed at a registry: somebody asked for what there is not.
             let what = format!("it has no image for {platform}, {}", offered(&manifests));
             return Err(Error::local(format!("choose an image of {}", source.name()), Cause::Missing(what)));

@@ -174,8 +174,9 @@ impl EntryChange {
                 entry["platform"]["variant"] = variant.into();
             }
         }
-        if let Some(version) = &self.os_version {
-            entry["platform"]["os.version"] = version.as_str().into();
+        let of_platform = || self.platform.as_ref().and_then(Platform::os_version);
+        if let Some(version) = self.os_version.as_deref().or_else(of_platform) {
+            entry["platform"]["os.version"] = version.into();
         }
         if !self.os_features.is_empty() {
             entry["platform"]["os.features"] = json!(self.os_features);

@@ -130,6 +130,15 @@ impl Manifest {
         annotations.unwrap_or_default()
     }
 
+    /// The versions of the systems that the entries of an index are for, which the vocabulary's descriptors leave out:
+    /// they look for `os_version`.
+    pub(crate) fn os_versions(&self) -> Vec<Option<String>> {
+        let document: Value = serde_json::from_slice(&self.bytes).unwrap_or_default();
+        let entries = document["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let version = |entry: &Value| entry.pointer("/platform/os.version").and_then(Value::as_str).map(str::to_owned);
+        entries.iter().map(version).collect()
+    }
+
     fn document(&self) -> Document {
         Document::parse(&self.bytes).expect("the bytes were parsed when this was made")
     }

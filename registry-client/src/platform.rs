@@ -15,6 +15,7 @@ pub struct Platform {
     os: String,
     architecture: String,
     variant: Option<String>,
+    os_version: Option<String>,
 }
 
 impl Platform {
@@ -35,10 +36,16 @@ impl Platform {
             ("arm", Some("8")) => ("arm", Some("v8")),
             (other, variant) => (other, variant),
         };
-        Self { os, architecture: architecture.to_owned(), variant: variant.map(str::to_owned) }
+        let (architecture, variant) = (architecture.to_owned(), variant.map(str::to_owned));
+        Self { os, architecture, variant, os_version: None }
     }
 
-    /// The platform that a descriptor of an index states.
+    /// The same for one version of the system: `10.0.17763` of Windows.
+    fn with_os_version(self, version: &str) -> Self {
+        Self { os_version: Some(version.to_owned()).filter(|version| !version.is_empty()), ..self }
+    }
+
+    /// The platform that a descriptor of an index states, without a version of its system.
     pub fn of(descriptor: &Descriptor) -> Option<Self> {
         let platform = descriptor.platform().as_ref()?;
         let (os, architecture) = (platform.os().to_string(), platform.architecture().to_string());
@@ -70,13 +77,26 @@ impl Platform {
         self.variant.as_deref()
     }
 
+    /// The version of the system, where one was asked for.
+    pub fn os_version(&self) -> Option<&str> {
+        self.os_version.as_deref()
+    }
+
+    /// Whether an image for a version of the system serves.
+    fn takes_version(&self, of_image: Option<&str>) -> bool {
+        match (&self.os_version, of_image) {
+            (Some(host), Some(image)) if self.os == "windows" => runs_on_windows(host, image),
+            _ => true,
+        }
+    }
+
     /// What a machine of this platform can run, the best first.
     fn accepted(&self) -> Vec<Self> {
         let number = |variant: &Option<String>, default: u32| -> u32 {
             variant.as_deref().and_then(|text| text.strip_prefix('v')?.parse().ok()).unwrap_or(default)
         };
         let at = |architecture: &str, variant: Option<String>| Self::new(&self.os, architecture, variant.as_deref());
-        let mut accepted = vec![self.clone()];
+        let mut accepted = vec![at(&self.architecture, self.variant.clone())];
         match self.architecture.as_str() {
             "amd64" => {
                 let level = number(&self.variant, 1).min(4);
@@ -96,9 +116,16 @@ impl Platform {
     }
 
     /// The manifest of an index that fits best: exactly, else an older variant that the machine can run; among
-    /// equals the first. An entry without platform is taken only if it is the only image there is.
-    pub(crate) fn choose<'a>(&self, manifests: &'a [Descriptor]) -> Option<&'a Descriptor> {
-        let images = || manifests.iter().filter(|descriptor| !is_attestation(descriptor));
+    /// equals the first. An entry without platform is taken only if it is the only image there is. `versions` are those
+    /// of the systems, entry by entry, where there are any.
+    pub(crate) fn choose<'a>(
+        &self,
+        manifests: &'a [Descriptor],
+        versions: &[Option<String>],
+    ) -> Option<&'a Descriptor> {
+        let version = |at: usize| versions.get(at).and_then(Option::as_deref);
+        let serves = |at: usize, one: &Descriptor| !is_attestation(one) && self.takes_version(version(at));
+        let images = || manifests.iter().enumerate().filter(|(at, one)| serves(*at, one)).map(|(_, one)| one);
         for wanted in self.accepted() {
             if let Some(found) = images().find(|descriptor| Self::of(descriptor).as_ref() == Some(&wanted)) {
                 return Some(found);
@@ -119,6 +146,24 @@ pub(crate) fn is_attestation(descriptor: &Descriptor) -> bool {
         || Platform::of(descriptor).is_some_and(|platform| platform.os == "unknown")
 }
 
+/// Whether Windows of one version runs containers of another: exactly its own build, and from Server 2022 on all since
+/// the long-term release before it (<https://github.com/containerd/platforms/blob/main/platform_windows_compat.go>).
+fn runs_on_windows(host: &str, image: &str) -> bool {
+    /// Builds of Windows Server 2022 and 2025.
+    const LONG_TERM: [u32; 2] = [20348, 26100];
+    let parts = |text: &str| -> Option<(u32, u32, u32)> {
+        let mut numbers = text.split('.').map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    // What is no version says nothing.
+    let (Some(host), Some(image)) = (parts(host), parts(image)) else { return true };
+    if (host.0, host.1) != (image.0, image.1) || host.2 < LONG_TERM[0] {
+        return host == image;
+    }
+    let oldest = LONG_TERM.into_iter().rev().find(|build| host.2 > *build).unwrap_or(LONG_TERM[0]);
+    (oldest..=host.2).contains(&image.2)
+}
+
 /// Systems that may stand alone, of those that Go knows.
 const KNOWN_SYSTEMS: [&str; 4] = ["linux", "windows", "darwin", "freebsd"];
 
@@ -132,27 +177,44 @@ impl FromStr for Platform {
     fn from_str(text: &str) -> Result<Self, Error> {
         let is_word =
             |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
-        let parts: Vec<&str> = text.split('/').collect();
-        let is_good = parts.iter().all(is_word);
-        match parts.as_slice() {
-            // As containerd has it, what is left out is the machine's own.
-            [os] if KNOWN_SYSTEMS.contains(os) => Ok(Self::new(os, Self::host().architecture(), None)),
-            [architecture] if KNOWN_ARCHITECTURES.contains(&Self::new("linux", architecture, None).architecture()) => {
-                Ok(Self::new(Self::host().os(), architecture, None))
+        let wrong = |what: &str| Error::new(format!("understand the platform {text:?}"), Cause::Input(what.to_owned()));
+        let mut parts: Vec<&str> = text.split('/').collect();
+        let mut version = "";
+        if let Some((os, options)) = parts[0].split_once('(') {
+            parts[0] = os;
+            version = options.strip_suffix(')').unwrap_or_default();
+            if version.contains('+') {
+                return Err(wrong("features of a system are not supported"));
             }
-            [os, architecture] if is_good => Ok(Self::new(os, architecture, None)),
-            [os, architecture, variant] if is_good => Ok(Self::new(os, architecture, Some(variant))),
-            _ => {
-                let what = "it is written OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64".to_owned();
-                Err(Error::new(format!("understand the platform {text:?}"), Cause::Input(what)))
+            if !is_word(&version) {
+                return Err(wrong("a version of the system is written OS(VERSION), such as windows(10.0.20348)"));
             }
         }
+        let is_good = parts.iter().all(is_word);
+        let found = match parts.as_slice() {
+            // As containerd has it, what is left out is the machine's own.
+            [os] if KNOWN_SYSTEMS.contains(os) => Self::new(os, Self::host().architecture(), None),
+            [architecture]
+                if version.is_empty()
+                    && KNOWN_ARCHITECTURES.contains(&Self::new("linux", architecture, None).architecture()) =>
+            {
+                Self::new(Self::host().os(), architecture, None)
+            }
+            [os, architecture] if is_good => Self::new(os, architecture, None),
+            [os, architecture, variant] if is_good => Self::new(os, architecture, Some(variant)),
+            _ => {
+                return Err(wrong("it is written OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT, such as linux/arm64"));
+            }
+        };
+        Ok(found.with_os_version(version))
     }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)?;
+        f.write_str(&self.os)?;
+        self.os_version.as_ref().map_or(Ok(()), |version| write!(f, "({version})"))?;
+        write!(f, "/{}", self.architecture)?;
         self.variant.as_ref().map_or(Ok(()), |variant| write!(f, "/{variant}"))
     }
 }
@@ -168,6 +230,26 @@ mod tests {
         assert_eq!(parsed("x86_64").expect("valid"), "linux/amd64");
         assert_eq!(parsed("windows").expect("valid"), format!("windows/{}", Platform::host().architecture()));
         assert!(parsed("").is_err() && parsed("sparrow").is_err() && parsed("linux/").is_err());
+    }
+
+    #[test]
+    fn an_image_for_windows_is_chosen_by_the_version_that_the_host_runs() {
+        let versions = ["10.0.17763.1", "10.0.26100.1", "10.0.20348.5"].map(|version| Some(version.to_owned()));
+        let manifests = index(&["windows/amd64"; 3]);
+        let chosen = |text: &str| {
+            let platform = text.parse::<Platform>().expect("valid");
+            platform.choose(&manifests, &versions).map(Descriptor::size)
+        };
+        assert_eq!(chosen("windows(10.0.17763)/amd64"), Some(0));
+        assert_eq!(chosen("windows(10.0.20348.1)/amd64"), Some(2));
+        assert_eq!(chosen("windows(10.0.26100)/amd64"), Some(1));
+        assert_eq!(chosen("windows(10.0.14393)/amd64"), None);
+        assert_eq!(chosen("windows/amd64"), Some(0));
+        let platform: Platform = "Windows(10.0.17763)/x86_64".parse().expect("valid");
+        assert_eq!((platform.to_string().as_str(), platform.os()), ("windows(10.0.17763)/amd64", "windows"));
+        assert!(
+            "windows(10.0+win32k)/amd64".parse::<Platform>().expect_err("features").to_string().contains("features")
+        );
     }
 
     fn index(platforms: &[&str]) -> Vec<Descriptor> {
@@ -189,7 +271,7 @@ mod tests {
     }
 
     fn choice(wanted: &str, platforms: &[&str]) -> Option<u64> {
-        wanted.parse::<Platform>().expect("valid").choose(&index(platforms)).map(Descriptor::size)
+        wanted.parse::<Platform>().expect("valid").choose(&index(platforms), &[]).map(Descriptor::size)
     }
 
     #[test]
@@ -226,7 +308,7 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Platform>().expect("valid").to_string(), normal);
         }
-        for bad in ["", "sparrow", "linux/", "a/b/c/d", "linux/a b"] {
+        for bad in ["", "sparrow", "linux/", "a/b/c/d", "linux/a b", "windows(1/amd64", "windows()/amd64", "amd64(1)"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
     }

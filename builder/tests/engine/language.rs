@@ -58,6 +58,17 @@ fn an_image_for_windows_has_the_shell_of_windows_and_no_path() {
     let config = bench.build(&["--platform", "windows/amd64", "-t", "app"]).config();
     assert_eq!(config["config"]["Entrypoint"], serde_json::json!(["cmd", "/S", "/C", "foo bar"]));
     assert_eq!(config["config"].get("Env"), None);
+    bench.dockerfile(
+        "FROM scratch\nARG TARGETPLATFORM\nARG TARGETOSVERSION\nLABEL a=$TARGETPLATFORM b=$TARGETOSVERSION\n",
+    );
+    let config = bench.build(&["--platform", "windows(10.0.17763)/amd64", "-t", "app"]).config();
+    assert_eq!((&config["os"], &config["os.version"]), (&"windows".into(), &"10.0.17763".into()));
+    assert_eq!(config["config"]["Labels"], serde_json::json!({"a": "windows(10.0.17763)/amd64", "b": "10.0.17763"}));
+    let done = bench.build(&["--platform", "windows(10.0.17763)/amd64,linux/amd64"]).succeeds();
+    let index = done.document(&done.stdout);
+    let platforms = [0, 1].map(|number| index["manifests"][number]["platform"].clone());
+    assert_eq!(platforms[0], serde_json::json!({"architecture": "amd64", "os": "windows", "os.version": "10.0.17763"}));
+    assert_eq!(platforms[1], serde_json::json!({"architecture": "amd64", "os": "linux"}));
 }
 
 #[test]
