@@ -304,7 +304,12 @@ impl<'a> Fetcher<'a> {
             let message = format!("{}: git over ssh needs an agent: --ssh default", reference.shown());
             return Err(BuildError::Request(message));
         }
+        let known = self.store.root().join("known");
+        if is_ssh {
+            std::fs::create_dir_all(&known).map_err(BuildError::file("create", &known))?;
+        }
         Ok(GitAccess {
+            known_hosts: known.join("ssh-hosts"),
             search_path: self.access.search_path.clone(),
             proxies: self.access.proxies.clone(),
             agent: agent.filter(|_| is_ssh),

@@ -481,3 +481,68 @@ fn the_builders_own_arguments_do_what_they_say() {
     let keep = ["--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1"];
     assert_eq!(names(&tree(&bench, &[keep.as_slice(), &[&server.url("app")]].concat())), ["HEAD"]);
 }
+
+/// An ssh server for root with one key, ended when dropped.
+struct SshServer(std::process::Child);
+
+impl SshServer {
+    /// Whoever has the key `user` in the bench's directory may come; the server's own key is made anew.
+    fn start(bench: &Bench, port: u16) -> Self {
+        let at = |name: &str| bench.path(name).to_str().expect("text").to_owned();
+        let key = |name: &str| {
+            _ = std::fs::remove_file(at(name));
+            run("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &at(name)]);
+        };
+        key("host");
+        if !bench.path("user").exists() {
+            key("user");
+        }
+        std::fs::create_dir_all("/run/sshd").expect("where the server wants to be");
+        let options = format!("AuthorizedKeysFile={}.pub", at("user"));
+        let mut server = Command::new("/usr/sbin/sshd");
+        server.args(["-D", "-q", "-f", "/dev/null", "-h", &at("host"), "-o", &options, "-o", "StrictModes=no"]);
+        server.args([
+            "-o",
+            "PidFile=none",
+            "-o",
+            "PermitRootLogin=yes",
+            "-o",
+            &format!("ListenAddress=127.0.0.1:{port}"),
+        ]);
+        let mut server = Self(server.spawn().expect("openssh-server is installed"));
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(server.0.try_wait().expect("it is ours").is_none(), "the server ended");
+            std::thread::yield_now();
+        }
+        server
+    }
+}
+
+impl Drop for SshServer {
+    fn drop(&mut self) {
+        _ = self.0.kill();
+        _ = self.0.wait();
+    }
+}
+
+#[test]
+fn hosts_of_ssh_are_noted_in_the_store_and_refused_once_their_key_has_changed() {
+    let bench = Bench::new();
+    let repository = Repository::new(&bench, "app");
+    repository.file("file", "one").commit();
+    let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = free.local_addr().expect("bound").port();
+    drop(free);
+    bench.dockerfile(&format!("FROM scratch\nADD ssh://root@127.0.0.1:{port}{} /src\n", repository.0.display()));
+    let build = || bench.build(&["--no-cache", "--ssh", &format!("default={}", bench.path("user").display())]);
+    let known = || std::fs::read_to_string("/root/.ssh/known_hosts").unwrap_or_default();
+    let before = known();
+    let server = SshServer::start(&bench, port);
+    build().succeeds();
+    build().succeeds();
+    drop(server);
+    let noted = std::fs::read_to_string(bench.store().join("known/ssh-hosts")).expect("noted");
+    assert_eq!((noted.lines().count(), known()), (1, before));
+    let _other = SshServer::start(&bench, port);
+    assert!(build().fails(3).contains("REMOTE HOST IDENTIFICATION HAS CHANGED"));
+}

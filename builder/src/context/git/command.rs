@@ -23,6 +23,8 @@ pub(crate) struct GitAccess {
     pub(crate) search_path: OsString,
     /// Proxy variables.
     pub(crate) proxies: Vec<(String, OsString)>,
+    /// The keys of hosts that ssh has met, beside those that the user knows.
+    pub(crate) known_hosts: PathBuf,
     /// The agent that ssh asks for keys.
     pub(crate) agent: Option<PathBuf>,
     /// A URL, and the `Authorization` header for everything below it.
@@ -199,12 +201,7 @@ impl<'a> Git<'a> {
         command.envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_TEMPLATE_DIR", ""), ("GIT_ASKPASS", "true")]);
         // Never a repository around the directory.
         command.env("GIT_CEILING_DIRECTORIES", directory.parent().unwrap_or(directory));
-        // Keys come from the agent only. A host that is not known is taken as it is, as in BuildKit; one whose key has
-        // changed is refused.
-        command.env(
-            "GIT_SSH_COMMAND",
-            "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o IdentityFile=none",
-        );
+        command.env("GIT_SSH_COMMAND", ssh_command(&self.access.known_hosts));
         if let Some(agent) = &self.access.agent {
             command.env("SSH_AUTH_SOCK", agent);
         }
@@ -223,6 +220,19 @@ impl<'a> Git<'a> {
     fn without_secrets(&self, said: &[u8]) -> String {
         super::url::without_passwords(String::from_utf8_lossy(said).trim())
     }
+}
+
+/// How git runs ssh, in the words of a shell. Keys come from the agent only. A host that nobody knows is taken as it is,
+/// as in BuildKit, and noted in a file of ours, the first: the user's is only read. One whose key has changed is refused.
+fn ssh_command(known_hosts: &Path) -> String {
+    let ours = known_hosts.to_string_lossy();
+    // Within both kinds of quotes; in ssh's own a percent sign begins a word that is replaced.
+    let is_plain = !ours.contains(['"', '\'', '\\', '\n', '\u{fffd}']);
+    let ours = if is_plain { ours.replace('%', "%%") } else { "/dev/null".to_owned() };
+    format!(
+        "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new -o IdentityFile=none \
+         -o 'UserKnownHostsFile=\"{ours}\" ~/.ssh/known_hosts'"
+    )
 }
 
 /// The last bytes of what comes, all of which is read.
