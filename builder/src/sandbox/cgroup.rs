@@ -55,6 +55,17 @@ impl Cgroup {
         }
     }
 
+    /// The groups that an OCI runtime made for a container, wherever runtimes make them: below our own group, at the
+    /// top, or below the one that was asked for.
+    pub(super) fn of_runtime(limits: &Limits, id: &str) -> Option<Self> {
+        let read = |file: &str| fs::read_to_string(file).ok();
+        let parent = limits.parent.as_deref().unwrap_or_default().trim_start_matches('/');
+        let places = hierarchies(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?)
+            .into_iter()
+            .flat_map(|hierarchy| [hierarchy.own.join(parent).join(id), hierarchy.top.join(parent).join(id)]);
+        Some(Self { made: Vec::new(), leaves: places.filter(|place| place.is_dir()).collect() })
+    }
+
     fn make_all(&mut self, limits: &Limits, hierarchies: &[Hierarchy], name: &str) -> Result<(), Failure> {
         let settings = settings(limits)?;
         let unified = hierarchies.iter().find(|hierarchy| hierarchy.version == Version::Two);

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
+use super::cgroup::Cgroup;
 use super::helper::forward;
 use super::{During as _, Exit, Failure, Limits, Process, bundle};
 use crate::image::DEFAULT_PATH;
@@ -40,8 +41,11 @@ fn run_bundle(process: &Process, runtime: &Runtime, bundle: &Path, lifeline: &Ow
     let action = || format!("run the step with {}", runtime.program.display());
     // The builder blocks signals, and a runtime hands on to the step what it finds.
     sys::unblock_all_signals().during(|| "unblock signals".into())?;
-    let mut child =
-        runtime.command(&process.limits).args(["run", "--bundle"]).arg(bundle).arg(&id).spawn().during(action)?;
+    // Whether memory ran out is written in the container's group, as long as that is there.
+    let keeps = process.limits.memory_bytes.is_some() && runtime.can_keep();
+    let mut command = runtime.command(&process.limits);
+    command.arg("run").args(keeps.then_some("--keep")).arg("--bundle").arg(bundle).arg(&id);
+    let mut child = command.spawn().during(action)?;
     // Also what is left of a container whose runtime was killed.
     let delete = || {
         let mut command = runtime.command(&process.limits);
@@ -58,11 +62,13 @@ fn run_bundle(process: &Process, runtime: &Runtime, bundle: &Path, lifeline: &Ow
         _ = child.kill();
     }
     let status = child.wait().during(action)?;
+    let is_out_of_memory = keeps && Cgroup::of_runtime(&process.limits, &id).is_some_and(|it| it.is_out_of_memory());
     delete();
     watched?;
     let code = status.code().unwrap_or(125);
     match runtime.failure(process) {
         Some(failure) if code != 0 => failure.map(Exit::Code),
+        _ if is_out_of_memory && code != 0 => Ok(Exit::OutOfMemory(code)),
         _ => Ok(match std::os::unix::process::ExitStatusExt::signal(&status) {
             Some(number) => Exit::Signal(number),
             None => Exit::Code(code),
@@ -97,6 +103,13 @@ impl Runtime {
             command.arg("--cgroup-manager=disabled");
         }
         command
+    }
+
+    /// Whether it can leave a container that has ended as it is: runc can since 1.1.
+    fn can_keep(&self) -> bool {
+        let mut command = Command::new(&self.program);
+        command.env_clear().env("PATH", DEFAULT_PATH).args(["run", "--help"]).stdin(Stdio::null());
+        command.output().is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("--keep "))
     }
 
     fn log(&self) -> PathBuf {

@@ -178,6 +178,21 @@ fn a_runtime_gives_the_same_digest_and_the_same_exit_codes() {
 }
 
 #[test]
+fn a_step_of_a_runtime_that_took_too_much_memory_says_so() {
+    let bench = Bench::with_busybox();
+    if !bench.has_runtime("runc") {
+        return;
+    }
+    bench.dockerfile(&format!("{SHELL}RUN tail /dev/zero; exit 3\n"));
+    let said = bench.build(&["--oci-runtime", "runc", "--memory", "32m"]).fails(1);
+    assert!(said.contains("memory limit was reached") || said.contains("cgroup"), "{said}");
+    bench.dockerfile(&format!("{SHELL}RUN exit 3\n"));
+    let said = bench.build(&["--oci-runtime", "runc", "--memory", "32m"]).fails(1);
+    assert!(!said.contains("memory limit was reached"), "{said}");
+    bench.assert_clean();
+}
+
+#[test]
 fn devices_for_a_step_are_an_error_that_names_the_flag() {
     let bench = Bench::with_busybox();
     let said = bench.dockerfile(&format!("{SHELL}RUN --device=vendor.com/device=foo true")).build(&[]).fails(1);
