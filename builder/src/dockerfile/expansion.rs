@@ -373,7 +373,8 @@ impl Lexer<'_> {
     fn replaced(&mut self, name: &str) -> Result<String, ExpansionError> {
         let every = self.rest.next_if_eq(&'/').is_some();
         let word = self.operand(name, '/', true)?;
-        let replacement = self.operand(name, '}', false)?;
+        // Backslashes stay, as in BuildKit.
+        let replacement = self.operand(name, '}', true)?;
         let mut pattern = Pattern::new(&word).ok_or_else(|| ExpansionError::Pattern(word.clone()))?;
         let Some(value) = self.value(name) else {
             let slash = if every { "//" } else { "/" };
@@ -402,7 +403,7 @@ mod tests {
     fn an_escaped_brace_or_slash_is_part_of_a_pattern() {
         assert_eq!(expand("${P//\\//-}").as_deref(), Ok("a-b-c.tar.gz"));
         assert_eq!(expand("${P##*/}").as_deref(), Ok("c.tar.gz"));
-        assert_eq!(expand("${P/b\\/c/x\\}y}").as_deref(), Ok("a/x}y.tar.gz"));
+        assert_eq!(expand("${P/b\\/c/x\\}y}").as_deref(), Ok("a/x\\}y.tar.gz"));
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub(super) struct Pattern {
 pub(super) struct TooCostly;
 
 impl Pattern {
-    /// Compiles; a backslash makes the next character literal. `None` if the pattern ends with a lone backslash.
+    /// Compiles. A backslash stands before what is special in a pattern or in what is around it, and makes that
+    /// literal; `None` if it stands elsewhere.
     pub(super) fn new(text: &str) -> Option<Self> {
         let mut pieces = Vec::new();
         let mut characters = text.chars();
@@ -33,7 +34,7 @@ impl Pattern {
             pieces.push(match c {
                 '*' => Piece::Run,
                 '?' => Piece::One,
-                '\\' => Piece::Literal(characters.next()?),
+                '\\' => Piece::Literal(characters.next().filter(|next| matches!(next, '*' | '?' | '\\' | '}' | '/'))?),
                 _ => Piece::Literal(c),
             });
         }
@@ -57,27 +58,28 @@ impl Pattern {
         Ok(reversed[length?.unwrap_or(0)..].iter().rev().collect())
     }
 
-    /// `value` with the first match, or every one, replaced. Matches are as long as can be; an empty one is none.
+    /// `value` with the first match, or every one, replaced. Matches are as long as can be; an empty one counts, but not
+    /// right after another, as in Go's regular expressions.
     pub(super) fn replaced(&mut self, value: &str, replacement: &str, every: bool) -> Result<String, TooCostly> {
         let value: Vec<char> = value.chars().collect();
         let mut result = String::new();
-        let mut at = 0;
-        while at < value.len() {
-            match self.match_length(&value[at..], true)? {
-                Some(length @ 1..) => {
-                    result.push_str(replacement);
-                    at += length;
-                    if !every {
-                        break;
-                    }
-                }
-                _ => {
-                    result.push(value[at]);
-                    at += 1;
-                }
+        let (mut done, mut at) = (0, 0);
+        while at <= value.len() {
+            let Some(length) = self.match_length(&value[at..], true)? else {
+                at += 1;
+                continue;
+            };
+            result.extend(&value[done..at]);
+            if at + length > done || at == 0 {
+                result.push_str(replacement);
             }
+            done = at + length;
+            if !every {
+                break;
+            }
+            at = done.max(at + 1);
         }
-        result.extend(&value[at..]);
+        result.extend(&value[done..]);
         Ok(result)
     }
 
@@ -101,8 +103,9 @@ impl Pattern {
             let mut next = vec![false; end + 1];
             for (i, piece) in self.pieces.iter().enumerate().filter(|(i, _)| is_at[*i]) {
                 match piece {
-                    Piece::Run => next[i] = true,
-                    Piece::One => next[i + 1] = true,
+                    // As a dot of Go's.
+                    Piece::Run => next[i] |= *c != '\n',
+                    Piece::One => next[i + 1] |= *c != '\n',
                     Piece::Literal(literal) => next[i + 1] |= literal == c,
                 }
             }
@@ -146,13 +149,18 @@ mod tests {
         assert_eq!(pattern("s*").replaced("mississippi", "X", false), Ok("miX".into()));
         assert_eq!(pattern("ss").replaced("mississippi", "$1", true), Ok("mi$1i$1ippi".into()));
         assert_eq!(pattern("?").replaced("한국", ".", true), Ok("..".into()));
-        assert_eq!(pattern("").replaced("abc", "X", true), Ok("abc".into()));
+        assert_eq!(pattern("").replaced("abc", "X", true), Ok("XaXbXcX".into()));
+        assert_eq!(pattern("").replaced("abc", "X", false), Ok("Xabc".into()));
+        assert_eq!(pattern("*").replaced("abc", "X", true), Ok("X".into()));
+        assert_eq!(pattern("*").replaced("", "X", true), Ok("X".into()));
+        assert_eq!(pattern("*").replaced("a\nb", "X", true), Ok("X\nX".into()));
     }
 
     #[test]
     fn a_backslash_makes_the_next_character_literal() {
         assert_eq!(pattern("a\\*").without_prefix("a*b", false), Ok("b".into()));
-        assert!(Pattern::new("a\\").is_none());
+        assert_eq!(pattern("\\/\\}").without_prefix("/}b", false), Ok("b".into()));
+        assert!(["a\\", "\\x", "\\\\\\"].into_iter().all(|text| Pattern::new(text).is_none()));
     }
 
     #[test]
