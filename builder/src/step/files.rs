@@ -166,9 +166,12 @@ impl Job {
     ) -> Result<Self, BuildError> {
         let expand = |word: &Word| builder.evaluation.expand(stage, word, site);
         let source = Source::new(Arc::clone(&input.tree));
-        let items = files
-            .sources
-            .iter()
+        // As in BuildKit, here-documents come after all other sources: they win where several go to one file.
+        let (paths, documents): (Vec<_>, Vec<_>) =
+            files.sources.iter().partition(|source| matches!(source, FileSource::Path(_)));
+        let items = paths
+            .into_iter()
+            .chain(documents)
             .map(|item| match item {
                 FileSource::Path(word) => {
                     let (text, site) = (expand(word)?, site.at(word.span));

@@ -142,3 +142,14 @@ fn a_working_directory_belongs_to_its_user_as_with_chown() {
     let expected = [(7, 7), (4242, 4242), (7, 8), (0, 0), (0, 9), (7, 8), (0, 0)];
     assert_eq!(users.map(owner), expected);
 }
+
+#[test]
+fn here_documents_come_after_all_other_sources() {
+    let bench = Bench::new();
+    bench.file("f", "file");
+    bench.dockerfile("FROM scratch\nCOPY <<E f /one\ndocument\nE\nCOPY <<f f /d/\ndocument\nf\n");
+    let tree = bench.tree(&[]);
+    for name in ["one", "d/f"] {
+        assert_eq!(fs::read_to_string(tree.join(name)).expect("there"), "document\n", "{name}");
+    }
+}
