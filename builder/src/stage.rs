@@ -5,6 +5,7 @@
 use layerfs::{ChainId, DiffId, Layer};
 use oci_spec::image::Descriptor;
 
+use crate::changeset::clean;
 use crate::dockerfile::{Expander, ExpansionError, Word};
 use crate::error::{BuildError, Site};
 use crate::image::{DEFAULT_PATH, History, ImageConfig};
@@ -128,11 +129,8 @@ impl StageState {
     }
 
     /// The working directory as a path from the root.
-    pub(crate) fn working_dir(&self) -> &str {
-        match self.config.config.working_dir.as_str() {
-            "" => "/",
-            directory => directory,
-        }
+    pub(crate) fn working_dir(&self) -> String {
+        format!("/{}", String::from_utf8_lossy(&clean(self.config.config.working_dir.as_bytes())))
     }
 
     /// What runs the shell form of an instruction.

@@ -95,11 +95,16 @@ pub(crate) fn workdir(
     site: &Site,
 ) -> Result<(), BuildError> {
     let given = builder.evaluation.expand(stage, word, site)?;
-    let directory = from_root(stage, given.as_bytes());
-    let path = clean(&directory);
+    // As in BuildKit, what is absolute stays as it is written.
+    let directory = match given.starts_with('/') {
+        true => given,
+        false => format!("/{}", String::from_utf8_lossy(&clean(format!("{}/{given}", stage.working_dir()).as_bytes()))),
+    };
+    let path = clean(directory.as_bytes());
     let name = String::from_utf8_lossy(&path).into_owned();
-    stage.config.config.working_dir = format!("/{name}");
-    if path.is_empty() {
+    let is_root = directory == "/";
+    stage.config.config.working_dir = directory;
+    if is_root {
         stage.add_empty_history(text);
         return Ok(());
     }

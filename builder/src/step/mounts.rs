@@ -88,7 +88,7 @@ impl StepMounts {
             .map(|mount| {
                 let site = site.at(mount.span);
                 let kind = mount.evaluate(&expander).map_err(site.because())?;
-                let kind = absolute(kind, stage.working_dir());
+                let kind = absolute(kind, &stage.working_dir());
                 match kind.target() {
                     Some("/") => Err(site.error("a mount cannot be at the root: give a target, or set WORKDIR").into()),
                     _ => Ok((kind, site)),

@@ -60,7 +60,7 @@ pub(crate) fn run(
     let work = Work::Run {
         argv: job.argv.clone(),
         env: job.env.clone(),
-        cwd: stage.working_dir().to_owned(),
+        cwd: stage.working_dir(),
         user: stage.config.config.user.clone(),
         network: format!("{:?}", job.network),
         security: format!("{:?}", job.security),
@@ -152,7 +152,7 @@ impl Job {
         let options = MountOptions { plane: builder.request().sandbox.plane, ..MountOptions::default() };
         let mounted = mount(union, &merged, options).map_err(site.because())?;
         without_devices(&merged).map_err(site.because())?;
-        make_directory(&merged, Path::new(stage.working_dir())).map_err(site.because())?;
+        make_directory(&merged, Path::new(&stage.working_dir())).map_err(site.because())?;
         let mut process = self.process(builder, stage, &merged, &identity);
         process.mounts = std::mem::take(&mut prepared.mounts);
         process.env.append(&mut prepared.env);

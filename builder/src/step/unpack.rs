@@ -14,7 +14,7 @@ use tar::EntryType;
 
 use super::copy::{Copier, CopyError, CopyOptions};
 use super::select::Source;
-use crate::changeset::{ChangeSet, Content, Node, clean, join, parent};
+use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join, parent};
 
 /// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
 const MOST_MEMBERS: usize = 4 << 20;
@@ -48,7 +48,9 @@ pub(crate) fn unpack(
     let Some(archive) = Unpacked::open(content, spool).map_err(read)? else { return Ok(false) };
     let mut top = destination.to_vec();
     top.push(b'/');
-    Copier::new(changes, options, source).make_destination(&top)?;
+    // Of the flags only --chown is for archives.
+    let made = CopyOptions { owner: options.owner, ..CopyOptions::keeping_all(options.made) };
+    Copier::new(changes, &made, source).make_destination(&top)?;
     let top = changes.resolve(&top).map_err(read)?;
     archive.put_all(changes, &top, options).map_err(read)?;
     Ok(true)
@@ -188,10 +190,7 @@ impl<'a> Unpacked<'a> {
         let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("an owner is no 32-bit number"));
         let owner = match options.owner {
             Some(owner) => owner,
-            None => crate::changeset::Owner {
-                uid: id(number(header.uid(), &old.uid)?)?,
-                gid: id(number(header.gid(), &old.gid)?)?,
-            },
+            None => Owner { uid: id(number(header.uid(), &old.uid)?)?, gid: id(number(header.gid(), &old.gid)?)? },
         };
         let mode = number(header.mode(), &old.mode)? & 0o7777;
         let is_sparse = header.entry_type() == EntryType::GNUSparse;
@@ -292,9 +291,10 @@ fn below(changes: &ChangeSet, top: &[u8], wanted: &[u8]) -> io::Result<Vec<u8>> 
     Ok(join(&directory, crate::changeset::base_name(wanted)))
 }
 
+/// Directories that no member names are root's, whatever --chown says.
 fn make_parents(changes: &mut ChangeSet, path: &[u8], options: &CopyOptions) -> io::Result<()> {
     let directory = parent(path).to_vec();
-    let like = Node::directory(0o755, options.owner.unwrap_or_default(), options.made);
+    let like = Node::directory(0o755, Owner::default(), options.made);
     changes.make_directories(&directory, &like).map(drop)
 }
 

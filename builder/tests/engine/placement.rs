@@ -153,3 +153,37 @@ fn here_documents_come_after_all_other_sources() {
         assert_eq!(fs::read_to_string(tree.join(name)).expect("there"), "document\n", "{name}");
     }
 }
+
+#[test]
+fn an_absolute_working_directory_stays_as_it_is_written() {
+    let bench = Bench::with_busybox();
+    for (written, kept, real) in [
+        ("WORKDIR /a/", "/a/", "/a"),
+        ("WORKDIR /a//b/../c", "/a//b/../c", "/a/c"),
+        ("WORKDIR /a/\nWORKDIR b/../c/", "/a/c", "/a/c"),
+        ("WORKDIR a\nWORKDIR ..", "/", "/"),
+    ] {
+        bench.dockerfile(&format!("{SHELL}{written}\nRUN pwd > pwd\nCOPY busybox .\n"));
+        let config = bench.build(&["-t", "app"]).config();
+        assert_eq!(config["config"]["WorkingDir"], kept);
+        let tree = bench.tree(&[]);
+        let there = tree.join(real.trim_start_matches('/'));
+        assert_eq!(fs::read_to_string(there.join("pwd")).expect("there").trim_end(), real);
+        assert!(there.join("busybox").is_file());
+    }
+}
+
+#[test]
+fn only_the_owner_of_a_copy_is_for_archives_and_not_for_directories_that_they_leave_out() {
+    let bench = Bench::new();
+    archive(&bench, "a.tar", "[('dir/f', '', b'1')]");
+    bench.dockerfile("FROM scratch\nADD --chown=7:8 --chmod=700 a.tar /new/\n");
+    let tree = bench.tree(&[]);
+    let facts = |name: &str| {
+        let status = fs::metadata(tree.join(name)).expect("there");
+        (status.mode() & 0o7777, status.uid(), status.gid())
+    };
+    assert_eq!(facts("new"), (0o755, 7, 8));
+    assert_eq!(facts("new/dir"), (0o755, 0, 0));
+    assert_eq!(facts("new/dir/f"), (0o644, 7, 8));
+}
