@@ -256,6 +256,14 @@ impl ChangeSet {
         }
     }
 
+    /// Gives what stands at a clean path another mode.
+    pub(crate) fn set_mode(&mut self, path: &[u8], mode: u32) -> io::Result<()> {
+        if let Some(id) = self.node_id(path)? {
+            self.nodes[id.0].attributes.mode = mode;
+        }
+        Ok(())
+    }
+
     /// Makes `path` one more name of a node that was put before.
     pub(crate) fn link(&mut self, path: &[u8], id: NodeId) {
         self.forget_below(path);

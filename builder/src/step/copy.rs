@@ -69,11 +69,21 @@ pub(crate) struct Copier<'a> {
     options: &'a CopyOptions,
     tree: &'a Arc<dyn Tree>,
     links: HashMap<TreeInode, NodeId>,
+    /// The excluded directories around what is looked at now, the outermost first.
+    passed: Vec<Passed>,
+}
+
+/// An excluded directory, which is made once something below it is copied.
+struct Passed {
+    inode: TreeInode,
+    source: Vec<u8>,
+    target: Vec<u8>,
+    is_made: bool,
 }
 
 impl<'a> Copier<'a> {
     pub(crate) fn new(changes: &'a mut ChangeSet, options: &'a CopyOptions, source: &'a Source) -> Self {
-        Self { changes, options, tree: source.tree(), links: HashMap::new() }
+        Self { changes, options, tree: source.tree(), links: HashMap::new(), passed: Vec::new() }
     }
 
     /// Copies one selected source to `destination`, an absolute path as it was written: one that
@@ -128,7 +138,7 @@ impl<'a> Copier<'a> {
             if position + 1 == names.len() {
                 return self.copy_tree(inode, &source, b"", &target, true);
             }
-            self.copy_directory_itself(inode, &source, &target, true)?;
+            self.pass_directory(inode, &source, &target)?;
         }
         // The pivot is the source itself: its content goes right into the destination.
         self.copy_children(inode, &source, b"", &target)
@@ -211,8 +221,7 @@ impl<'a> Copier<'a> {
         }
     }
 
-    /// An excluded directory below which a `!` pattern may name something again: it is made only
-    /// if something was copied into it.
+    /// An excluded directory below which a `!` pattern may name something again.
     fn copy_re_included(
         &mut self,
         directory: TreeInode,
@@ -221,16 +230,44 @@ impl<'a> Copier<'a> {
         target: &[u8],
     ) -> Result<(), CopyError> {
         let read = |cause| CopyError::Read { path: lossy(source), cause };
-        for entry in self.tree.entries(directory, 0, usize::MAX).map_err(read)? {
+        let entries = self.tree.entries(directory, 0, usize::MAX).map_err(read)?;
+        let (inode, is_made) = (directory, false);
+        self.passed.push(Passed { inode, source: source.to_vec(), target: target.to_vec(), is_made });
+        for entry in entries {
             let (below, from, to) = (join(relative, &entry.name), join(source, &entry.name), join(target, &entry.name));
             if !self.is_excluded(&below) {
-                self.copy_directory_itself(directory, source, target, true)?;
+                self.make_passed()?;
                 self.copy_tree(entry.inode, &from, &below, &to, true)?;
             } else if entry.kind == FileKind::Directory && self.may_include_below(&below) {
                 self.copy_re_included(entry.inode, &from, &below, &to)?;
             }
         }
+        self.passed.pop();
         Ok(())
+    }
+
+    fn make_passed(&mut self) -> Result<(), CopyError> {
+        let mut passed = std::mem::take(&mut self.passed);
+        for one in passed.iter_mut().filter(|one| !one.is_made) {
+            self.pass_directory(one.inode, &one.source, &one.target)?;
+            one.is_made = true;
+        }
+        self.passed = passed;
+        Ok(())
+    }
+
+    /// A directory on the way to what is copied: a new one is copied, one that is there takes only the source's mode.
+    fn pass_directory(&mut self, inode: TreeInode, source: &[u8], target: &[u8]) -> Result<(), CopyError> {
+        match self.stat(target)? {
+            Some(there) if there.kind == FileKind::Directory => {
+                let mode = self.attributes(inode, source)?.mode;
+                if mode != there.mode {
+                    self.changes.set_mode(target, mode).map_err(|cause| destination(target, cause))?;
+                }
+                Ok(())
+            }
+            _ => self.copy_directory_itself(inode, source, target, true),
+        }
     }
 
     fn is_excluded(&self, relative: &[u8]) -> bool {

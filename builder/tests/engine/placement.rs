@@ -187,3 +187,24 @@ fn only_the_owner_of_a_copy_is_for_archives_and_not_for_directories_that_they_le
     assert_eq!(facts("new/dir"), (0o755, 0, 0));
     assert_eq!(facts("new/dir/f"), (0o644, 7, 8));
 }
+
+#[test]
+fn directories_on_the_way_are_copied_where_they_are_new_and_take_a_mode_where_they_are_there() {
+    let bench = Bench::with_busybox();
+    let source = "RUN mkdir -p /s/a/b/c && touch /s/a/b/c/f && chown -R 3:4 /s && chmod 700 /s/a && chmod 710 /s/a/b\n";
+    let facts = |copy: &str| {
+        bench.dockerfile(&format!(
+            "{SHELL}{source}RUN mkdir -p /d/a && chown 5:6 /d/a\nFROM scratch\nCOPY --from=shell /d /d\n{copy}\n"
+        ));
+        let tree = bench.tree(&[]);
+        ["d/a", "d/a/b", "d/a/b/c"].map(|name| {
+            let status = fs::metadata(tree.join(name)).expect("there");
+            (status.mode() & 0o7777, status.uid(), status.gid())
+        })
+    };
+    let expected = [(0o700, 5, 6), (0o710, 3, 4), (0o755, 3, 4)];
+    assert_eq!(facts("COPY --from=shell --parents /s/./a/b/c/f /d/"), expected);
+    assert_eq!(facts("COPY --from=shell --exclude=a --exclude=!a/b/c /s /d"), expected);
+    let expected = [(0o700, 5, 6), (0o711, 7, 7), (0o711, 7, 7)];
+    assert_eq!(facts("COPY --from=shell --parents --chmod=711 --chown=7 /s/./a/b/c/f /d/"), expected);
+}
