@@ -44,7 +44,7 @@ impl Source {
         self.view.below()
     }
 
-    /// What `pattern` names. A path without wildcards that is not there is `Ok(None)`; a pattern
+    /// What `pattern` names. A path without wildcards that is not there is `Ok(None)`, one before them too; a pattern
     /// that matches nothing is an empty list, which is no error in a Dockerfile.
     ///
     /// Under `--parents`, `**` stands for any number of directories behind the pivot. Everywhere else it is a `*`:
@@ -64,6 +64,11 @@ impl Source {
                 None => Ok(None),
                 Some(inode) => Ok(Some(vec![self.selected(whole, inode, depth)?])),
             };
+        }
+        // Where nothing matches, the directory to look in has to be there all the same: Go's `filepath.Walk` wants it.
+        let walked = if has_parents { &before_pivot } else { &whole };
+        if has_wildcard(walked) && self.find(&self.view.resolve(&literal_part(walked))?)?.is_none() {
+            return Ok(None);
         }
         let mut found = Vec::new();
         for path in self.matches(&whole, if has_parents { depth } else { usize::MAX })? {
@@ -110,8 +115,8 @@ impl Source {
     /// is any number of directories.
     fn matches(&self, pattern: &[u8], deep_from: usize) -> io::Result<Vec<Vec<u8>>> {
         let names: Vec<&[u8]> = components(pattern).collect();
-        let literal = names.iter().take_while(|name| !has_wildcard(name)).count();
-        let start = names[..literal].join(&b'/');
+        let start = literal_part(pattern);
+        let literal = components(&start).count();
         let mut found = Vec::new();
         let resolved = self.view.resolve(&start)?;
         if let Some(inode) = self.find(&resolved)? {
@@ -167,6 +172,11 @@ fn split_pivot(pattern: &[u8]) -> (&[u8], &[u8]) {
         Some(at) => (&pattern[..skip + at], &pattern[skip + at + 3..]),
         None => (b"", pattern),
     }
+}
+
+/// The directories of a pattern before the first wildcard.
+fn literal_part(pattern: &[u8]) -> Vec<u8> {
+    components(pattern).take_while(|name| !has_wildcard(name)).fold(Vec::new(), |path, name| join(&path, name))
 }
 
 fn has_wildcard(text: &[u8]) -> bool {

@@ -208,3 +208,21 @@ fn directories_on_the_way_are_copied_where_they_are_new_and_take_a_mode_where_th
     let expected = [(0o700, 5, 6), (0o711, 7, 7), (0o711, 7, 7)];
     assert_eq!(facts("COPY --from=shell --parents --chmod=711 --chown=7 /s/./a/b/c/f /d/"), expected);
 }
+
+#[test]
+fn a_wildcard_may_match_nothing_but_not_in_a_directory_that_is_missing() {
+    let bench = Bench::new();
+    bench.file("d/f", "");
+    for (line, is_good) in [
+        ("COPY d/*.none no*/x* /o/", true),
+        ("COPY d/f/* /o/", true),
+        ("COPY nowhere/* /o/", false),
+        ("COPY d/nowhere/*/x /o/", false),
+        ("COPY --parents nowhere/* /o/", true),
+        ("COPY --parents nowhere/*/./x /o/", false),
+    ] {
+        bench.dockerfile(&format!("FROM scratch\n{line}\n"));
+        let done = bench.build(&[]);
+        assert_eq!(done.code, Some(if is_good { 0 } else { 1 }), "{line}: {}", done.stderr);
+    }
+}
