@@ -6,9 +6,11 @@ use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
 use crate::error::{Answer, Cause, Error};
+use crate::growing::GrowingBlob;
 use crate::kept::KeptSession;
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Stored};
+use crate::progress::Progress;
 use crate::pull::selector;
 use crate::reference::Reference;
 use crate::repository::{Repository, Selector};
@@ -29,6 +31,16 @@ impl RegistryDestination {
     pub fn new(client: &Client, reference: &Reference) -> Result<Self, Error> {
         let repository = client.repository(reference)?.for_push();
         Ok(Self { repository, selector: selector(reference), reference: reference.clone() })
+    }
+}
+
+impl RegistryDestination {
+    /// Puts a blob of the image that is still being made: [`Repository::put_growing_blob`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Descriptor, Error> {
+        self.repository.put_growing_blob(blob, progress).map(|(descriptor, _)| descriptor)
     }
 }
 

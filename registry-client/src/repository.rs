@@ -11,13 +11,16 @@ use crate::auth::{Purpose, Scopes};
 use crate::client::{Call, Client, MakeBody};
 use crate::digest::{self, VerifyingReader};
 use crate::error::{Cause, Error};
+use crate::growing::GrowingBlob;
 use crate::hosts::{Host, Route, Way};
 use crate::limits::Limits;
 use crate::manifest::{MANIFEST_LIMIT_BYTES, MANIFEST_MEDIA_TYPES, Manifest};
 use crate::pages;
 use crate::place::{Content, Origin, Stored};
+use crate::progress::Progress;
 use crate::pull::BlobReader;
 use crate::ranges::RangedReader;
+use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
 use crate::upload::Upload;
 use crate::url::Url;
@@ -304,6 +307,22 @@ impl Repository {
         let stored = Upload::new(&writer, descriptor, content).run()?;
         self.client.known_blobs().note(&writer.origin(), descriptor.digest());
         Ok(stored)
+    }
+
+    /// Puts a blob that is still being made, and tells what it became: sent meanwhile if the registry permits that,
+    /// else when it is whole.
+    ///
+    /// # Errors
+    /// If the blob is abandoned, or as [`Self::put_blob`].
+    pub fn put_growing_blob(
+        &self,
+        blob: &GrowingBlob,
+        progress: &dyn Progress,
+    ) -> Result<(Descriptor, Stored), Error> {
+        let writer = self.clone().for_push();
+        let (descriptor, stored) = Stream::new(&writer, blob, progress).run()?;
+        self.client.known_blobs().note(&writer.origin(), descriptor.digest());
+        Ok((descriptor, stored))
     }
 
     pub(crate) fn client(&self) -> &Client {
