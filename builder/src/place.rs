@@ -119,13 +119,24 @@ impl Destination for StorePlace<'_> {
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        let reader = self.stop.ends(content.open()?);
+        // The store digests what it is given, and keeps nothing that does not fit.
+        let reader = self.stop.ends(content.open_unverified()?);
         let stored = if is_layer(descriptor) {
             self.store.ingest_layer(reader, descriptor, None).map(drop)
         } else {
             self.store.put_blob(reader, descriptor)
         };
-        stored.map_err(|error| self.error("keep a blob", error))?;
+        let refused = |cause| Error::new(format!("keep the blob {}", descriptor.digest()), cause);
+        stored.map_err(|error| match error {
+            StoreError::DigestMismatch { found, .. } => {
+                refused(Cause::DigestMismatch { expected: descriptor.digest().clone(), actual: found })
+            }
+            StoreError::SizeMismatch { expected_bytes, found_bytes, .. } => {
+                let more = if found_bytes > expected_bytes { "at least " } else { "" };
+                refused(Cause::SizeMismatch { expected_bytes, actual: format!("{more}{found_bytes} bytes") })
+            }
+            error => self.error("keep a blob", error),
+        })?;
         Ok(Stored::Sent)
     }
 

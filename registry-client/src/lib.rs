@@ -79,6 +79,6 @@ pub use self::ranges::RangePolicy;
 pub use self::reference::{ImageName, Reference};
 pub use self::repack::{LayerCompression, RepackOptions, RepackedSource, Repacker};
 pub use self::repository::{Repository, Selector};
-pub use self::retry::RetryPolicy;
+pub use self::retry::{RetryPolicy, twice_if_damaged};
 pub use self::secret::{Secret, without_credentials};
 pub use self::transport::TransportOptions;

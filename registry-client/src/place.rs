@@ -1,7 +1,8 @@
 //! Where an image lies: the contracts that registries, layouts, archives and stores fulfil, and that `copy` joins.
 //!
 //! Invariant: content is checked against its digest on the way out of a [`Source`], so that a [`Destination`] that
-//! publishes only after a clean end of the content never publishes a wrong blob.
+//! publishes only after a clean end of the content never publishes a wrong blob. Who asks for unverified content checks
+//! it himself, and fails with [`Cause::DigestMismatch`].
 
 use std::io::Read;
 
@@ -37,6 +38,15 @@ pub trait Source: Send + Sync {
     /// If the blob is missing or the place cannot be reached.
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error>;
 
+    /// The content of a blob as it comes: for who digests it anyway, and publishes nothing that does not fit. May be
+    /// verified all the same.
+    ///
+    /// # Errors
+    /// As [`Self::open_blob`].
+    fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.open_blob(descriptor)
+    }
+
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         let _ = descriptor;
@@ -69,6 +79,14 @@ pub trait Content: Sync {
     /// # Errors
     /// As [`Source::open_blob`].
     fn open(&self) -> Result<Box<dyn Read + Send + '_>, Error>;
+
+    /// The same as it comes, for a destination that digests it anyway: [`Source::open_unverified_blob`].
+    ///
+    /// # Errors
+    /// As [`Source::open_blob`].
+    fn open_unverified(&self) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.open()
+    }
 
     /// Where a registry might have it already.
     fn origin(&self) -> Option<Origin> {

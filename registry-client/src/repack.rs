@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Manifest, ManifestContent, OCI_INDEX, OCI_MANIFEST};
 use crate::place::{Origin, Source};
 use crate::progress::Progress;
+use crate::retry::twice_if_damaged;
 
 /// How layers are compressed, as their media types say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +188,8 @@ fn repack_all(
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(layer) = next() {
-                    let outcome = repack_one(source, &layer, options, progress);
+                    let what = format!("compress the layer {}", layer.digest());
+                    let outcome = twice_if_damaged(&what, progress, || repack_one(source, &layer, options, progress));
                     let mut done = lock(&done);
                     match (outcome, &mut *done) {
                         (Ok(repacked), Ok(all)) => drop(all.insert(layer.digest().clone(), repacked)),
@@ -216,10 +218,14 @@ fn repack_one(
     let mut write = || {
         let mut out =
             Digested { file: tempfile::tempfile_in(options.directory)?, digester: Digester::sha256(), size_bytes: 0 };
-        options.repacker.repack(&mut content, &mut out)?;
-        // What lies behind the end of the compressed content has to be right too.
+        let repacked = options.repacker.repack(&mut content, &mut out);
+        if repacked.as_ref().is_err_and(|error| error.get_ref().is_some_and(|inner| inner.is::<Error>())) {
+            return repacked.map(|()| out);
+        }
+        // What lies behind the end of the compressed content has to be right too; and content that makes no sense was
+        // mostly damaged on its way.
         io::copy(&mut content, &mut io::sink())?;
-        Ok(out)
+        repacked.map(|()| out)
     };
     let written: io::Result<Digested> = write();
     let out = written.map_err(|error| Error::from_io(doing(), options.directory, error))?;

@@ -20,6 +20,7 @@ use crate::place::{Content, Origin, Stored};
 use crate::progress::Progress;
 use crate::pull::BlobReader;
 use crate::ranges::RangedReader;
+use crate::retry::twice_if_damaged;
 use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
 use crate::upload::Upload;
@@ -141,7 +142,9 @@ impl Repository {
             }
             Ok((Manifest::new(content_type.as_deref(), bytes)?, etag))
         };
-        self.client.retry().run(&doing, self.client.progress(), fetch).map_err(|cause| Error::new(&doing, cause))
+        let progress = self.client.progress();
+        let patiently = || self.client.retry().run(&doing, progress, fetch).map_err(|cause| Error::new(&doing, cause));
+        twice_if_damaged(&doing, progress, patiently)
     }
 
     /// What a tag points to now, without fetching it (Docker Hub counts only fetches).
@@ -277,6 +280,10 @@ impl Repository {
     /// # Errors
     /// If it is missing or refused.
     pub fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, Error> {
+        Ok(Box::new(VerifyingReader::new(self.open_unverified_blob(descriptor)?, descriptor)?))
+    }
+
+    pub(crate) fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<WaysReader, Error> {
         let may = |way: &&Self| way.takes_digests && self.client.is_up(&way.host);
         let mut ways: Vec<Self> = self.ways.iter().filter(may).cloned().collect();
         if ways.is_empty() {
@@ -285,7 +292,7 @@ impl Repository {
         let reader = WaysReader::open(ways, descriptor)?;
         // A push to the same registry, of what was built on this, need not send it.
         self.client.known_blobs().note(&self.origin(), descriptor.digest());
-        Ok(Box::new(VerifyingReader::new(reader, descriptor)?))
+        Ok(reader)
     }
 
     /// A blob from here, from a position on, not verified.
