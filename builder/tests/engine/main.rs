@@ -12,6 +12,7 @@ mod interrupted;
 mod language;
 mod outputs;
 mod public;
+mod pulling;
 mod pushing;
 mod remote_cache;
 mod side_by_side;
