@@ -130,7 +130,10 @@ impl Read for Following<'_> {
         let length = left.min(buffer.len());
         let count = self.blob.file.read_at(&mut buffer[..length], self.position_bytes)?;
         if count == 0 && length > 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file of a blob that is being made got shorter"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file of a blob that is being made got shorter",
+            ));
         }
         self.position_bytes += count as u64;
         Ok(count)

@@ -321,11 +321,7 @@ impl Repository {
     ///
     /// # Errors
     /// If the blob is abandoned, or as [`Self::put_blob`].
-    pub fn put_growing_blob(
-        &self,
-        blob: &GrowingBlob,
-        progress: &dyn Progress,
-    ) -> Result<(Descriptor, Stored), Error> {
+    pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<(Descriptor, Stored), Error> {
         let writer = self.clone().for_push();
         let (descriptor, stored) = Stream::new(&writer, blob, progress).run()?;
         self.client.known_blobs().note(&writer.origin(), descriptor.digest());

@@ -48,12 +48,7 @@ impl Session {
 }
 
 /// A request without body, made once: whoever knows the upload as a whole tries again.
-pub(crate) fn request_once(
-    repository: &Repository,
-    doing: &str,
-    method: Method,
-    url: &Url,
-) -> Result<Response, Cause> {
+pub(crate) fn request_once(repository: &Repository, doing: &str, method: Method, url: &Url) -> Result<Response, Cause> {
     repository.answer(doing, &bare_call(repository, method, url))
 }
 

@@ -99,7 +99,9 @@ impl<'a> Stream<'a> {
         call.may_repeat = false;
         let response = self.repository.answer(&self.doing, &call)?;
         let size_bytes = self.blob.wait()?.size();
-        if let Some(has) = response.header("range").and_then(range_end).filter(|has| *has != size_bytes && size_bytes > 1) {
+        if let Some(has) =
+            response.header("range").and_then(range_end).filter(|has| *has != size_bytes && size_bytes > 1)
+        {
             return Err(Cause::Malformed(format!("the registry has {has} of {size_bytes} bytes after a stream")));
         }
         if response.header("location").is_some() {

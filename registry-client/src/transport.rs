@@ -90,7 +90,10 @@ pub(crate) enum Body<'a> {
     Empty,
     Bytes(&'a [u8]),
     /// Of a length that nobody knows yet, it goes out in the chunks of HTTP (RFC 9112 section 7.1).
-    Stream { content: Box<dyn Read + Send + 'a>, size_bytes: Option<u64> },
+    Stream {
+        content: Box<dyn Read + Send + 'a>,
+        size_bytes: Option<u64>,
+    },
 }
 
 /// An answer whose body has not been read yet.

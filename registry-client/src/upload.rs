@@ -229,7 +229,9 @@ impl<'a> Upload<'a> {
         // Whatever the reason, it would be in vain the next time too.
         known.forget(&from, digest);
         match answer {
-            Ok(response) if response.status == 202 => Session::opened(self.repository, &url, &response).ok().map(Mount::Session),
+            Ok(response) if response.status == 202 => {
+                Session::opened(self.repository, &url, &response).ok().map(Mount::Session)
+            }
             // A refused mount is no failure: the blob is sent instead.
             _ => None,
         }
@@ -267,7 +269,8 @@ impl<'a> Upload<'a> {
             self.keep_session(session);
             start += chunk.len() as u64;
         }
-        let response = self.patiently(|| self.request_once(Method::Put, &session.final_url(self.descriptor.digest())))?;
+        let response =
+            self.patiently(|| self.request_once(Method::Put, &session.final_url(self.descriptor.digest())))?;
         check_created(&response, self.descriptor.digest())
     }
 

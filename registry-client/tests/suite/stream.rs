@@ -181,7 +181,8 @@ fn a_registry_that_takes_no_stream_gets_the_blob_when_it_is_whole() {
 
 #[test]
 fn a_wrong_digest_or_a_refusal_at_the_end_of_a_stream_sends_the_blob_anew() {
-    for end in [Reply::new(201).header("Docker-Content-Digest", format!("sha256:{}", "0".repeat(64))), Reply::new(400)] {
+    for end in [Reply::new(201).header("Docker-Content-Digest", format!("sha256:{}", "0".repeat(64))), Reply::new(400)]
+    {
         let (keeping, is_first) = (Arc::new(Keeping::default()), AtomicBool::new(true));
         let answering = Arc::clone(&keeping);
         let server = FaultServer::start(move |request| {
