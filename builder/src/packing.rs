@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use layerfs::{DiffId, Layer, Packing, PackingWatch, Store, StoreError};
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::{Error, GrowingBlob, Origin, Progress, RegistryDestination, copy_blob};
+use registry_client::{BlobMaker, Destination, Error, GrowingBlob, Origin, Progress, RegistryDestination, copy_blob};
 
 use crate::error::BuildError;
 use crate::flights::Flights;
@@ -82,10 +82,10 @@ impl<'a> Packer<'a> {
     /// The layer with its blob. What is compressed for it can be uploaded meanwhile.
     pub(crate) fn pack(&self, diff_id: DiffId) -> Result<Layer, StoreError> {
         self.blobs.once(&diff_id, || {
-            let watch = Watch { packer: self, blob: OnceLock::new() };
+            let watch = Watch { packer: self, diff_id, maker: OnceLock::new() };
             let layer = self.store.pack_layer_watched(&diff_id, self.packing, self.threads, &watch)?;
-            if let Some(blob) = watch.blob.get() {
-                blob.finish(&layer.descriptor);
+            if let Some(maker) = watch.maker.get() {
+                maker.finish(&layer.descriptor);
             }
             Ok(layer)
         })
@@ -183,7 +183,7 @@ impl<'a> Packer<'a> {
         let Some(registry) = to.first().filter(|_| blob.is_growing()) else { return Ok(()) };
         let stopped = Arc::clone(blob);
         let _watched = schedule.watch(move || stopped.abandon());
-        streamed.insert(registry.put_growing_blob(blob, progress)?.digest().clone());
+        streamed.extend(registry.put_growing_blob(blob, progress)?.map(|blob| blob.digest().clone()));
         Ok(())
     }
 
@@ -196,14 +196,16 @@ impl<'a> Packer<'a> {
 /// Has a blob uploaded while it is compressed.
 struct Watch<'p, 'a> {
     packer: &'p Packer<'a>,
-    blob: OnceLock<Arc<GrowingBlob>>,
+    diff_id: DiffId,
+    maker: OnceLock<BlobMaker>,
 }
 
 impl PackingWatch for Watch<'_, '_> {
     fn began(&self, blob: File, tar_bytes: u64) {
         if let Some(ahead) = self.packer.ahead().as_ref().filter(|_| tar_bytes >= STREAMED_FROM_BYTES) {
-            let blob = self.blob.get_or_init(|| Arc::new(GrowingBlob::new(blob)));
-            _ = ahead.uploads.send(Upload::Growing(Arc::clone(blob))); // nobody listens any more: it is pushed
+            let recipe = format!("{} {}", self.diff_id, self.packer.packing);
+            let maker = self.maker.get_or_init(|| BlobMaker::new(blob, &recipe));
+            _ = ahead.uploads.send(Upload::Growing(Arc::clone(maker.blob()))); // nobody listens any more: it is pushed
         }
     }
 
@@ -211,19 +213,10 @@ impl PackingWatch for Watch<'_, '_> {
         if self.packer.stop.is_set() {
             return Err(io::Error::other(BuildError::Stopped.to_string()));
         }
-        if let Some(blob) = self.blob.get() {
-            blob.grew(blob_bytes);
+        if let Some(maker) = self.maker.get() {
+            maker.grew(blob_bytes);
         }
         Ok(())
-    }
-}
-
-/// Who follows a blob that comes to nothing has to know.
-impl Drop for Watch<'_, '_> {
-    fn drop(&mut self) {
-        if let Some(blob) = self.blob.get().filter(|blob| blob.is_growing()) {
-            blob.abandon();
-        }
     }
 }
 

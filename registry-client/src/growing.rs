@@ -6,16 +6,18 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use oci_spec::image::Descriptor;
+use oci_spec::image::{Descriptor, Digest};
 
+use crate::digest::digest_of;
 use crate::error::{Cause, Error};
 
 /// A blob in a file that another thread writes.
 #[derive(Debug)]
 pub struct GrowingBlob {
     file: File,
+    recipe: Digest,
     state: Mutex<State>,
     /// More was written, or it ended.
     moved: Condvar,
@@ -30,36 +32,55 @@ enum State {
     Abandoned,
 }
 
-impl GrowingBlob {
-    /// A blob of which nothing is written yet, and a handle of its file to read it with.
-    pub fn new(file: File) -> Self {
-        Self { file, state: Mutex::new(State::Grows(0)), moved: Condvar::new() }
+/// Says how far a blob is. If it is dropped before the end, the blob is abandoned.
+#[derive(Debug)]
+pub struct BlobMaker(Arc<GrowingBlob>);
+
+impl BlobMaker {
+    /// Begins a blob, of which nothing is written yet, with a handle of its file to read it by. What its bytes depend
+    /// on is said by `recipe`: a registry that was sent the outcome of it once has the blob already.
+    pub fn new(file: File, recipe: &str) -> Self {
+        let recipe = digest_of(recipe.as_bytes());
+        Self(Arc::new(GrowingBlob { file, recipe, state: Mutex::new(State::Grows(0)), moved: Condvar::new() }))
+    }
+
+    /// The blob, for those who follow it.
+    pub fn blob(&self) -> &Arc<GrowingBlob> {
+        &self.0
     }
 
     /// `written_bytes` are in the file now.
     pub fn grew(&self, written_bytes: u64) {
-        self.change(|state| match state {
-            State::Grows(_) => State::Grows(written_bytes),
-            ended => ended,
-        });
+        self.0.unless_ended(State::Grows(written_bytes));
     }
 
     /// The file is written, and holds this.
     pub fn finish(&self, descriptor: &Descriptor) {
-        self.change(|state| match state {
-            State::Grows(_) => State::Whole(descriptor.clone()),
-            ended => ended,
-        });
+        self.0.unless_ended(State::Whole(descriptor.clone()));
     }
+}
 
+impl Drop for BlobMaker {
+    fn drop(&mut self) {
+        self.0.unless_ended(State::Abandoned);
+    }
+}
+
+impl GrowingBlob {
     /// It will not be finished, or is not needed any more: whoever reads it fails.
     pub fn abandon(&self) {
-        self.change(|_| State::Abandoned);
+        *self.lock() = State::Abandoned;
+        self.moved.notify_all();
     }
 
     /// Whether more of it may come.
     pub fn is_growing(&self) -> bool {
         matches!(*self.lock(), State::Grows(_))
+    }
+
+    /// Stands for what its bytes depend on.
+    pub(crate) fn recipe(&self) -> &Digest {
+        &self.recipe
     }
 
     /// What it became, if it is whole.
@@ -100,15 +121,16 @@ impl GrowingBlob {
         }
     }
 
-    fn change(&self, next: impl FnOnce(State) -> State) {
+    fn unless_ended(&self, next: State) {
         let mut state = self.lock();
-        let now = std::mem::replace(&mut *state, State::Abandoned);
-        *state = next(now);
-        self.moved.notify_all();
+        if matches!(*state, State::Grows(_)) {
+            *state = next;
+            self.moved.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic in the middle of a change leaves it abandoned.
+        // Each change is one statement: it is whole even after a panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -147,16 +169,16 @@ mod tests {
     use oci_spec::image::MediaType;
 
     use super::*;
-    use crate::digest::digest_of;
 
-    fn blob() -> (File, GrowingBlob) {
+    fn begun() -> (File, BlobMaker) {
         let file = tempfile::tempfile().expect("a file");
-        (file.try_clone().expect("a handle"), GrowingBlob::new(file))
+        (file.try_clone().expect("a handle"), BlobMaker::new(file, "any"))
     }
 
     #[test]
     fn a_reader_waits_for_what_is_not_written_and_ends_with_the_blob() {
-        let (mut file, blob) = blob();
+        let (mut file, maker) = begun();
+        let blob = maker.blob();
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| {
                 let mut read = Vec::new();
@@ -164,24 +186,27 @@ mod tests {
             });
             for written in 1..=3 {
                 file.write_all(b"abc").expect("written");
-                blob.grew(3 * written);
+                maker.grew(3 * written);
             }
             assert!(blob.is_growing());
-            blob.finish(&Descriptor::new(MediaType::ImageLayer, 9, digest_of(b"abcabcabc")));
+            maker.finish(&Descriptor::new(MediaType::ImageLayer, 9, digest_of(b"abcabcabc")));
             assert_eq!(reading.join().expect("no panic").expect("read"), b"abcabcabc");
         });
         assert_eq!(blob.wait().expect("whole").size(), 9);
     }
 
     #[test]
-    fn a_blob_that_is_abandoned_fails_its_readers_and_stays_so() {
-        let (_, blob) = blob();
+    fn a_blob_that_comes_to_nothing_fails_its_readers_and_stays_so() {
+        let (_, maker) = begun();
+        let blob = Arc::clone(maker.blob());
         std::thread::scope(|scope| {
             let reading = scope.spawn(|| blob.follow().read(&mut [0]).map_err(|error| error.to_string()));
-            blob.abandon();
+            drop(maker);
             assert!(reading.join().expect("no panic").expect_err("abandoned").contains("stopped"));
         });
-        blob.finish(&Descriptor::new(MediaType::ImageLayer, 0, digest_of(b"")));
-        assert!(blob.wait().is_err() && blob.descriptor().is_none());
+        let (_, maker) = begun();
+        maker.blob().abandon();
+        maker.finish(&Descriptor::new(MediaType::ImageLayer, 0, digest_of(b"")));
+        assert!(maker.blob().wait().is_err() && maker.blob().descriptor().is_none());
     }
 }

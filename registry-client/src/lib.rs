@@ -63,7 +63,7 @@ pub use self::directory::ImageDirectory;
 pub use self::draft::{Draft, abandon_drafts};
 pub use self::error::{Answer, Cause, Error, ErrorKind};
 pub use self::fetch::{Fetched, Sink};
-pub use self::growing::GrowingBlob;
+pub use self::growing::{BlobMaker, GrowingBlob};
 pub use self::hosts::{Hosts, Schemes};
 pub use self::index::{EntryChange, EntryChoice, IndexDraft, IndexSource};
 pub use self::layout::OciLayout;

@@ -9,7 +9,9 @@ use std::io::Read;
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::error::{Cause, Error};
+use crate::growing::GrowingBlob;
 use crate::manifest::Manifest;
+use crate::progress::Progress;
 
 /// A place that holds one image (or index), named when the value is made.
 pub trait Source: Send + Sync {
@@ -129,6 +131,16 @@ pub trait Destination: Send + Sync {
     /// # Errors
     /// If the content fails, or the place refuses it.
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error>;
+
+    /// Puts a blob that is still being made, ahead of the image that it belongs to, and tells what it became; `None`
+    /// where only what is whole can be put.
+    ///
+    /// # Errors
+    /// If the blob comes to nothing, or as [`Self::put_blob`].
+    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
+        let _ = (blob, progress);
+        Ok(None)
+    }
 
     /// Puts a manifest whose blobs (or manifests) were put before, byte for byte; one that `is_top` becomes what
     /// the place names, and completes it. One with a subject is listed among what refers to that.

@@ -34,16 +34,6 @@ impl RegistryDestination {
     }
 }
 
-impl RegistryDestination {
-    /// Puts a blob of the image that is still being made: [`Repository::put_growing_blob`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Descriptor, Error> {
-        self.repository.put_growing_blob(blob, progress).map(|(descriptor, _)| descriptor)
-    }
-}
-
 impl Destination for RegistryDestination {
     fn name(&self) -> String {
         format!("docker://{}", self.reference)
@@ -70,6 +60,10 @@ impl Destination for RegistryDestination {
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
         self.repository.put_blob(descriptor, content)
+    }
+
+    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
+        self.repository.put_growing_blob(blob, progress).map(|(descriptor, _)| Some(descriptor))
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {

@@ -324,7 +324,9 @@ impl Repository {
     pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<(Descriptor, Stored), Error> {
         let writer = self.clone().for_push();
         let (descriptor, stored) = Stream::new(&writer, blob, progress).run()?;
-        self.client.known_blobs().note(&writer.origin(), descriptor.digest());
+        for known in [descriptor.digest(), blob.recipe()] {
+            self.client.known_blobs().note(&writer.origin(), known);
+        }
         Ok((descriptor, stored))
     }
 

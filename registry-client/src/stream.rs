@@ -1,5 +1,7 @@
 //! A blob on its way into a repository while it is being made: its digest is known last.
 //!
+//! A registry that was sent what the same recipe gave is not sent it again: it is asked for the blob when that is whole.
+//!
 //! Invariant: the attempt fails nothing. Where the registry does not take a stream, or breaks it, the blob goes the
 //! usual way ([`crate::upload`]) once it is whole; where the blob comes to nothing, so does the session.
 
@@ -50,7 +52,9 @@ impl<'a> Stream<'a> {
     fn upload(&self) -> Result<(Descriptor, Stored), Error> {
         let mut open = None;
         let client = self.repository.client();
-        if client.takes_streams(self.repository.host()) {
+        let (here, recipe) = (self.repository.origin(), self.blob.recipe());
+        let has_it = !client.known_blobs().repositories(&here.registry, recipe).is_empty();
+        if !has_it && client.takes_streams(self.repository.host()) {
             match self.send(&mut open) {
                 Ok(descriptor) => return Ok((descriptor, Stored::Sent)),
                 // What was ended here is nobody's fault there.

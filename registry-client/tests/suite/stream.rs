@@ -1,7 +1,7 @@
 //! Blobs that go out while they are made, and what becomes of them where a registry does not want that.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -27,17 +27,26 @@ fn repository(address: &str) -> Repository {
     Client::new(quick()).repository(&reference).expect("a host")
 }
 
-fn growing() -> (File, GrowingBlob) {
+fn begun(recipe: &str) -> (File, BlobMaker) {
     let file = tempfile::tempfile().expect("a file");
-    (file.try_clone().expect("a handle"), GrowingBlob::new(file))
+    (file.try_clone().expect("a handle"), BlobMaker::new(file, recipe))
 }
 
 /// Makes the blob in pieces while it is put; before each piece but the first, `go_on` is asked with what is written.
 fn put(repository: &Repository, go_on: impl Fn(usize) -> bool + Send) -> Result<(Descriptor, Stored), Error> {
+    put_of("any", repository, go_on)
+}
+
+fn put_of(
+    recipe: &str,
+    repository: &Repository,
+    go_on: impl Fn(usize) -> bool + Send,
+) -> Result<(Descriptor, Stored), Error> {
     let (bytes, descriptor) = blob();
-    let (mut file, growing) = growing();
+    let (mut file, maker) = begun(recipe);
+    let growing = maker.blob();
     std::thread::scope(|scope| {
-        let putting = scope.spawn(|| repository.put_growing_blob(&growing, &Silent));
+        let putting = scope.spawn(|| repository.put_growing_blob(growing, &Silent));
         let mut written = 0;
         for piece in bytes.chunks(1_000_000) {
             if written > 0 && !go_on(written) {
@@ -46,9 +55,9 @@ fn put(repository: &Repository, go_on: impl Fn(usize) -> bool + Send) -> Result<
             }
             file.write_all(piece).expect("written");
             written += piece.len();
-            growing.grew(written as u64);
+            maker.grew(written as u64);
         }
-        growing.finish(&descriptor);
+        maker.finish(&descriptor);
         putting.join().expect("no panic")
     })
 }
@@ -124,6 +133,18 @@ fn bytes_arrive_before_the_blob_is_made() {
     assert_eq!(methods(&server), ["POST", "PATCH", "PUT"]);
 }
 
+#[test]
+fn what_a_registry_was_sent_of_a_recipe_is_looked_for_and_not_streamed_again() {
+    let keeping = Keeping::default();
+    let server = FaultServer::start(move |request| keeping.answer(request));
+    let repository = repository(server.address());
+    put(&repository, |_| true).expect("pushed");
+    put(&repository, |_| true).expect("it is there");
+    assert_eq!(methods(&server), ["POST", "PATCH", "PUT", "HEAD"]);
+    put_of("other", &repository, |_| true).expect("pushed");
+    assert_eq!(server.count("PATCH", ""), 2);
+}
+
 /// What a registry does to a stream instead of taking it.
 type Quirk = fn(&Request) -> Reading;
 
@@ -137,7 +158,7 @@ fn falls_back(name: &str, watch: Quirk) -> FaultServer {
     assert_eq!(descriptor, blob().1, "{name}");
     assert!(keeping.has(&blob().0), "{name}");
     let before = server.requests().iter().filter(|request| is_stream(request)).count();
-    put(&repository, |_| true).unwrap_or_else(|error| panic!("{name}, again: {error}"));
+    put_of("other", &repository, |_| true).unwrap_or_else(|error| panic!("{name}, again: {error}"));
     assert_eq!(server.requests().iter().filter(|request| is_stream(request)).count(), before, "{name}");
     server
 }
@@ -317,4 +338,55 @@ fn tokens_that_end_before_within_or_after_a_stream_are_no_failure() {
         sent.retain(|method| matches!(method.as_str(), "PATCH" | "PUT"));
         assert!(sent.join(" ").starts_with(expected), "{expires_at}: {sent:?}");
     }
+}
+
+#[test]
+fn layers_that_are_compressed_anew_go_out_meanwhile() {
+    /// Writes a layer as it is, in two halves; the second when the first has arrived.
+    struct Halves(Mutex<mpsc::Receiver<usize>>);
+
+    impl Repacker for Halves {
+        fn compression(&self) -> LayerCompression {
+            LayerCompression::Zstd
+        }
+
+        fn name(&self) -> String {
+            "halves".to_owned()
+        }
+
+        fn repack(&self, layer: &mut (dyn Read + Send), out: &mut (dyn Write + Send)) -> std::io::Result<()> {
+            std::io::copy(&mut layer.take(4_000_000), out)?;
+            let arrived = self.0.lock().expect("no panic");
+            assert!(arrived.iter().any(|length| length >= 4_000_000), "it goes out");
+            std::io::copy(layer, out).map(drop)
+        }
+    }
+    let (image, (arrive, arrived)) = (MemoryImage::empty(), mpsc::channel());
+    let layer = image.add_blob(MediaType::ImageLayer, blob().0);
+    let config = image.add_blob(MediaType::ImageConfig, b"{}".to_vec());
+    let manifest = serde_json::json!({"schemaVersion": 2, "config": config, "layers": [layer],
+        "mediaType": "application/vnd.oci.image.manifest.v1+json"});
+    image.set_top(Manifest::new(None, manifest.to_string().into_bytes()).expect("a manifest"));
+    let keeping = Keeping::default();
+    let watch = move |request: &Request| {
+        if is_stream(request) {
+            _ = arrive.send(request.body.len()); // of interest until it is compressed
+        }
+        Reading::On
+    };
+    let server = FaultServer::watching(watch, move |request| keeping.answer(request));
+    let reference: Reference = format!("{}/a:1", server.address()).parse().expect("a reference");
+    let destination = RegistryDestination::new(&Client::new(quick()), &reference).expect("a host");
+    let directory = tempfile::tempdir().expect("a directory");
+    let options = RepackOptions {
+        repacker: &Halves(Mutex::new(arrived)),
+        is_forced: false,
+        platforms: PlatformChoice::All,
+        jobs: 2,
+        directory: directory.path(),
+        ahead: Some(&destination),
+    };
+    let repacked = RepackedSource::new(&image, &options, &Silent).expect("compressed");
+    assert!(repacked.changed().is_some(), "its media type is another one");
+    assert_eq!(methods(&server), ["POST", "PATCH", "PUT"]);
 }
