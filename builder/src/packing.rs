@@ -61,7 +61,7 @@ pub(crate) enum Age {
 /// A blob that can be uploaded.
 pub(crate) enum Upload {
     /// It is there, and there may be a repository where a registry has it already.
-    Whole(Descriptor, Option<Origin>),
+    Whole(Box<Descriptor>, Option<Origin>),
     /// It is being compressed: until its digest is known, no registry can be asked whether it has it.
     Growing(Arc<GrowingBlob>),
 }
@@ -113,12 +113,13 @@ impl<'a> Packer<'a> {
             }
             is_new |= matches!(order, Order::Pack(_, Age::New));
             match order {
-                Order::Upload(blob, origin) => waiting.push(Upload::Whole(*blob, origin)),
+                Order::Upload(blob, origin) => waiting.push(Upload::Whole(blob, origin)),
                 Order::Pack(diff_id, _) => {
                     // The network need not wait for the compression of what comes after them.
                     self.upload_soon(is_new, &mut waiting);
                     // Whoever needs it tries again and tells of a failure.
-                    waiting.extend(self.pack(diff_id).ok().map(|layer| Upload::Whole(layer.descriptor, None)));
+                    waiting
+                        .extend(self.pack(diff_id).ok().map(|layer| Upload::Whole(Box::new(layer.descriptor), None)));
                 }
             }
             self.upload_soon(is_new, &mut waiting);

@@ -27,7 +27,7 @@ pub struct GrowingBlob {
 enum State {
     /// So many bytes are written.
     Grows(u64),
-    Whole(Descriptor),
+    Whole(Box<Descriptor>),
     /// It will not be finished, or nobody wants it any more.
     Abandoned,
 }
@@ -56,7 +56,7 @@ impl BlobMaker {
 
     /// The file is written, and holds this.
     pub fn finish(&self, descriptor: &Descriptor) {
-        self.0.unless_ended(State::Whole(descriptor.clone()));
+        self.0.unless_ended(State::Whole(Box::new(descriptor.clone())));
     }
 }
 
@@ -86,7 +86,7 @@ impl GrowingBlob {
     /// What it became, if it is whole.
     pub(crate) fn descriptor(&self) -> Option<Descriptor> {
         match &*self.lock() {
-            State::Whole(descriptor) => Some(descriptor.clone()),
+            State::Whole(descriptor) => Some((**descriptor).clone()),
             _ => None,
         }
     }
@@ -96,7 +96,7 @@ impl GrowingBlob {
         let mut state = self.lock();
         loop {
             match &*state {
-                State::Whole(descriptor) => return Ok(descriptor.clone()),
+                State::Whole(descriptor) => return Ok((**descriptor).clone()),
                 State::Abandoned => return Err(Cause::Stopped),
                 State::Grows(_) => state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
