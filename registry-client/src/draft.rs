@@ -157,8 +157,10 @@ impl Write for Draft {
 /// A directory for what is put together beside its place; removed with all that is in it.
 #[derive(Debug)]
 pub(crate) struct Staging {
+    /// Around the directory: whoever writes there may have locks of its own.
+    outer: PathBuf,
     path: PathBuf,
-    /// Locked, where the file system has locks.
+    /// The outer one, locked, where the file system has locks.
     _held: Option<File>,
 }
 
@@ -173,13 +175,16 @@ impl Staging {
         loop {
             let private = std::fs::Permissions::from_mode(STAGING_MODE);
             let made = tempfile::Builder::new().prefix(STAGING_PREFIX).permissions(private).tempdir_in(directory)?;
-            let path = made.keep();
-            let held = hold(&path);
-            // Another process may have taken it for a leftover in the moment before it was locked.
-            if path.exists() {
-                named.insert(path.clone());
-                return Ok(Self { path, _held: held });
+            let outer = made.keep();
+            let held = hold(&outer);
+            let path = outer.join("new");
+            match std::fs::create_dir(&path) {
+                // Another process took it for a leftover in the moment before it was locked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                made => made?,
             }
+            named.insert(outer.clone());
+            return Ok(Self { outer, path, _held: held });
         }
     }
 
@@ -190,8 +195,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        _ = std::fs::remove_dir_all(&self.path);
-        named().remove(&self.path);
+        _ = std::fs::remove_dir_all(&self.outer);
+        named().remove(&self.outer);
     }
 }
 
@@ -302,7 +307,7 @@ mod tests {
         let next = Staging::new_in(directory.path()).expect("a directory");
         assert!(living.path().exists() && next.path().exists());
         let mut left = names(directory.path());
-        left.retain(|name| ![living.path(), next.path()].iter().any(|path| path.ends_with(name)));
+        left.retain(|name| ![&living.outer, &next.outer].iter().any(|path| path.ends_with(name)));
         assert_eq!(left, [".nacre-file01", ".nacre-link01", ".nacre-of-a-person", ".nacre-open01"]);
     }
 

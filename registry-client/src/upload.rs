@@ -152,6 +152,7 @@ impl<'a> Upload<'a> {
     /// Goes on with a session where the registry says that it is; `None` if it is gone or empty, or led to nothing.
     fn resume(&self, mut session: Session, open: &mut Option<Session>) -> Option<Result<(), Cause>> {
         if !self.repository.host().allows_chunks() {
+            self.abandon(&session);
             return None;
         }
         let position = self.status(&mut session).ok()?;
