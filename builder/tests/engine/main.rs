@@ -13,6 +13,8 @@ mod interrupted;
 mod language;
 mod outputs;
 mod public;
+mod pulling;
+mod pushing;
 mod remote_cache;
 mod side_by_side;
 mod support;
