@@ -34,8 +34,12 @@ fn statement(bench: &Bench, name: &str, kind: &str) -> Value {
         listed.iter().filter(|entry| entry["annotations"]["in-toto.io/predicate-type"] == kind).collect();
     assert_eq!(found.len(), 1, "{listed:?}");
     assert_eq!(found[0]["artifactType"], "application/vnd.in-toto+json");
-    let manifest =
-        bench.nacre(&["manifest", "inspect", &format!("{name}@{}", found[0]["digest"].as_str().expect("text"))]);
+    let manifest = bench.nacre(&[
+        "manifest",
+        "inspect",
+        "--raw",
+        &format!("{name}@{}", found[0]["digest"].as_str().expect("text")),
+    ]);
     let manifest: Value = serde_json::from_str(&manifest.succeeds().stdout).expect("JSON");
     let layer = &manifest["layers"][0];
     assert_eq!(layer["annotations"]["in-toto.io/predicate-type"], kind);
