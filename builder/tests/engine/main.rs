@@ -1,5 +1,6 @@
 //! The binary `nacre build`, run for real. Needs root, /dev/fuse, /bin/busybox (statically linked), useradd and skopeo.
 
+mod attestations;
 mod build;
 mod cache_mounts;
 mod conformance;
@@ -13,6 +14,8 @@ mod language;
 mod outputs;
 mod placement;
 mod public;
+mod pulling;
+mod pushing;
 mod remote_cache;
 mod side_by_side;
 mod support;
