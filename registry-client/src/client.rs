@@ -225,8 +225,8 @@ impl Client {
         &self.shared.known_blobs
     }
 
-    /// Ends every request that is on its way, those of clones too, and refuses later ones. A connection that is being
-    /// made is waited for as long as its timeout.
+    /// Ends every request that is on its way, those of clones too, and refuses later ones but for DELETE, which tidies up
+    /// and is not waited for. A connection that is being made is waited for as long as its timeout.
     pub fn stop(&self) {
         self.shared.transport.stop();
     }

@@ -56,6 +56,9 @@ impl Default for TransportOptions {
 /// A registry may move and digest a whole blob between the last byte of a PUT and its answer.
 const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
+/// What is still asked for after everything was stopped, a session to be ended, is worth no longer wait.
+const TIDYING_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A larger body waits for the peer's word that it wants it (RFC 9110 section 10.1.1): a proxy that limits bodies, or a
 /// registry that wants another token, answers at once and would break the connection in the middle of the body. A
 /// peer that says nothing costs a second, which is little for so much.
@@ -146,7 +149,7 @@ impl Transport {
         }
     }
 
-    /// Breaks all connections and makes no more.
+    /// Breaks all connections and makes no more, but to take away what was begun.
     pub(crate) fn stop(&self) {
         *lock(&self.stopped) = true;
         self.woken.notify_all();
@@ -178,7 +181,7 @@ impl Transport {
         body: Body<'_>,
     ) -> Result<Response, Cause> {
         let origin = url.origin();
-        let agent = &self.agent(origin, peer)?;
+        let agent = &self.agent(origin, peer, method)?;
         let mut builder = http::Request::builder().method(method.to_string().as_str()).uri(url.to_wire());
         for (name, value) in headers {
             builder = builder.header(*name, *value);
@@ -220,16 +223,21 @@ impl Transport {
         is_upload: bool,
     ) -> Result<http::Response<ureq::Body>, ureq::Error> {
         let request = builder.body(body).map_err(ureq::Error::Http)?;
+        if self.check().is_err() {
+            return agent.run(agent.configure_request(request).timeout_global(Some(TIDYING_TIMEOUT)).build());
+        }
         if !is_upload {
             return agent.run(request);
         }
         agent.run(agent.configure_request(request).timeout_per_read(Some(UPLOAD_ANSWER_TIMEOUT)).build())
     }
 
-    fn agent(&self, origin: &Origin, peer: &Peer) -> Result<Agent, Cause> {
+    fn agent(&self, origin: &Origin, peer: &Peer, method: Method) -> Result<Agent, Cause> {
         let mut agents = lock(&self.agents);
-        // Under the lock under which the agents are shut down: none is made after that.
-        self.check()?;
+        // Under the lock under which the agents are shut down: none is made after that, but to tidy up.
+        if method != Method::Delete {
+            self.check()?;
+        }
         let key = (origin.is_https, peer.clone());
         if let Some(agent) = agents.get(&key) {
             return Ok(agent.clone());
