@@ -43,6 +43,7 @@ mod repack;
 mod repository;
 mod retry;
 mod secret;
+mod signature;
 mod spool;
 mod transport;
 mod upload;
@@ -77,4 +78,5 @@ pub use self::repack::{LayerCompression, RepackOptions, RepackedSource, Repacker
 pub use self::repository::{Repository, Selector};
 pub use self::retry::RetryPolicy;
 pub use self::secret::{Secret, without_credentials};
+pub use self::signature::{KeyFile, PrivateKey, PublicKey, SealedKey};
 pub use self::transport::TransportOptions;
