@@ -154,6 +154,14 @@ impl Source for OciLayout {
         open_blob(&Directory(&self.directory), &self.words(), descriptor)
     }
 
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        match Self::new(&self.directory, Some(tag.to_owned())).manifest(None) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if matches!(error.cause(), Cause::Missing(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         read_referrers(&Directory(&self.directory), &self.words(), subject)
     }
@@ -190,6 +198,10 @@ impl Destination for OciLayout {
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         self.write_blob(manifest.digest(), &mut manifest.bytes())?;
         if is_top || manifest.subject().is_some() { self.list_manifest(manifest, is_top) } else { Ok(()) }
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        Self::new(&self.directory, Some(tag.to_owned())).put_manifest(manifest, true)
     }
 }
 

@@ -78,5 +78,7 @@ pub use self::repack::{LayerCompression, RepackOptions, RepackedSource, Repacker
 pub use self::repository::{Repository, Selector};
 pub use self::retry::RetryPolicy;
 pub use self::secret::{Secret, without_credentials};
-pub use self::signature::{KeyFile, PrivateKey, PublicKey, SealedKey};
+pub use self::signature::{
+    Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, sign,
+};
 pub use self::transport::TransportOptions;

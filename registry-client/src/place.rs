@@ -43,6 +43,15 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// What the place names `tag` beside this image, where it can hold more than one: in the same repository or layout.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        let _ = tag;
+        Ok(None)
+    }
+
     /// The manifests that refer to `subject` (signatures, bills of material), as the place lists them.
     ///
     /// # Errors
@@ -118,4 +127,14 @@ pub trait Destination: Send + Sync {
     /// # Errors
     /// If the place refuses it.
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error>;
+
+    /// Puts a manifest whose blobs were put before under a tag of its own, beside the image.
+    ///
+    /// # Errors
+    /// If the place refuses it, or holds one image only.
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        let what = "it holds one image; registries, layouts and the store hold more".to_owned();
+        let doing = format!("put {} as {tag} beside {}", manifest.digest(), self.name());
+        Err(Error::local(doing, Cause::Input(what)))
+    }
 }

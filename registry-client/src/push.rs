@@ -72,4 +72,8 @@ impl Destination for RegistryDestination {
         }
         self.repository.put_manifest(manifest, &self.selector)
     }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        self.repository.put_manifest(manifest, &Selector::Tag(tag.to_owned()))
+    }
 }

@@ -289,10 +289,7 @@ mod tests {
         let key = PrivateKey::generate().expect("made");
         std::fs::write(at("ours.pub"), key.public().to_pem()).expect("written");
         std::fs::write(at("signature"), key.sign(b"content").expect("signed")).expect("written");
-        openssl(
-            directory.path(),
-            &["dgst", "-sha256", "-verify", "ours.pub", "-signature", "signature", "message"],
-        );
+        openssl(directory.path(), &["dgst", "-sha256", "-verify", "ours.pub", "-signature", "signature", "message"]);
         let kinds = [
             (&["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:prime256v1"][..], "dgst"),
             (&["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:secp384r1"], "dgst"),
@@ -303,7 +300,9 @@ mod tests {
             openssl(directory.path(), &[&["genpkey", "-out", "key.pem"], kind].concat());
             openssl(directory.path(), &["pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"]);
             match tool {
-                "dgst" => openssl(directory.path(), &["dgst", "-sha256", "-sign", "key.pem", "-out", "made", "message"]),
+                "dgst" => {
+                    openssl(directory.path(), &["dgst", "-sha256", "-sign", "key.pem", "-out", "made", "message"])
+                }
                 _ => openssl(
                     directory.path(),
                     &["pkeyutl", "-sign", "-inkey", "key.pem", "-rawin", "-in", "message", "-out", "made"],

@@ -7,8 +7,18 @@
 //! Invariant: nothing that a registry says about a signature counts before the signature was verified with a key
 //! that somebody trusts; all of it is bounded in size and number.
 
+mod attached;
+mod guard;
+mod identity;
 mod key;
+mod payload;
 mod pem;
+mod policy;
 mod sealed;
 
+pub(crate) use self::attached::companion_tags;
+pub use self::attached::sign;
+pub use self::identity::SignedIdentity;
 pub use self::key::{KeyFile, PrivateKey, PublicKey, SealedKey};
+pub use self::payload::Payload;
+pub use self::policy::{Accepted, Demands, Policy};

@@ -59,7 +59,8 @@ pub(super) fn seal(plain: &[u8], password: &Secret) -> Result<Vec<u8>, String> {
     let (mut salt, mut nonce) = ([0; SALT_BYTES], [0; NONCE_BYTES]);
     for random in [&mut salt[..], &mut nonce] {
         // Never fewer than asked for: that begins beyond 256 bytes.
-        getrandom(random, GetRandomFlags::empty()).map_err(|error| format!("the system gives no random bytes: {error}"))?;
+        getrandom(random, GetRandomFlags::empty())
+            .map_err(|error| format!("the system gives no random bytes: {error}"))?;
     }
     let key = stretch(password, &salt, COST)?;
     let (mut cipher, mac) = secretbox(&key, &nonce);
@@ -134,7 +135,9 @@ impl Cost {
             return Err(format!("scrypt has no parameters N={n}, r={r}, p={p}"));
         }
         if memory > MOST_MEMORY_BYTES || work > MOST_WORK {
-            return Err(format!("its scrypt parameters N={n}, r={r}, p={p} would take more memory or time than a key may"));
+            return Err(format!(
+                "its scrypt parameters N={n}, r={r}, p={p} would take more memory or time than a key may"
+            ));
         }
         Ok(())
     }

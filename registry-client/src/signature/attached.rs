@@ -1,0 +1,263 @@
+//! Where signatures lie: beside the image, as the layers of an image of their own under the tag `sha256-<hex>.sig`
+//! (<https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md>), and as referrers.
+//!
+//! Invariant: signatures that are there stay as they are when one is added. What is read is bounded, and not to be
+//! trusted before it is verified.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use serde_json::{Value, json};
+
+use super::key::{PrivateKey, PublicKey};
+use super::payload::Payload;
+use crate::artifact::Artifact;
+use crate::digest::digest_of;
+use crate::error::{Cause, Error};
+use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, OCI_MANIFEST};
+use crate::place::{Content, Destination, Source};
+use crate::referrers::fallback_tag;
+
+/// The media type of a payload.
+const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+/// The annotation that holds the signature of a payload.
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+/// The artifact type of signatures that are referrers.
+const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+/// As cosign has it. Each one may cost a request and a check.
+const SIGNATURES_LIMIT: usize = 1000;
+/// Payloads have some hundred bytes; as containers/image has it.
+const PAYLOAD_LIMIT_BYTES: u64 = 4 << 20;
+/// Two writers take turns quickly.
+const UPDATE_TRIES: usize = 10;
+
+/// The tags under which cosign keeps what belongs to a manifest: signatures, attestations, bills of material.
+pub(crate) fn companion_tags(digest: &Digest) -> [String; 3] {
+    ["sig", "att", "sbom"].map(|kind| format!("{}.{kind}", fallback_tag(digest)))
+}
+
+fn signature_tag(digest: &Digest) -> String {
+    let [tag, ..] = companion_tags(digest);
+    tag
+}
+
+/// A signature as it lies beside an image; of anyone.
+#[derive(Debug, Clone)]
+pub(super) struct Attached {
+    payload: Descriptor,
+    signature: Vec<u8>,
+}
+
+impl Attached {
+    /// What it says, if it is one of these keys' for its payload.
+    pub(super) fn verified(
+        &self,
+        keys: &[PublicKey],
+        payloads: &mut Payloads<'_>,
+    ) -> Result<(Payload, PublicKey), String> {
+        let bytes = payloads.bytes(&self.payload)?;
+        let key = keys.iter().find(|key| key.verifies(bytes, &self.signature));
+        let key = key.ok_or("it is of another key, or damaged")?;
+        Ok((Payload::parse(bytes).map_err(|why| format!("what is signed is odd: {why}"))?, key.clone()))
+    }
+}
+
+/// The payloads of one place, each read once: many signatures have the same.
+pub(super) struct Payloads<'a> {
+    source: &'a dyn Source,
+    read: HashMap<Digest, Result<Vec<u8>, String>>,
+}
+
+impl<'a> Payloads<'a> {
+    pub(super) fn of(source: &'a dyn Source) -> Self {
+        Self { source, read: HashMap::new() }
+    }
+
+    fn bytes(&mut self, descriptor: &Descriptor) -> Result<&[u8], String> {
+        let source = self.source;
+        let read = self.read.entry(descriptor.digest().clone());
+        let bytes = read.or_insert_with(|| blob(source, descriptor, PAYLOAD_LIMIT_BYTES).map_err(|e| e.to_string()));
+        bytes.as_deref().map_err(Clone::clone)
+    }
+}
+
+/// A small blob, whole and verified.
+fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Result<Vec<u8>, Error> {
+    let doing = || format!("read the blob {} of {}", descriptor.digest(), source.name());
+    if descriptor.size() > limit_bytes {
+        return Err(Error::new(doing(), Cause::Malformed(format!("it is larger than {limit_bytes} bytes"))));
+    }
+    let mut bytes = Vec::new();
+    let read = source.open_blob(descriptor)?.take(limit_bytes + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Error::from_io(doing(), source.name(), error))?;
+    Ok(bytes)
+}
+
+/// The signatures beside a manifest, those under the tag first.
+pub(super) fn attached(source: &dyn Source, subject: &Digest) -> Result<Vec<Attached>, Error> {
+    let mut found = Vec::new();
+    if let Some(manifest) = source.tagged(&signature_tag(subject))? {
+        collect(source, &manifest, &mut found)?;
+    }
+    referring(source, subject, &mut found)?;
+    Ok(found)
+}
+
+/// Those that are referrers.
+fn referring(source: &dyn Source, subject: &Digest, found: &mut Vec<Attached>) -> Result<(), Error> {
+    let listed = match source.referrers(subject) {
+        // A place without such lists has none.
+        Err(error) if matches!(error.cause(), Cause::Input(_)) => Vec::new(),
+        listed => listed?,
+    };
+    let is_signature = |kind: &Option<MediaType>| kind.as_ref().is_some_and(|kind| kind.to_string() == ARTIFACT);
+    for (number, referrer) in listed.iter().filter(|one| is_signature(one.artifact_type())).enumerate() {
+        if number >= SIGNATURES_LIMIT {
+            return Err(too_many(source));
+        }
+        collect(source, &source.manifest(Some(referrer.digest()))?, found)?;
+    }
+    Ok(())
+}
+
+fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) -> Result<(), Error> {
+    let ManifestContent::Image { layers, .. } = manifest.content() else { return Ok(()) };
+    for layer in layers {
+        let is_payload = layer.media_type().to_string() == PAYLOAD;
+        let text = layer.annotations().as_ref().and_then(|annotations| annotations.get(SIGNATURE));
+        let Some(signature) = text.filter(|_| is_payload).and_then(|text| STANDARD.decode(text).ok()) else { continue };
+        if found.len() >= SIGNATURES_LIMIT {
+            return Err(too_many(source));
+        }
+        found.push(Attached { payload: layer, signature });
+    }
+    Ok(())
+}
+
+fn too_many(source: &dyn Source) -> Error {
+    let what = format!("there are more than {SIGNATURES_LIMIT} of them");
+    Error::new(format!("read the signatures of {}", source.name()), Cause::Malformed(what))
+}
+
+/// Signs what a payload names, beside it: under its tag, and if it is asked for also as a referrer. Signing the same
+/// again with the same key changes nothing; false if there was nothing to change.
+///
+/// `source` and `destination` are the same place; `subject` is the manifest there.
+///
+/// # Errors
+/// If the place keeps no tags beside an image, or fails; if other clients change the tag again and again.
+pub fn sign(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    subject: &Manifest,
+    payload: &Payload,
+    key: &PrivateKey,
+    as_referrer: bool,
+) -> Result<bool, Error> {
+    let public = [key.public()];
+    let is_signed = |found: &[Attached]| {
+        let mut payloads = Payloads::of(source);
+        found.iter().any(|one| one.verified(&public, &mut payloads).is_ok_and(|(found, _)| found == *payload))
+    };
+    let tag = signature_tag(subject.digest());
+    let bytes = payload.to_bytes();
+    let mut has_changed = false;
+    for _ in 0..UPDATE_TRIES {
+        let existing = source.tagged(&tag)?;
+        let mut found = Vec::new();
+        if let Some(existing) = &existing {
+            collect(source, existing, &mut found)?;
+        }
+        if is_signed(&found) {
+            let mut referrers = Vec::new();
+            if as_referrer {
+                referring(source, subject.digest(), &mut referrers)?;
+            }
+            if as_referrer && !is_signed(&referrers) {
+                attach(destination, subject, &bytes, &key.sign(&bytes)?)?;
+                has_changed = true;
+            }
+            return Ok(has_changed);
+        }
+        // What another client puts there at the same time is found the next time round.
+        let mut drawer = Drawer::of(source, existing.as_ref())?;
+        drawer.add(&bytes, &key.sign(&bytes)?);
+        put_blob(destination, &payload_descriptor(&bytes), &bytes)?;
+        let config = drawer.config.to_string().into_bytes();
+        let described = Descriptor::new(MediaType::ImageConfig, config.len() as u64, digest_of(&config));
+        put_blob(destination, &described, &config)?;
+        drawer.manifest["config"] = json!(described);
+        let doing = || format!("sign {}", source.name());
+        let manifest = Manifest::new(None, drawer.manifest.to_string().into_bytes());
+        destination.put_tagged(&manifest.map_err(|cause| Error::new(doing(), cause))?, &tag)?;
+        has_changed = true;
+    }
+    let cause = Cause::Malformed("other clients changed its signatures again and again".to_owned());
+    Err(Error::new(format!("sign {}", source.name()), cause))
+}
+
+fn attach(destination: &dyn Destination, subject: &Manifest, payload: &[u8], signature: &[u8]) -> Result<(), Error> {
+    let mut layer = payload_descriptor(payload);
+    layer.set_annotations(Some(HashMap::from([(SIGNATURE.to_owned(), STANDARD.encode(signature))])));
+    let content = payload.to_vec();
+    let artifact = Artifact {
+        artifact_type: ARTIFACT.to_owned(),
+        subject: Some(subject.descriptor()),
+        layers: vec![(layer, &content)],
+        annotations: BTreeMap::new(),
+    };
+    artifact.put(destination)?;
+    Ok(())
+}
+
+fn payload_descriptor(payload: &[u8]) -> Descriptor {
+    Descriptor::new(MediaType::from(PAYLOAD), payload.len() as u64, digest_of(payload))
+}
+
+fn put_blob(destination: &dyn Destination, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Error> {
+    if !destination.has_blob(descriptor)? {
+        destination.put_blob(descriptor, &bytes.to_vec() as &dyn Content)?;
+    }
+    Ok(())
+}
+
+/// The image that holds signatures, as documents to be added to: all that is in them stays.
+struct Drawer {
+    manifest: Value,
+    config: Value,
+}
+
+impl Drawer {
+    fn of(source: &dyn Source, existing: Option<&Manifest>) -> Result<Self, Error> {
+        let Some(existing) = existing else {
+            return Ok(Self {
+                manifest: json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}),
+                config: json!({"architecture": "", "os": "", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}),
+            });
+        };
+        let odd = || {
+            let what = "what is under their tag is no image of signatures".to_owned();
+            Error::new(format!("add to the signatures of {}", source.name()), Cause::Malformed(what))
+        };
+        let ManifestContent::Image { config, .. } = existing.content() else { return Err(odd()) };
+        let config = serde_json::from_slice::<Value>(&blob(source, &config, MANIFEST_LIMIT_BYTES)?);
+        let manifest = serde_json::from_slice::<Value>(existing.bytes());
+        let (Ok(manifest), Ok(config)) = (manifest, config) else { return Err(odd()) };
+        let has_lists =
+            manifest["layers"].is_array() && config.pointer("/rootfs/diff_ids").is_some_and(Value::is_array);
+        if has_lists { Ok(Self { manifest, config }) } else { Err(odd()) }
+    }
+
+    fn add(&mut self, payload: &[u8], signature: &[u8]) {
+        let mut layer = json!(payload_descriptor(payload));
+        layer["annotations"] = json!({SIGNATURE: STANDARD.encode(signature)});
+        let digest = layer["digest"].clone();
+        let lists = [self.manifest.get_mut("layers"), self.config.pointer_mut("/rootfs/diff_ids")];
+        for (list, entry) in lists.into_iter().zip([layer, digest]) {
+            list.and_then(Value::as_array_mut).expect("the lists were looked for when this was made").push(entry);
+        }
+    }
+}
