@@ -37,6 +37,13 @@ pub struct CopyOptions {
     pub referrers: bool,
 }
 
+impl CopyOptions {
+    /// Whether an index is copied with all its images.
+    pub fn is_whole(&self) -> bool {
+        self.platforms == PlatformChoice::All
+    }
+}
+
 impl Default for CopyOptions {
     /// This machine's platform, four blobs at once: what crane does, and what registries allow without throttling.
     fn default() -> Self {

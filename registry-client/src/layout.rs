@@ -18,6 +18,7 @@ use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
 use crate::referrers;
+use crate::signature::is_companion_tag;
 
 /// The annotation by which an `index.json` names its images.
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -155,11 +156,7 @@ impl Source for OciLayout {
     }
 
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
-        match Self::new(&self.directory, Some(tag.to_owned())).manifest(None) {
-            Ok(manifest) => Ok(Some(manifest)),
-            Err(error) if matches!(error.cause(), Cause::Missing(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        read_tagged(&Directory(&self.directory), &self.words(), tag)
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
@@ -260,6 +257,14 @@ pub(crate) fn read_manifest(
         .map_err(|cause| Error::local(format!("read the manifest {digest} of {place}"), cause))
 }
 
+/// The manifest that a layout names `tag`, if it does.
+pub(crate) fn read_tagged(files: &dyn Files, place: &str, tag: &str) -> Result<Option<Manifest>, Error> {
+    match read_manifest(files, place, Some(tag), None) {
+        Err(error) if matches!(error.cause(), Cause::Missing(_)) => Ok(None),
+        read => read.map(Some),
+    }
+}
+
 /// A blob of a layout, verifying.
 pub(crate) fn open_blob(
     files: &dyn Files,
@@ -325,8 +330,11 @@ fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor,
     let all = listed(files, place)?;
     let is_referrer =
         |descriptor: &Descriptor| descriptor.artifact_type().is_some() && annotation(descriptor, NAME).is_none();
+    let is_companion =
+        |descriptor: &Descriptor| annotation(descriptor, NAME).is_some_and(|name| is_companion_tag(&name));
     let Some(tag) = tag else {
-        let images: Vec<&Descriptor> = all.iter().filter(|descriptor| !is_referrer(descriptor)).collect();
+        let is_image = |descriptor: &&Descriptor| !is_referrer(descriptor) && !is_companion(descriptor);
+        let images: Vec<&Descriptor> = all.iter().filter(is_image).collect();
         return match images.as_slice() {
             [only] => Ok((*only).clone()),
             [] => Err(fail(Cause::Missing("it holds no image".to_owned()))),

@@ -128,7 +128,7 @@ pub trait Destination: Send + Sync {
     /// If the place refuses it.
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error>;
 
-    /// Puts a manifest whose blobs were put before under a tag of its own, beside the image.
+    /// Puts a manifest whose blobs were put before under a tag of its own, beside the image and before that.
     ///
     /// # Errors
     /// If the place refuses it, or holds one image only.

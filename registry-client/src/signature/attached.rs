@@ -34,9 +34,20 @@ const PAYLOAD_LIMIT_BYTES: u64 = 4 << 20;
 /// Two writers take turns quickly.
 const UPDATE_TRIES: usize = 10;
 
-/// The tags under which cosign keeps what belongs to a manifest: signatures, attestations, bills of material.
+/// What cosign keeps beside a manifest, each under a tag of this ending: signatures, attestations, bills of material.
+const COMPANIONS: [&str; 3] = ["sig", "att", "sbom"];
+
+/// The tags of these for a manifest.
 pub(crate) fn companion_tags(digest: &Digest) -> [String; 3] {
-    ["sig", "att", "sbom"].map(|kind| format!("{}.{kind}", fallback_tag(digest)))
+    COMPANIONS.map(|kind| format!("{}.{kind}", fallback_tag(digest)))
+}
+
+/// Whether a tag is one of these, of any manifest.
+pub(crate) fn is_companion_tag(tag: &str) -> bool {
+    let parts = tag.strip_prefix("sha256-").and_then(|rest| rest.split_once('.'));
+    parts.is_some_and(|(hex, kind)| {
+        hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) && COMPANIONS.contains(&kind)
+    })
 }
 
 fn signature_tag(digest: &Digest) -> String {

@@ -6,6 +6,7 @@
 
 use serde::Deserialize;
 
+use crate::error::{Cause, Error};
 use crate::reference::Reference;
 
 /// A name in its full form.
@@ -69,6 +70,18 @@ pub enum SignedIdentity {
 }
 
 impl SignedIdentity {
+    /// That what was signed is this name or, where it has neither tag nor digest, any of that repository.
+    ///
+    /// # Errors
+    /// If it is no name.
+    pub fn exactly(name: &str) -> Result<Self, Error> {
+        let parsed = Name::parse(name).map_err(|what| Error::local("check signatures", Cause::Input(what)))?;
+        Ok(match parsed.tail.is_empty() {
+            true => Self::ExactRepository { docker_repository: name.to_owned() },
+            false => Self::ExactReference { docker_reference: name.to_owned() },
+        })
+    }
+
     /// Whether it is well formed.
     pub(super) fn check(&self) -> Result<(), String> {
         match self {

@@ -11,6 +11,9 @@ use oci_spec::image::Digest;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
+use super::identity::Name;
+use crate::error::{Cause, Error};
+
 /// What cosign and containers/image write and demand.
 const TYPE: &str = "cosign container image signature";
 
@@ -26,6 +29,21 @@ pub struct Payload {
 }
 
 impl Payload {
+    /// What is to be signed: a manifest under a name, which is written in full, with its tag or else its digest, or
+    /// with neither.
+    ///
+    /// # Errors
+    /// If the name is none, or an annotation has a key that is not the signer's to give.
+    pub fn new(digest: Digest, name: &str, annotations: BTreeMap<String, String>) -> Result<Self, Error> {
+        let refuse = |what| Error::local("sign", Cause::Input(what));
+        // containers/image reads it as a number.
+        if annotations.contains_key("timestamp") {
+            return Err(refuse("an annotation of the name timestamp has a meaning of its own".to_owned()));
+        }
+        let name = Name::parse(name).map_err(refuse)?;
+        Ok(Self { digest, identity: format!("{}{}", name.repository, name.tail), annotations })
+    }
+
     /// The bytes that are signed; the same for the same payload.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
         let optional = if self.annotations.is_empty() { Value::Null } else { json!(self.annotations) };

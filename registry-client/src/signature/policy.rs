@@ -359,7 +359,9 @@ impl Scope {
             ImageName::Directory(path) => at("dir", path_scopes(path)),
             ImageName::OciArchive { file, .. } => at("oci-archive", path_scopes(file)),
             ImageName::DockerArchive { .. } => at("docker-archive", Vec::new()),
-            ImageName::Store(_) => at("store", Vec::new()),
+            ImageName::Store(name) => {
+                Self { name: name.parse().ok().map(|name| Name::of(&name)), ..at("store", Vec::new()) }
+            }
         }
     }
 }

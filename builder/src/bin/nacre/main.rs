@@ -2,6 +2,7 @@
 
 mod agent;
 mod args;
+mod ask;
 mod attestations;
 mod blobs;
 mod commands;
@@ -23,6 +24,7 @@ mod shell;
 mod stored;
 mod terminal;
 mod transfer;
+mod trust;
 mod units;
 mod usage;
 mod wanted;
@@ -107,6 +109,8 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Catalog(args) => commands::catalog::run(session, &args),
         Verb::Delete(args) => commands::delete::run(session, &args),
         Verb::Referrers(args) => commands::referrers::run(session, &args),
+        Verb::Sign(args) => commands::sign::run(session, &args),
+        Verb::Key(args) => commands::key::run(session, &args),
         Verb::Attach(args) => commands::attach::run(session, &args),
         Verb::Artifact(args) => commands::artifact::run(session, &args),
         Verb::Manifest(args) => commands::manifest::run(session, &args),

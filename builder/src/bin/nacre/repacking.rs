@@ -21,7 +21,7 @@ const SCRATCH: &str = "/var/tmp";
 #[derive(clap::Args)]
 pub(crate) struct Repacking {
     /// Compress the layers anew: gzip, zstd or none. The image gets another digest
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", conflicts_with = "referrers")]
     compression: Option<String>,
     /// At this level [default: 6 of gzip, 3 of zstd]
     #[arg(long, value_name = "N", requires = "compression")]

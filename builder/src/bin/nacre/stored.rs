@@ -7,7 +7,11 @@ use std::io::Read;
 use builder::StorePlace;
 use layerfs::Store;
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::{Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, Origin, Source, Stored};
+use registry_client::{
+    Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, Origin, Reference, Source, Stored,
+};
+
+use crate::transfer::with_tag;
 
 /// An image of the store with its referrers, or the place for one.
 pub(crate) struct StoreWithReferrers<'a> {
@@ -16,6 +20,11 @@ pub(crate) struct StoreWithReferrers<'a> {
 }
 
 impl StoreWithReferrers<'_> {
+    /// The name of the same repository with another tag, if the image has a name.
+    fn sibling(&self, tag: &str) -> Option<Reference> {
+        with_tag(&Source::name(&self.place).parse().ok()?, tag).ok()
+    }
+
     fn failed(doing: String, error: layerfs::StoreError) -> Error {
         Error::new(doing, Cause::Place(Box::new(error)))
     }
@@ -36,6 +45,12 @@ impl Source for StoreWithReferrers<'_> {
 
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         self.place.origin(descriptor)
+    }
+
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        let Some(name) = self.sibling(tag) else { return Ok(None) };
+        let found = builder::find(self.store, &name)?;
+        found.map(|manifest| StorePlace::existing(self.store, &name.familiar(), manifest).manifest(None)).transpose()
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
@@ -79,5 +94,13 @@ impl Destination for StoreWithReferrers<'_> {
         }
         let listed = self.store.add_unnamed(&manifest.listed());
         listed.map_err(|error| Self::failed(format!("list the referrer {}", manifest.digest()), error))
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        let Some(name) = self.sibling(tag) else {
+            let what = "the image there has no name that a tag could be made of".to_owned();
+            return Err(Error::new(format!("keep {tag} in the store"), Cause::Input(what)));
+        };
+        StorePlace::new(self.store, Some(&name.familiar())).put_manifest(manifest, true)
     }
 }

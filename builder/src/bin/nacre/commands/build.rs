@@ -22,6 +22,7 @@ use crate::progress::Display;
 use crate::report::Usage;
 use crate::session::{self, Session};
 use crate::shell::StepFlags;
+use crate::trust::TrustFlags;
 use crate::units::parse_size;
 
 /// Arguments of `nacre build`.
@@ -84,6 +85,8 @@ pub(crate) struct Args {
     allow: Vec<String>,
     #[command(flatten)]
     attestations: AttestationFlags,
+    #[command(flatten)]
+    trust: TrustFlags,
     #[command(flatten)]
     call: CallFlags,
     /// Show nothing but errors, and the digest: --progress=quiet
@@ -164,6 +167,7 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         packing: Packing::default(),
         threads,
         engine: args.engine.request()?,
+        trust: args.trust.policy()?,
     })
 }
 

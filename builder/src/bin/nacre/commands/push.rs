@@ -7,6 +7,7 @@ use registry_client::{CopyOptions, Destination, PlatformChoice, Reference, Regis
 
 use crate::repacking::Repacking;
 use crate::session::{self, Session};
+use crate::stored::StoreWithReferrers;
 use crate::transfer::at_registry;
 
 /// Arguments of `nacre push`.
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Blobs in flight at once
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
+    /// Also what refers to the image: signatures, bills of material
+    #[arg(long, conflicts_with = "compression")]
+    referrers: bool,
     #[command(flatten)]
     repacking: Repacking,
 }
@@ -34,10 +38,11 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         Some(destination) => destination.clone(),
         None => args.name.parse()?,
     };
-    let source = StorePlace::existing(&store, &args.name, manifest);
+    let place = StorePlace::existing(&store, &args.name, manifest);
+    let source = StoreWithReferrers { place, store: &store };
     let destination = RegistryDestination::new(&session.client, &reference)?;
     let platforms = PlatformChoice::All;
-    let options = CopyOptions { platforms, jobs: usize::from(args.jobs), ..CopyOptions::default() };
+    let options = CopyOptions { platforms, jobs: usize::from(args.jobs), referrers: args.referrers };
     let copied = args.repacking.copy(session, &source, &destination, &options)?;
     session.display.copied(&args.name, &Destination::name(&destination), &copied);
     session.print(copied.manifest.digest().as_ref())?;

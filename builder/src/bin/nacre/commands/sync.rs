@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use anyhow::Context;
-use registry_client::{CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Reference, choose_image, copy};
+use registry_client::{
+    CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, choose_image, copy,
+};
 use serde::Serialize;
 
 use self::list::{Line, Names};
@@ -18,6 +20,7 @@ use crate::format::Format;
 use crate::report::{self, Usage};
 use crate::session::Session;
 use crate::transfer::{Places, with_tag};
+use crate::trust::{self, TrustFlags};
 use crate::units::human_size;
 
 /// A list of images is text that people write; what is longer is something else.
@@ -44,6 +47,8 @@ pub(crate) struct Args {
     /// Also what refers to the images: signatures, bills of material
     #[arg(long)]
     referrers: bool,
+    #[command(flatten)]
+    trust: TrustFlags,
     /// Copy nothing; tell what would be copied
     #[arg(long)]
     dry_run: bool,
@@ -99,12 +104,13 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         jobs: usize::from(args.jobs) / workers,
         referrers: args.referrers,
     };
+    let policy = args.trust.policy()?;
     let (queue, done) = (Mutex::new(jobs), Mutex::new(outcomes));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(job) = locked(&queue).pop_front() {
-                    let outcome = outcome(session, &job, &options, args.dry_run);
+                    let outcome = outcome(session, &job, &options, &policy, args.dry_run);
                     locked(&done).push(outcome);
                 }
             });
@@ -166,8 +172,8 @@ fn expanded(session: &Session, line: &Line) -> anyhow::Result<Vec<Job>> {
     Ok(jobs)
 }
 
-fn outcome(session: &Session, job: &Job, options: &CopyOptions, is_dry: bool) -> Outcome {
-    match moved(session, job, options, is_dry) {
+fn outcome(session: &Session, job: &Job, options: &CopyOptions, policy: &Policy, is_dry: bool) -> Outcome {
+    match moved(session, job, options, policy, is_dry) {
         Ok((fate, digest)) => Outcome {
             source: job.source.to_string(),
             destination: job.destination.to_string(),
@@ -180,9 +186,15 @@ fn outcome(session: &Session, job: &Job, options: &CopyOptions, is_dry: bool) ->
     }
 }
 
-fn moved(session: &Session, job: &Job, options: &CopyOptions, is_dry: bool) -> anyhow::Result<(Fate, String)> {
+fn moved(
+    session: &Session,
+    job: &Job,
+    options: &CopyOptions,
+    policy: &Policy,
+    is_dry: bool,
+) -> anyhow::Result<(Fate, String)> {
     let places = Places::new(session);
-    let source = places.source(&job.source)?;
+    let source = trust::guard(policy, places.source(&job.source)?, &job.source, options.is_whole())?;
     let destination = places.destination(&job.destination)?;
     let wanted = match &options.platforms {
         PlatformChoice::All => source.digest()?,
