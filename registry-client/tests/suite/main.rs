@@ -10,4 +10,5 @@ mod ranges;
 mod referrers;
 mod registry;
 mod resume;
+mod signatures;
 mod support;
