@@ -390,3 +390,38 @@ fn signers_at_a_registry_take_turns() {
     let demands = Demands::of_keys(&place, all, SignedIdentity::MatchExact {}, BTreeMap::new()).expect("sound");
     assert_eq!(demands.check(&source, &top(&image)).expect("all count").len(), 6);
 }
+
+#[test]
+fn what_cosign_and_containers_image_signed_counts() {
+    let image = MemoryImage::empty();
+    image.set_top(Manifest::new(None, include_bytes!("signed/manifest.json").to_vec()).expect("a manifest"));
+    let mut layers = Vec::new();
+    for text in [include_str!("signed/by-cosign.json"), include_str!("signed/by-containers-image.json")] {
+        let document: Value = serde_json::from_str(text).expect("JSON");
+        let payload = STANDARD.decode(document["payload"].as_str().expect("text")).expect("base64");
+        let signature = document["annotations"][SIGNATURE].as_str().map(str::to_owned);
+        layers.push((image.add_blob(MediaType::from(PAYLOAD), payload), signature));
+    }
+    put_signatures(&image, &image.digest(), &layers);
+    let key = PublicKey::from_pem(include_bytes!("signed/cosign.pub")).expect("a key");
+    let check = |place: &str, identity| {
+        let place = format!("docker://192.168.64.2:5000/{place}").parse().expect("a place");
+        let demands = Demands::of_keys(&place, vec![key.clone()], identity, BTreeMap::new()).expect("sound");
+        demands.check(&image, &top(&image)).map(|accepted| accepted.len())
+    };
+    assert_eq!(check("skopeo-signed:tag", SignedIdentity::MatchRepoDigestOrExact {}).expect("counts"), 1);
+    refused(check("skopeo-signed:other", SignedIdentity::MatchRepoDigestOrExact {}), "another name");
+    assert_eq!(check("cosign-signed-single-sample:tag", SignedIdentity::MatchRepository {}).expect("counts"), 1);
+    // cosign leaves the tag away: containers/image's default does not take that.
+    refused(check("cosign-signed-single-sample:tag", SignedIdentity::MatchRepoDigestOrExact {}), "another name");
+}
+
+#[test]
+fn a_key_that_cosigns_library_sealed_opens() {
+    let KeyFile::Sealed(sealed) = KeyFile::parse(include_bytes!("signed/sealed.key")).expect("a key") else {
+        panic!("it is sealed")
+    };
+    let key = sealed.open(&Secret::new("gopw")).expect("opened");
+    assert_eq!(key.public().to_pem(), include_str!("signed/sealed.pub"));
+    assert!(sealed.open(&Secret::new("")).is_err());
+}
