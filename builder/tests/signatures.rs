@@ -336,6 +336,16 @@ fn what_refers_to_an_image_travels_through_the_store_and_layouts() {
     }
     desk.run(&["verify", "--key", "other.pub", "--identity", &identity, "oci:layout:app"]).success();
     desk.run(&["verify", "--key", "other.pub", "--store", &name]).success();
+    // It has no name there, and goes with its image.
+    let names = |desk: &Desk| desk.run(&["images", "--format", "json"]).json().as_array().map_or(0, Vec::len);
+    assert_eq!(names(&desk), 1);
+    desk.run(&["prune", "--all"]).success();
+    desk.run(&["verify", "--key", "other.pub", "--store", &name]).success();
+    desk.run(&["remove", &name]).success();
+    desk.run(&["prune", "--all"]).success();
+    let left = fs::read_dir(desk.path("store/blobs/sha256")).expect("a directory").count();
+    let index = fs::read_to_string(desk.path("store/index.json")).expect("text");
+    assert!(left == 0 && !index.contains(".sig"), "{left} blobs, {index}");
     desk.run(&["referrers", "--store", "oci:layout"]).failure(2, "leave --store away");
     desk.run(&["push", "--referrers", "--compression", "zstd", &name]).failure(2, "--compression");
     desk.run(&["verify", "--signature-policy", "none"]).failure(2, "give its name");

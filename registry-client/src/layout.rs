@@ -18,7 +18,7 @@ use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
 use crate::referrers;
-use crate::signature::is_companion_tag;
+use crate::signature::companion_subject;
 
 /// The annotation by which an `index.json` names its images.
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -331,7 +331,7 @@ fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor,
     let is_referrer =
         |descriptor: &Descriptor| descriptor.artifact_type().is_some() && annotation(descriptor, NAME).is_none();
     let is_companion =
-        |descriptor: &Descriptor| annotation(descriptor, NAME).is_some_and(|name| is_companion_tag(&name));
+        |descriptor: &Descriptor| annotation(descriptor, NAME).is_some_and(|name| companion_subject(&name).is_some());
     let Some(tag) = tag else {
         let is_image = |descriptor: &&Descriptor| !is_referrer(descriptor) && !is_companion(descriptor);
         let images: Vec<&Descriptor> = all.iter().filter(is_image).collect();

@@ -79,6 +79,7 @@ pub use self::repository::{Repository, Selector};
 pub use self::retry::RetryPolicy;
 pub use self::secret::{Secret, without_credentials};
 pub use self::signature::{
-    Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, sign,
+    Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, companion_subject,
+    sign,
 };
 pub use self::transport::TransportOptions;

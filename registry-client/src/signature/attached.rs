@@ -42,12 +42,10 @@ pub(crate) fn companion_tags(digest: &Digest) -> [String; 3] {
     COMPANIONS.map(|kind| format!("{}.{kind}", fallback_tag(digest)))
 }
 
-/// Whether a tag is one of these, of any manifest.
-pub(crate) fn is_companion_tag(tag: &str) -> bool {
-    let parts = tag.strip_prefix("sha256-").and_then(|rest| rest.split_once('.'));
-    parts.is_some_and(|(hex, kind)| {
-        hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) && COMPANIONS.contains(&kind)
-    })
+/// The manifest that something lies beside under one of these tags.
+pub fn companion_subject(tag: &str) -> Option<Digest> {
+    let (hex, kind) = tag.strip_prefix("sha256-")?.split_once('.')?;
+    Digest::try_from(format!("sha256:{hex}")).ok().filter(|_| COMPANIONS.contains(&kind))
 }
 
 fn signature_tag(digest: &Digest) -> String {

@@ -16,8 +16,8 @@ mod pem;
 mod policy;
 mod sealed;
 
-pub use self::attached::sign;
-pub(crate) use self::attached::{companion_tags, is_companion_tag};
+pub(crate) use self::attached::companion_tags;
+pub use self::attached::{companion_subject, sign};
 pub use self::identity::SignedIdentity;
 pub use self::key::{KeyFile, PrivateKey, PublicKey, SealedKey};
 pub use self::payload::Payload;

@@ -8,10 +8,8 @@ use builder::StorePlace;
 use layerfs::Store;
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::{
-    Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, Origin, Reference, Source, Stored,
+    Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, Origin, Source, Stored, companion_subject,
 };
-
-use crate::transfer::with_tag;
 
 /// An image of the store with its referrers, or the place for one.
 pub(crate) struct StoreWithReferrers<'a> {
@@ -20,11 +18,6 @@ pub(crate) struct StoreWithReferrers<'a> {
 }
 
 impl StoreWithReferrers<'_> {
-    /// The name of the same repository with another tag, if the image has a name.
-    fn sibling(&self, tag: &str) -> Option<Reference> {
-        with_tag(&Source::name(&self.place).parse().ok()?, tag).ok()
-    }
-
     fn failed(doing: String, error: layerfs::StoreError) -> Error {
         Error::new(doing, Cause::Place(Box::new(error)))
     }
@@ -47,10 +40,10 @@ impl Source for StoreWithReferrers<'_> {
         self.place.origin(descriptor)
     }
 
+    /// Only what lies beside an image; other tags are other images' names.
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
-        let Some(name) = self.sibling(tag) else { return Ok(None) };
-        let found = builder::find(self.store, &name)?;
-        found.map(|manifest| StorePlace::existing(self.store, &name.familiar(), manifest).manifest(None)).transpose()
+        let found = self.store.beside(tag).map_err(|error| Self::failed(format!("look for {tag}"), error))?;
+        found.map(|manifest| StorePlace::existing(self.store, tag, manifest).manifest(None)).transpose()
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
@@ -97,10 +90,13 @@ impl Destination for StoreWithReferrers<'_> {
     }
 
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
-        let Some(name) = self.sibling(tag) else {
-            let what = "the image there has no name that a tag could be made of".to_owned();
-            return Err(Error::new(format!("keep {tag} in the store"), Cause::Input(what)));
+        let doing = format!("keep {tag} in the store");
+        let Some(subject) = companion_subject(tag) else {
+            let what = "it is no tag of what lies beside an image".to_owned();
+            return Err(Error::new(doing, Cause::Input(what)));
         };
-        StorePlace::new(self.store, Some(&name.familiar())).put_manifest(manifest, true)
+        StorePlace::new(self.store, None).put_manifest(manifest, false)?;
+        let kept = self.store.set_beside(&subject, tag, &manifest.descriptor());
+        kept.map_err(|error| Self::failed(doing, error))
     }
 }
