@@ -27,6 +27,8 @@ const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// The artifact type of signatures that are referrers.
 const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+/// How the artifact types of cosign 3's bundles begin, whatever their version.
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.";
 /// As cosign has it. Each one may cost a request and a check.
 const SIGNATURES_LIMIT: usize = 1000;
 /// Payloads have some hundred bytes; as containers/image has it.
@@ -105,31 +107,32 @@ fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Resul
     Ok(bytes)
 }
 
-/// The signatures beside a manifest, those under the tag first.
-pub(super) fn attached(source: &dyn Source, subject: &Digest) -> Result<Vec<Attached>, Error> {
+/// The signatures beside a manifest, those under the tag first; and whether there are bundles too, which are another
+/// form of signatures and not read.
+pub(super) fn attached(source: &dyn Source, subject: &Digest) -> Result<(Vec<Attached>, bool), Error> {
     let mut found = Vec::new();
     if let Some(manifest) = source.tagged(&signature_tag(subject))? {
         collect(source, &manifest, &mut found)?;
     }
-    referring(source, subject, &mut found)?;
-    Ok(found)
+    let has_bundles = referring(source, subject, &mut found)?;
+    Ok((found, has_bundles))
 }
 
-/// Those that are referrers.
-fn referring(source: &dyn Source, subject: &Digest, found: &mut Vec<Attached>) -> Result<(), Error> {
+/// Those that are referrers, and whether there are bundles among these.
+fn referring(source: &dyn Source, subject: &Digest, found: &mut Vec<Attached>) -> Result<bool, Error> {
     let listed = match source.referrers(subject) {
         // A place without such lists has none.
         Err(error) if matches!(error.cause(), Cause::Input(_)) => Vec::new(),
         listed => listed?,
     };
-    let is_signature = |kind: &Option<MediaType>| kind.as_ref().is_some_and(|kind| kind.to_string() == ARTIFACT);
-    for (number, referrer) in listed.iter().filter(|one| is_signature(one.artifact_type())).enumerate() {
+    let kind_of = |one: &Descriptor| one.artifact_type().as_ref().map(ToString::to_string).unwrap_or_default();
+    for (number, referrer) in listed.iter().filter(|one| kind_of(one) == ARTIFACT).enumerate() {
         if number >= SIGNATURES_LIMIT {
             return Err(too_many(source));
         }
         collect(source, &source.manifest(Some(referrer.digest()))?, found)?;
     }
-    Ok(())
+    Ok(listed.iter().any(|one| kind_of(one).starts_with(BUNDLE)))
 }
 
 fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) -> Result<(), Error> {

@@ -52,7 +52,7 @@ pub struct SealedKey(Vec<u8>);
 /// A private key that signs: ECDSA with P-256 and SHA-256, which is what cosign makes.
 pub struct PrivateKey {
     pkcs8: Vec<u8>,
-    pair: EcdsaKeyPair,
+    pair: Box<EcdsaKeyPair>,
 }
 
 /// A public key that signatures are checked with: ECDSA, RSA or Ed25519, each with SHA-256 where it takes a digest.
@@ -152,7 +152,7 @@ impl PrivateKey {
         let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8, &SystemRandom::new());
         let pair = pair
             .map_err(|why| wrong(format!("it is no PKCS#8 key for ECDSA with P-256, with its public half ({why})")))?;
-        Ok(Self { pkcs8, pair })
+        Ok(Self { pkcs8, pair: Box::new(pair) })
     }
 
     /// As PEM that cosign and podman read: under a password, which may be empty.

@@ -5,6 +5,8 @@
 //! decides; what guards a place is [`super::guard`].
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -45,27 +47,31 @@ struct Rules {
 }
 
 #[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
 enum Requirement {
     InsecureAcceptAnything {},
     Reject {},
-    SigstoreSigned {
-        key_path: Option<PathBuf>,
-        key_paths: Option<Vec<PathBuf>>,
-        key_data: Option<String>,
-        key_datas: Option<Vec<String>>,
-        signed_identity: Option<SignedIdentity>,
-        // Known, and not supported: whoever writes them wants more than a key's signature.
-        fulcio: Option<Value>,
-        pki: Option<Value>,
-        rekor_public_key_path: Option<Value>,
-        rekor_public_key_paths: Option<Value>,
-        rekor_public_key_data: Option<Value>,
-        rekor_public_key_datas: Option<Value>,
-    },
+    SigstoreSigned(Box<SigstoreSigned>),
     // GPG's. It lets nothing in, whatever its fields are; the same goes for the next one.
     SignedBy(IgnoredAny),
     SignedBaseLayer(IgnoredAny),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SigstoreSigned {
+    key_path: Option<PathBuf>,
+    key_paths: Option<Vec<PathBuf>>,
+    key_data: Option<String>,
+    key_datas: Option<Vec<String>>,
+    signed_identity: Option<SignedIdentity>,
+    // Known, and not supported: whoever writes them wants more than a key's signature.
+    fulcio: Option<Value>,
+    pki: Option<Value>,
+    rekor_public_key_path: Option<Value>,
+    rekor_public_key_paths: Option<Value>,
+    rekor_public_key_data: Option<Value>,
+    rekor_public_key_datas: Option<Value>,
 }
 
 impl Default for Policy {
@@ -83,12 +89,9 @@ impl Policy {
     /// If it cannot be read, or is none.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let doing = "read the signature policy";
-        let read = std::fs::File::open(path).and_then(|file| {
-            let mut bytes = Vec::new();
-            std::io::Read::read_to_end(&mut std::io::Read::take(file, FILE_LIMIT_BYTES + 1), &mut bytes)?;
-            Ok(bytes)
-        });
-        let bytes = read.map_err(|error| Error::disk(doing, path, error))?;
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(FILE_LIMIT_BYTES + 1).read_to_end(&mut bytes));
+        read.map_err(|error| Error::disk(doing, path, error))?;
         let in_file = |what: String| Error::local(doing, Cause::Input(format!("{}: {what}", path.display())));
         if bytes.len() as u64 > FILE_LIMIT_BYTES {
             return Err(in_file("it is larger than a policy".to_owned()));
@@ -120,9 +123,10 @@ impl Policy {
                 Requirement::SignedBaseLayer(_) => {
                     return Err(refuse("demands the type signedBaseLayer, which is not supported".to_owned()));
                 }
-                sigstore @ Requirement::SigstoreSigned { signed_identity, .. } => {
+                Requirement::SigstoreSigned(sigstore) => {
                     let keys = sigstore.keys().map_err(&refuse)?;
-                    let identity = signed_identity.clone().unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
+                    let identity = sigstore.signed_identity.clone();
+                    let identity = identity.unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
                     signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
                 }
             }
@@ -159,54 +163,42 @@ impl Rules {
 impl Requirement {
     /// Whether it is well formed, in scope or not.
     fn check(&self) -> Result<(), String> {
-        let Self::SigstoreSigned { key_path, key_paths, key_data, key_datas, signed_identity, fulcio, pki, .. } = self
-        else {
-            return Ok(());
-        };
+        match self {
+            Self::SigstoreSigned(sigstore) => sigstore.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SigstoreSigned {
+    fn check(&self) -> Result<(), String> {
         let sources = [
-            key_path.is_some(),
-            key_paths.is_some(),
-            key_data.is_some(),
-            key_datas.is_some(),
-            fulcio.is_some(),
-            pki.is_some(),
+            self.key_path.is_some(),
+            self.key_paths.is_some(),
+            self.key_data.is_some(),
+            self.key_datas.is_some(),
+            self.fulcio.is_some(),
+            self.pki.is_some(),
         ];
         if sources.into_iter().filter(|is_there| *is_there).count() != 1 {
-            return Err(
-                "sigstoreSigned has not exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio and pki".to_owned()
-            );
+            let what = "sigstoreSigned has not exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio and pki";
+            return Err(what.to_owned());
         }
-        if key_paths.as_ref().is_some_and(Vec::is_empty) || key_datas.as_ref().is_some_and(Vec::is_empty) {
+        if self.key_paths.as_ref().is_some_and(Vec::is_empty) || self.key_datas.as_ref().is_some_and(Vec::is_empty) {
             return Err("sigstoreSigned has a list of no keys".to_owned());
         }
-        signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
+        self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
     }
 
     /// The keys of which one must have signed; all must be sound, so that a broken one is noticed before it is needed.
     fn keys(&self) -> Result<Vec<PublicKey>, String> {
-        let Self::SigstoreSigned {
-            key_path,
-            key_paths,
-            key_data,
-            key_datas,
-            fulcio,
-            pki,
-            rekor_public_key_path,
-            rekor_public_key_paths,
-            rekor_public_key_data,
-            rekor_public_key_datas,
-            ..
-        } = self
-        else {
-            return Ok(Vec::new());
-        };
         let unsupported = [
-            ("fulcio", fulcio),
-            ("pki", pki),
-            ("rekorPublicKeyPath", rekor_public_key_path),
-            ("rekorPublicKeyPaths", rekor_public_key_paths),
-            ("rekorPublicKeyData", rekor_public_key_data),
-            ("rekorPublicKeyDatas", rekor_public_key_datas),
+            ("fulcio", &self.fulcio),
+            ("pki", &self.pki),
+            ("rekorPublicKeyPath", &self.rekor_public_key_path),
+            ("rekorPublicKeyPaths", &self.rekor_public_key_paths),
+            ("rekorPublicKeyData", &self.rekor_public_key_data),
+            ("rekorPublicKeyDatas", &self.rekor_public_key_datas),
         ];
         if let Some((field, _)) = unsupported.into_iter().find(|(_, value)| value.is_some()) {
             return Err(format!("demands sigstoreSigned with {field}, which is not supported; keys are"));
@@ -216,8 +208,8 @@ impl Requirement {
             let pem = STANDARD.decode(data).map_err(|error| format!("has a keyData that is not base64: {error}"))?;
             PublicKey::from_pem(&pem).map_err(|error| format!("has a keyData of no use: {error}"))
         };
-        let paths = key_path.iter().chain(key_paths.iter().flatten()).map(of_path);
-        paths.chain(key_data.iter().chain(key_datas.iter().flatten()).map(of_data)).collect()
+        let paths = self.key_path.iter().chain(self.key_paths.iter().flatten()).map(of_path);
+        paths.chain(self.key_data.iter().chain(self.key_datas.iter().flatten()).map(of_data)).collect()
     }
 }
 
@@ -277,7 +269,7 @@ impl Demands {
         if self.is_empty() {
             return Ok(Vec::new());
         }
-        let found = attached(source, manifest.digest())?;
+        let (found, has_bundles) = attached(source, manifest.digest())?;
         let mut payloads = Payloads::of(source);
         let mut all = Vec::new();
         for signed in &self.signed {
@@ -292,7 +284,7 @@ impl Demands {
                 }
             }
             if accepted.is_empty() {
-                let what = refused(manifest, &reasons);
+                let what = refused(manifest, &reasons, has_bundles);
                 return Err(Error::local(format!("accept {}", self.place), Cause::Untrusted(what)));
             }
             all.extend(accepted);
@@ -302,8 +294,11 @@ impl Demands {
 }
 
 /// Why no signature counts.
-fn refused(manifest: &Manifest, reasons: &BTreeMap<String, usize>) -> String {
+fn refused(manifest: &Manifest, reasons: &BTreeMap<String, usize>, has_bundles: bool) -> String {
     let image = format!("no signature of {}", manifest.digest());
+    if reasons.is_empty() && has_bundles {
+        return format!("there is {image} but bundles, which are not supported: cosign sign --new-bundle-format=false");
+    }
     if reasons.is_empty() {
         return format!("there is {image}");
     }

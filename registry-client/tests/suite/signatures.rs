@@ -133,6 +133,17 @@ fn a_signature_counts_as_a_referrer_alone() {
 }
 
 #[test]
+fn a_bundle_is_named_as_what_is_not_supported() {
+    let (image, key) = (MemoryImage::sample("a"), PrivateKey::generate().expect("made"));
+    let artifact_type = "application/vnd.dev.sigstore.bundle.v0.3+json".to_owned();
+    let subject = Some(top(&image).descriptor());
+    Artifact { artifact_type, subject, ..Artifact::default() }.put(&image).expect("put");
+    refused(demands(&[&key]).check(&image, &top(&image)), "--new-bundle-format=false");
+    signed_by(&image, &top(&image), &key);
+    demands(&[&key]).check(&image, &top(&image)).expect("the other one counts");
+}
+
+#[test]
 fn what_is_signed_for_another_image_name_or_by_another_key_does_not_count() {
     let (image, other, key) =
         (MemoryImage::sample("a"), MemoryImage::sample("b"), PrivateKey::generate().expect("made"));

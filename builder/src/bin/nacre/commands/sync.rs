@@ -11,7 +11,8 @@ use std::sync::Mutex;
 
 use anyhow::Context;
 use registry_client::{
-    CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, choose_image, copy,
+    CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, choose_image, companion_subject,
+    copy,
 };
 use serde::Serialize;
 
@@ -93,7 +94,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let lines = list::parse(&args.list.display().to_string(), &read(&args.list)?)?;
     let (mut jobs, mut outcomes) = (VecDeque::new(), Vec::new());
     for line in &lines {
-        match expanded(session, line) {
+        match expanded(session, line, args.referrers) {
             Ok(more) => jobs.extend(more),
             Err(error) => outcomes.push(failed(&line.source.to_string(), &line.destination.to_string(), &error)),
         }
@@ -137,7 +138,7 @@ fn read(path: &std::path::Path) -> anyhow::Result<String> {
 }
 
 /// The images that a line means.
-fn expanded(session: &Session, line: &Line) -> anyhow::Result<Vec<Job>> {
+fn expanded(session: &Session, line: &Line, with_referrers: bool) -> anyhow::Result<Vec<Job>> {
     let names = match (&line.names, &line.source) {
         (Names::One, source) => {
             let destination = match source {
@@ -155,7 +156,9 @@ fn expanded(session: &Session, line: &Line) -> anyhow::Result<Vec<Job>> {
         // A layout may name its images in full.
         let tag = name.parse::<Reference>().ok().and_then(|full| full.tag().map(str::to_owned));
         let tag = tag.filter(|_| name.contains(':')).unwrap_or_else(|| name.clone());
-        if line.names.fits(&tag) {
+        // What lies beside an image comes with it, if that was asked for.
+        let comes_along = with_referrers && companion_subject(&tag).is_some();
+        if line.names.fits(&tag) && !comes_along {
             let source = match &line.source {
                 ImageName::Registry(reference) => ImageName::Registry(with_tag(reference, &name)?),
                 ImageName::OciLayout { directory, .. } => {
