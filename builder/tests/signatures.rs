@@ -179,6 +179,12 @@ fn a_policy_keeps_out_what_is_not_signed_on_every_way_in() {
         assert!(ended.stderr.contains("there is no signature of sha256:"), "{way:?}: {}", ended.stderr);
     }
     assert!(!desk.path("copied/index.json").exists());
+    desk.run(&["copy", &place, "oci:layout:app"]).success();
+    let layout = "base=oci-layout://layout:app";
+    let on_layout = ["build", "--platform", "linux/amd64", "--build-context", layout, "-f", "named", "on"];
+    fs::write(desk.path("named"), "FROM base\n").expect("written");
+    desk.run_afresh(&with_policy(&on_layout)).failure(1, "policy.json lets no image in from there");
+    desk.run_afresh(&on_layout).success();
     desk.sign("app:1", &[]).success();
     for way in &ways[..5] {
         desk.run_afresh(&with_policy(way)).success();

@@ -31,8 +31,12 @@ const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.";
 /// As cosign has it. Each one may cost a request and a check.
 const SIGNATURES_LIMIT: usize = 1000;
-/// Payloads have some hundred bytes; as containers/image has it.
-const PAYLOAD_LIMIT_BYTES: u64 = 4 << 20;
+/// Payloads have some hundred bytes. All of them are held in memory while they are checked.
+const PAYLOAD_LIMIT_BYTES: u64 = 64 << 10;
+/// A signature of RSA with 8192 bits has 1024 bytes, in base64; nothing longer is looked at.
+const SIGNATURE_LIMIT_BYTES: usize = 4 << 10;
+/// Of the digest of a payload, as text: longer than that of any algorithm that is checked.
+const DIGEST_LIMIT_BYTES: usize = 256;
 /// Two writers take turns quickly.
 const UPDATE_TRIES: usize = 10;
 
@@ -138,13 +142,17 @@ fn referring(source: &dyn Source, subject: &Digest, found: &mut Vec<Attached>) -
 fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) -> Result<(), Error> {
     let ManifestContent::Image { layers, .. } = manifest.content() else { return Ok(()) };
     for layer in layers {
-        let is_payload = layer.media_type().to_string() == PAYLOAD;
         let text = layer.annotations().as_ref().and_then(|annotations| annotations.get(SIGNATURE));
-        let Some(signature) = text.filter(|_| is_payload).and_then(|text| STANDARD.decode(text).ok()) else { continue };
+        let is_payload =
+            layer.media_type().to_string() == PAYLOAD && layer.digest().as_ref().len() < DIGEST_LIMIT_BYTES;
+        let text = text.filter(|text| is_payload && text.len() <= SIGNATURE_LIMIT_BYTES);
+        let Some(signature) = text.and_then(|text| STANDARD.decode(text).ok()) else { continue };
         if found.len() >= SIGNATURES_LIMIT {
             return Err(too_many(source));
         }
-        found.push(Attached { payload: layer, signature });
+        // Without what else is said of it, which may be much.
+        let payload = Descriptor::new(layer.media_type().clone(), layer.size(), layer.digest().clone());
+        found.push(Attached { payload, signature });
     }
     Ok(())
 }

@@ -14,6 +14,9 @@ use crate::report::Usage;
 use crate::session::Session;
 use crate::transfer::{Place, Places};
 
+/// In one index, with those in it: more than any has.
+const MOST_MANIFESTS: usize = 1000;
+
 /// Arguments of `nacre sign`.
 #[derive(clap::Args)]
 #[command(after_help = "The signature lies beside the image, as cosign and podman have it: under the tag \
@@ -81,17 +84,22 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The manifests that are to be signed.
+/// The manifests that are to be signed, each once.
 fn signed(args: &Args, source: &dyn Source) -> anyhow::Result<Vec<Manifest>> {
     if let Some(platform) = &args.platform {
         return Ok(vec![choose_image(source, platform)?]);
     }
     let mut manifests = vec![source.manifest(None)?];
-    if let ManifestContent::Index(entries) = manifests[0].content()
-        && args.recursive
-    {
+    let mut looked_into = 0;
+    while args.recursive && looked_into < manifests.len() {
+        let content = manifests[looked_into].content();
+        looked_into += 1;
+        let ManifestContent::Index(entries) = content else { continue };
         for entry in entries {
-            manifests.push(source.manifest(Some(entry.digest()))?);
+            if manifests.iter().all(|known| known.digest() != entry.digest()) {
+                anyhow::ensure!(manifests.len() < MOST_MANIFESTS, "it holds more than {MOST_MANIFESTS} manifests");
+                manifests.push(source.manifest(Some(entry.digest()))?);
+            }
         }
     }
     Ok(manifests)
