@@ -236,7 +236,7 @@ impl<'a> Builder<'a> {
             let directory = Directory::open(path, patterns).map_err(failed)?;
             let note = facts_note(path, dockerfile);
             let facts = self.store.note(&note)?.unwrap_or_default();
-            let tree = Arc::new(ContextTree::new(directory, &facts, self.request().threads).map_err(failed)?);
+            let tree = Arc::new(ContextTree::new(directory, facts, self.request().threads).map_err(failed)?);
             self.shared.learned(note, &tree);
             Ok::<Arc<dyn Tree>, BuildError>(tree)
         })?;

@@ -323,6 +323,20 @@ fn a_killed_server_leaves_a_mount_that_can_be_removed_and_its_changes() {
 }
 
 #[test]
+fn what_another_program_unmounted_can_be_mounted_again_at_once() {
+    let person = Person::with_image(None);
+    let mount = person.text("mount");
+    let id = person.run(&["mount", "app", &mount]).success();
+    for _ in 0..5 {
+        person.shell("head -c 5000000 /dev/zero > zeros");
+        rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::empty()).expect("unmounted");
+        assert_eq!(person.run(&["mount", "--upper", &id, &mount]).success(), id);
+    }
+    person.run(&["mount", "--upper", &id, &mount]).failure(1, "mounted on");
+    person.run(&["unmount", "--discard", &mount]).success();
+}
+
+#[test]
 fn both_planes_give_the_same_images_and_are_cleared_alike() {
     let person = Person::with_image(None);
     let mount = person.text("mount");

@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use super::error::ContextError;
@@ -246,9 +247,9 @@ impl Directory {
         if path.as_os_str().is_empty() { Matched::default() } else { self.patterns.path(path.as_os_str().as_bytes()) }
     }
 
-    /// Everything at and below `path` that the ignore file leaves, sorted by path bytes, directories before their
-    /// content. A directory that is excluded itself is there if something below it is. Links are not followed. Up to
-    /// `threads` threads walk.
+    /// Everything at and below `path` that the ignore file leaves, depth first: a directory before its content, the names
+    /// in it by their bytes. A directory that is excluded itself is there if something below it is. Links are not
+    /// followed. Up to `threads` threads walk.
     ///
     /// # Errors
     /// Nothing is at `path`, or a directory cannot be read.
@@ -256,114 +257,139 @@ impl Directory {
         let Some(top) = self.stat(path)? else {
             return Err(ContextError::NotFound { path: path.to_owned(), is_ignored: false });
         };
-        let mut begin = Found::default();
-        begin.take(self, top, self.matched(path));
-        let walk = Walk { directory: self, pending: Mutex::new((begin.directories, 0)), changed: Condvar::new() };
-        let begin = Found { directories: Vec::new(), ..begin };
-        let found = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(|| walk.work(Found::default()))).collect();
-            let own = walk.work(begin);
+        let walk = Walk::new(self);
+        let mut begin = Vec::new();
+        let top = walk.take(top, self.matched(path), &mut begin);
+        walk.pending().unlisted = begin;
+        let lists = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(|| walk.work())).collect();
+            let own = walk.work();
             let helped = helpers.into_iter().map(|helper| helper.join().expect("a walk does not panic"));
             std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<Result<Vec<_>, _>>()
         })?;
-        let (mut entries, mut unlisted) = (Vec::new(), HashMap::new());
-        for part in found {
-            entries.extend(part.entries);
-            unlisted.extend(part.unlisted.into_iter().map(|entry| (entry.path.clone(), entry)));
-        }
-        if !unlisted.is_empty() {
-            // Directories above that are excluded themselves are wanted after all.
-            for position in 0..entries.len() {
-                let above = entries[position].path.ancestors().skip(1).map(Path::to_owned).collect::<Vec<_>>();
-                entries.extend(above.iter().filter_map(|path| unlisted.remove(path)));
-            }
-        }
-        entries.sort_by(|a: &Entry, b| a.path.as_os_str().as_bytes().cmp(b.path.as_os_str().as_bytes()));
+        let mut lists: HashMap<usize, Vec<Found>> = lists.into_iter().flatten().collect();
+        let mut entries = Vec::with_capacity(lists.values().map(Vec::len).sum::<usize>() + 1);
+        gather(top.into_iter().collect(), &mut lists, &mut entries);
         Ok(entries)
     }
 
-    /// What lies right in a directory.
-    fn list(&self, (directory, matched): (Entry, Matched), found: &mut Found) -> Result<(), ContextError> {
-        let file = self.open_at("open", &directory.path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        for name in read_names(&file).map_err(ContextError::io("list", &directory.path))? {
-            let name = OsStr::from_bytes(&name);
-            let path = directory.path.join(name);
-            let matched = self.patterns.child(&matched, path.as_os_str().as_bytes());
+    /// Finds what lies right in a directory.
+    fn list(&self, directory: &Path, mut found: impl FnMut(Entry)) -> Result<(), ContextError> {
+        /// Enough that asking for names costs nothing beside looking at the files.
+        const NAMES_BYTES: usize = 32 << 10;
+        let file = self.open_at("open", directory, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut buffer = Vec::with_capacity(NAMES_BYTES);
+        let mut names = RawDir::new(&file, buffer.spare_capacity_mut());
+        while let Some(name) = names.next() {
+            let name = name.map_err(ContextError::io("list", directory))?;
+            let name = OsStr::from_bytes(name.file_name().to_bytes());
+            if name == "." || name == ".." {
+                continue;
+            }
+            let path = directory.join(name);
             let stat = match rustix::fs::statat(&file, name, AtFlags::SYMLINK_NOFOLLOW) {
                 // Removed since the directory was read.
                 Err(Errno::NOENT) => continue,
                 stat => stat.map_err(ContextError::io("stat", &path))?,
             };
             let target = || rustix::fs::readlinkat(&file, name, Vec::new());
-            let entry = entry(path.clone(), &stat, target).map_err(ContextError::io("read the link", path))?;
-            found.take(self, entry, matched);
+            found(entry(path, &stat, target).map_err(|errno| unread_link(&directory.join(name), errno))?);
         }
         Ok(())
     }
 }
 
-/// What a thread of a walk has found.
-#[derive(Default)]
-struct Found {
-    entries: Vec<Entry>,
-    /// Directories that are excluded, while something below them may not be.
-    unlisted: Vec<Entry>,
-    /// Still to be listed.
-    directories: Vec<(Entry, Matched)>,
+fn unread_link(path: &Path, errno: Errno) -> ContextError {
+    ContextError::io("read the link", path)(errno)
 }
 
-impl Found {
-    /// Takes an entry into the walk; a directory is to be listed where anything below it can be wanted.
-    fn take(&mut self, directory: &Directory, entry: Entry, matched: Matched) {
-        let path = entry.path.as_os_str().as_bytes();
-        let is_listed = !matched.is_excluded();
-        let is_walked =
-            entry.kind == EntryKind::Directory && (is_listed || directory.patterns.can_take_back_below(path, &matched));
-        if is_walked {
-            self.directories.push((entry.clone(), matched));
-        }
-        match (is_listed, is_walked) {
-            (true, _) => self.entries.push(entry),
-            (false, true) => self.unlisted.push(entry),
-            (false, false) => {}
-        }
-    }
+/// What a walk found under a name.
+struct Found {
+    entry: Entry,
+    /// It counts only where something below it does.
+    is_excluded: bool,
+    /// The number of the list of what is in it, where that can be wanted.
+    list: Option<usize>,
+}
+
+/// A directory of which there is no list yet.
+struct Unlisted {
+    path: PathBuf,
+    matched: Matched,
+    list: usize,
 }
 
 /// A walk that several threads share.
 struct Walk<'a> {
     directory: &'a Directory,
-    /// Directories that nobody lists yet, and how many are being listed now.
-    pending: Mutex<(Vec<(Entry, Matched)>, usize)>,
+    /// How many lists there are or will be.
+    lists: AtomicUsize,
+    pending: Mutex<Pending>,
     changed: Condvar,
 }
 
-impl Walk<'_> {
+#[derive(Default)]
+struct Pending {
+    unlisted: Vec<Unlisted>,
+    /// How many directories are being listed.
+    busy: usize,
+}
+
+impl<'a> Walk<'a> {
+    fn new(directory: &'a Directory) -> Self {
+        Self { directory, lists: AtomicUsize::new(0), pending: Mutex::default(), changed: Condvar::new() }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an entry into the walk; a directory is to be listed where anything below it can be wanted.
+    fn take(&self, entry: Entry, matched: Matched, unlisted: &mut Vec<Unlisted>) -> Option<Found> {
+        let path = entry.path.as_os_str().as_bytes();
+        let is_excluded = matched.is_excluded();
+        let is_wanted = || !is_excluded || self.directory.patterns.can_take_back_below(path, &matched);
+        let is_listed = entry.kind == EntryKind::Directory && is_wanted();
+        let list = is_listed.then(|| self.lists.fetch_add(1, Ordering::Relaxed));
+        if let Some(list) = list {
+            unlisted.push(Unlisted { path: entry.path.clone(), matched, list });
+        }
+        (!is_excluded || is_listed).then_some(Found { entry, is_excluded, list })
+    }
+
     /// Lists directories until there are no more, or one fails; the others then come to an end, too.
-    fn work(&self, mut found: Found) -> Result<Found, ContextError> {
+    fn work(&self) -> Result<Vec<(usize, Vec<Found>)>, ContextError> {
+        let mut lists = Vec::new();
         while let Some(next) = self.next() {
-            let listed = self.directory.list(next, &mut found);
-            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-            pending.1 -= 1;
-            pending.0.append(&mut found.directories);
+            let (mut found, mut unlisted) = (Vec::new(), Vec::new());
+            let listed = self.directory.list(&next.path, |entry| {
+                let matched = self.directory.patterns.child(&next.matched, entry.path.as_os_str().as_bytes());
+                found.extend(self.take(entry, matched, &mut unlisted));
+            });
+            let mut pending = self.pending();
+            pending.busy -= 1;
+            pending.unlisted.append(&mut unlisted);
             if listed.is_err() {
-                pending.0.clear();
+                pending.unlisted.clear();
             }
             self.changed.notify_all();
             drop(pending);
             listed?;
+            // All begin with the same directory.
+            found.sort_unstable_by(|a, b| a.entry.path.as_os_str().cmp(b.entry.path.as_os_str()));
+            lists.push((next.list, found));
         }
-        Ok(found)
+        Ok(lists)
     }
 
-    fn next(&self) -> Option<(Entry, Matched)> {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+    fn next(&self) -> Option<Unlisted> {
+        let mut pending = self.pending();
         loop {
-            if let Some(next) = pending.0.pop() {
-                pending.1 += 1;
+            if let Some(next) = pending.unlisted.pop() {
+                pending.busy += 1;
                 return Some(next);
             }
-            if pending.1 == 0 {
+            if pending.busy == 0 {
                 return None;
             }
             pending = self.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
@@ -371,15 +397,18 @@ impl Walk<'_> {
     }
 }
 
-fn read_names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
+/// Puts what was found, and what is in it, behind each other.
+fn gather(found: Vec<Found>, lists: &mut HashMap<usize, Vec<Found>>, entries: &mut Vec<Entry>) {
+    for Found { entry, is_excluded, list } in found {
+        entries.push(entry);
+        let below = entries.len();
+        if let Some(list) = list.and_then(|list| lists.remove(&list)) {
+            gather(list, lists, entries);
+        }
+        if is_excluded && entries.len() == below {
+            entries.pop();
         }
     }
-    Ok(names)
 }
 
 fn entry(path: PathBuf, stat: &Stat, target: impl FnOnce() -> Result<CString, Errno>) -> Result<Entry, Errno> {
@@ -447,9 +476,9 @@ mod tests {
     }
 
     #[test]
-    fn a_walk_is_sorted_by_path_bytes_with_directories_before_their_content() {
-        let directory = tree(&["a/x", "a-b", "a.c", "B"]);
-        assert_eq!(paths(directory.path(), &[]), ["", "B", "a", "a-b", "a.c", "a/x"]);
+    fn a_walk_is_depth_first_with_the_names_of_a_directory_sorted_by_bytes() {
+        let directory = tree(&["a/x", "a/b/c", "a-b", "a.c", "B"]);
+        assert_eq!(paths(directory.path(), &[]), ["", "B", "a", "a/b", "a/b/c", "a/x", "a-b", "a.c"]);
     }
 
     #[test]

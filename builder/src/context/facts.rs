@@ -9,14 +9,16 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use layerfs::Digester;
-
 use super::directory::{Entry, EntryKind, Identity};
 
 /// Changes with the form of the records.
-const MAGIC: &[u8; 8] = b"nacrefs1";
-/// Numbers of a status, the digest, and whether there are extended attributes.
-const RECORD_BYTES: usize = 8 * 8 + 32 + 8;
+const MAGIC: &[u8; 8] = b"nacrefs2";
+/// Numbers of a status.
+const STATUS_NUMBERS: usize = 8;
+/// Behind them the digest, and whether there are extended attributes.
+const DIGEST_AT: usize = 8 * STATUS_NUMBERS;
+const XATTRS_AT: usize = DIGEST_AT + 32;
+const RECORD_BYTES: usize = XATTRS_AT + 8;
 const CHECKSUM_BYTES: usize = 71;
 /// Kernels stamp files by a clock that ticks every 1 to 10 ms.
 const TICK: Duration = Duration::from_millis(50);
@@ -42,9 +44,9 @@ pub(crate) struct Facts {
     pub(crate) has_xattrs: bool,
 }
 
-/// Facts by status, sorted by the identity of the files.
-#[derive(Debug, Default)]
-pub(crate) struct KnownFacts(Vec<(Status, Facts)>);
+/// Facts by status: records, sorted by the identity of the files, behind a [`MAGIC`].
+#[derive(Debug)]
+pub(crate) struct KnownFacts(Vec<u8>);
 
 impl Status {
     /// The status of a regular file; others have no facts.
@@ -76,61 +78,53 @@ impl Status {
         is_older(self.modified) && is_older(self.changed)
     }
 
-    fn numbers(&self) -> [u64; 8] {
+    fn numbers(&self) -> [u64; STATUS_NUMBERS] {
         let Self { identity, size_bytes, modified, changed, mode } = *self;
         let nanoseconds = u64::from(modified.1) << 32 | u64::from(changed.1);
         let (modified, changed) = (modified.0 as u64, changed.0 as u64);
         [identity.device, identity.inode, size_bytes, modified, changed, nanoseconds, u64::from(mode), 0]
     }
-
-    fn from_numbers([device, inode, size_bytes, modified, changed, nanoseconds, mode, _]: [u64; 8]) -> Self {
-        Self {
-            identity: Identity { device, inode },
-            size_bytes,
-            modified: (modified as i64, (nanoseconds >> 32) as u32),
-            changed: (changed as i64, nanoseconds as u32),
-            mode: mode as u32,
-        }
-    }
 }
 
 impl KnownFacts {
-    /// Reads what [`encode`] wrote; anything else is nothing known.
-    pub(crate) fn decode(bytes: &[u8]) -> Self {
-        let known = || {
-            let (body, checksum) = bytes.split_at_checked(bytes.len().checked_sub(CHECKSUM_BYTES)?)?;
-            let records = body.strip_prefix(MAGIC)?;
-            (layerfs::digest_of(body).to_string().as_bytes() == checksum).then_some(records)
-        };
-        let record = |bytes: &[u8]| {
-            let number = |at: usize| u64::from_le_bytes(bytes[at * 8..][..8].try_into().expect("eight bytes"));
-            let content = bytes[64..96].try_into().expect("32 bytes");
-            (Status::from_numbers(std::array::from_fn(number)), Facts { content, has_xattrs: number(12) != 0 })
-        };
-        let mut facts: Vec<_> = known().unwrap_or_default().chunks_exact(RECORD_BYTES).map(record).collect();
-        facts.sort_by_key(|(status, _)| status.identity);
-        Self(facts)
+    /// Takes what [`encode`] wrote; anything else is nothing known.
+    pub(crate) fn decode(mut bytes: Vec<u8>) -> Self {
+        let body = bytes.len().saturating_sub(CHECKSUM_BYTES);
+        let (records, checksum) = bytes.split_at(body);
+        if !records.starts_with(MAGIC) || layerfs::digest_of(records).to_string().as_bytes() != checksum {
+            return Self(Vec::new());
+        }
+        bytes.truncate(body);
+        Self(bytes)
     }
 
     /// What is known about a file of this status.
     pub(crate) fn find(&self, status: &Status) -> Option<Facts> {
-        let at = self.0.binary_search_by_key(&status.identity, |(known, _)| known.identity).ok()?;
-        let (known, facts) = self.0[at];
-        (known == *status).then_some(facts)
+        let (records, _) = self.0.get(MAGIC.len()..)?.as_chunks::<RECORD_BYTES>();
+        let number = |record: &[u8; RECORD_BYTES], at: usize| {
+            u64::from_le_bytes(record[at * 8..][..8].try_into().expect("eight bytes"))
+        };
+        let wanted = status.numbers();
+        let found =
+            records.binary_search_by_key(&[wanted[0], wanted[1]], |record| [number(record, 0), number(record, 1)]);
+        let record = &records[found.ok()?];
+        let is_same = (0..wanted.len()).all(|at| number(record, at) == wanted[at]);
+        let content = record[DIGEST_AT..][..32].try_into().expect("32 bytes");
+        is_same.then(|| Facts { content, has_xattrs: number(record, XATTRS_AT / 8) != 0 })
     }
 }
 
 /// The bytes of some facts, for [`KnownFacts::decode`].
 pub(crate) fn encode(facts: impl Iterator<Item = (Status, Facts)>) -> Vec<u8> {
+    let mut facts: Vec<_> = facts.collect();
+    facts.sort_unstable_by_key(|(status, _)| status.identity);
     let mut bytes = MAGIC.to_vec();
     for (status, facts) in facts {
         status.numbers().iter().for_each(|number| bytes.extend(number.to_le_bytes()));
         bytes.extend(facts.content);
         bytes.extend(u64::from(facts.has_xattrs).to_le_bytes());
     }
-    let mut digester = Digester::new();
-    digester.update(&bytes);
-    bytes.extend(digester.digest().to_string().as_bytes());
+    bytes.extend(layerfs::digest_of(&bytes).to_string().as_bytes());
     bytes
 }
 
@@ -148,13 +142,13 @@ mod tests {
     fn facts_come_back_as_they_were_and_damaged_ones_not_at_all() {
         let facts = Facts { content: [9; 32], has_xattrs: true };
         let bytes = encode([(status(-1, 999_999_999), facts)].into_iter());
-        assert_eq!(KnownFacts::decode(&bytes).find(&status(-1, 999_999_999)), Some(facts));
-        assert_eq!(KnownFacts::decode(&bytes).find(&status(-1, 999_999_998)), None);
+        assert_eq!(KnownFacts::decode(bytes.clone()).find(&status(-1, 999_999_999)), Some(facts));
+        assert_eq!(KnownFacts::decode(bytes.clone()).find(&status(-1, 999_999_998)), None);
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            assert!(KnownFacts::decode(&damaged).0.is_empty(), "byte {at}");
-            assert!(KnownFacts::decode(&bytes[..at]).0.is_empty(), "cut at {at}");
+            assert!(KnownFacts::decode(damaged).0.is_empty(), "byte {at}");
+            assert!(KnownFacts::decode(bytes[..at].to_vec()).0.is_empty(), "cut at {at}");
         }
     }
 

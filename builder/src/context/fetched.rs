@@ -249,7 +249,7 @@ impl<'a> Fetcher<'a> {
         let failed =
             |error: super::error::ContextError| BuildError::Request(format!("{}: cannot {error}", git.repository));
         let directory = Directory::open(&root, Patterns::default()).map_err(failed)?;
-        let tree: Arc<dyn Tree> = Arc::new(ContextTree::new(directory, &[], 1).map_err(failed)?);
+        let tree: Arc<dyn Tree> = Arc::new(ContextTree::new(directory, Vec::new(), 1).map_err(failed)?);
         let modified = (!reference.checkout_times).then_some(Time { seconds: time, nanoseconds: 0 });
         let mut changes = ChangeSet::new(self.store.tree(&[])?);
         take_directory(&mut changes, &tree, (TreeInode::ROOT, b""), modified, keeps_git_dir)

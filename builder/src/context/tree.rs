@@ -51,7 +51,7 @@ impl ContextTree {
     ///
     /// # Errors
     /// Something in it cannot be read.
-    pub fn new(directory: Directory, facts: &[u8], threads: usize) -> Result<Self, ContextError> {
+    pub fn new(directory: Directory, facts: Vec<u8>, threads: usize) -> Result<Self, ContextError> {
         let root = directory.entry(Path::new(""))?;
         let mut tree = Self {
             directory,
@@ -59,20 +59,17 @@ impl ContextTree {
             open: Mutex::default(),
             known: KnownFacts::decode(facts),
         };
-        let mut by_path: HashMap<std::path::PathBuf, usize> = HashMap::from([("".into(), 0)]);
         let mut by_identity: HashMap<Identity, usize> = HashMap::new();
-        // Entries of one directory follow each other, and a look at a map of paths costs more than one at a file.
-        let mut last_parent = (std::path::PathBuf::new(), 0);
-        for entry in tree.directory.walk(Path::new(""), threads)? {
-            if entry.path.as_os_str().is_empty() {
-                continue;
+        // The directories that lead to the last entry: where their paths end, and their inodes.
+        let mut above = vec![(0, 0)];
+        for entry in tree.directory.walk(Path::new(""), threads)?.into_iter().skip(1) {
+            let path = entry.path.as_os_str().as_bytes();
+            let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+            let name = path[start..].to_vec();
+            while above.last().is_some_and(|(end, _)| *end > start.saturating_sub(1)) {
+                above.pop();
             }
-            let above = entry.path.parent().unwrap_or(Path::new(""));
-            if above.as_os_str() != last_parent.0.as_os_str() {
-                last_parent = (above.to_owned(), by_path.get(above).copied().unwrap_or(0));
-            }
-            let parent = last_parent.1;
-            let name = entry.path.file_name().unwrap_or_default().as_bytes().to_vec();
+            let parent = above.last().map_or(0, |(_, parent)| *parent);
             let kind = kind(&entry.kind);
             let known = (entry.link_count > 1 && kind != FileKind::Directory)
                 .then(|| by_identity.get(&entry.identity))
@@ -85,7 +82,7 @@ impl ContextTree {
                 None => {
                     let index = tree.inodes.len();
                     if kind == FileKind::Directory {
-                        by_path.insert(entry.path.clone(), index);
+                        above.push((path.len(), index));
                         tree.inodes[parent].links += 1;
                     } else if entry.link_count > 1 {
                         by_identity.insert(entry.identity, index);
@@ -96,10 +93,6 @@ impl ContextTree {
                 }
             };
             tree.inodes[parent].children.push(DirectoryEntry { name, inode: TreeInode(index as u64 + 1), kind });
-        }
-        for inode in &mut tree.inodes {
-            // The walk is sorted by whole paths, in which `a.b` comes before `a/b`.
-            inode.children.sort_by(|a, b| a.name.cmp(&b.name));
         }
         Ok(tree)
     }
@@ -325,7 +318,7 @@ mod tests {
     use super::*;
     use crate::context::Patterns;
 
-    fn tree(directory: &Path, facts: &[u8]) -> ContextTree {
+    fn tree(directory: &Path, facts: Vec<u8>) -> ContextTree {
         ContextTree::new(Directory::open(directory, Patterns::default()).expect("opened"), facts, 2).expect("walked")
     }
 
@@ -349,13 +342,13 @@ mod tests {
     fn a_file_of_a_known_status_is_not_opened_again() {
         let directory = tempfile::tempdir().expect("a directory");
         settled(directory.path());
-        let first = tree(directory.path(), b"");
+        let first = tree(directory.path(), Vec::new());
         let digest = first.content_digest(file(&first)).expect("read");
         let mut digester = Digester::new();
         digester.update(b"content");
         assert_eq!(digest, Some(digester.sum()));
         let facts = first.facts().expect("something new");
-        let second = tree(directory.path(), &facts);
+        let second = tree(directory.path(), facts);
         fs::remove_file(directory.path().join("a")).expect("removed");
         assert_eq!(second.content_digest(file(&second)).expect("known"), digest);
         assert_eq!(second.xattrs(file(&second)).expect("known"), []);
@@ -366,7 +359,7 @@ mod tests {
     fn a_file_that_changes_after_the_walk_is_an_error() {
         let directory = tempfile::tempdir().expect("a directory");
         settled(directory.path());
-        let tree = tree(directory.path(), b"");
+        let tree = tree(directory.path(), Vec::new());
         fs::write(directory.path().join("a"), "CONTENT").expect("written");
         let mut buffer = [0; 100];
         let said = tree.read_at(file(&tree), 0, &mut buffer).expect_err("changed").to_string();

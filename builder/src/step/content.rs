@@ -6,8 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use layerfs::{Attributes, DiffId, Digester, FileKind, Store, StoreError, Tree, TreeInode};
 
@@ -33,6 +33,8 @@ struct Found {
     path: Vec<u8>,
     inode: TreeInode,
     attributes: Attributes,
+    /// Of a file with several names, the place of the first of them, counted from 1; else 0.
+    first_name: u32,
 }
 
 /// The content of an input at `top` and below it, as a key names it. What a stack of layers holds is looked up where it
@@ -76,43 +78,82 @@ fn listed(
 fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules<'_>) -> io::Result<(String, Listing)> {
     let mut found = Vec::new();
     collect(tree, top, Vec::new(), rules.exclude.map(|(patterns, _)| patterns), &mut found)?;
-    let contents = digest_files(tree, &found, rules.threads)?;
+    // Which names are links of one file makes a difference in a layer: each is known by the first of them.
+    let mut names: HashMap<TreeInode, u32> = HashMap::new();
+    for (position, entry) in (1..).zip(&mut found) {
+        if entry.attributes.links > 1 && entry.attributes.kind != FileKind::Directory {
+            entry.first_name = *names.entry(entry.inode).or_insert(position);
+        }
+    }
     let mut whole = Digester::new();
     let mut listing = Listing::default();
-    let mut names: HashMap<TreeInode, u32> = HashMap::new();
-    for (position, (entry, content)) in found.iter().zip(contents).enumerate() {
-        let mut digester = Digester::new();
-        let attributes = &entry.attributes;
-        let link = if attributes.kind == FileKind::Symlink { tree.read_link(entry.inode)? } else { Vec::new() };
-        for field in [&entry.path, &link] {
-            digester.update(&(field.len() as u64).to_le_bytes());
-            digester.update(field);
-        }
-        let (major, minor) = attributes.device;
-        let mut numbers = vec![attributes.kind as u32, attributes.mode, attributes.uid, attributes.gid, major, minor];
-        if rules.keeps_times && attributes.kind != FileKind::Directory {
-            // Whole seconds, as layers have them.
-            let [low, high] = [attributes.modified.seconds as u32, (attributes.modified.seconds >> 32) as u32];
-            numbers.extend([low, high]);
-        }
-        // Which names are links of one file makes a difference in a layer: each is known by the first of them.
-        let is_linked = attributes.links > 1 && attributes.kind != FileKind::Directory;
-        numbers.push(if is_linked { *names.entry(entry.inode).or_insert(position as u32 + 1) } else { 0 });
-        for number in numbers {
-            digester.update(&number.to_le_bytes());
-        }
-        for (name, value) in tree.xattrs(entry.inode)? {
-            for field in [&name, &value] {
-                digester.update(&(field.len() as u64).to_le_bytes());
-                digester.update(field);
-            }
-        }
-        digester.update(&content);
-        let sum = digester.sum();
+    for (entry, sum) in found.iter().zip(digest_entries(tree, &found, rules)?) {
         whole.update(&sum);
         listing.push(&entry.path, sum);
     }
     Ok((whole.digest().to_string(), listing))
+}
+
+/// The digest of each entry, in order.
+fn digest_entries(tree: &Arc<dyn Tree>, found: &[Found], rules: ContentRules<'_>) -> io::Result<Vec<[u8; 32]>> {
+    /// Taken at a time: few, since any of them may be large.
+    const CHUNK: usize = 8;
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<Vec<(usize, Vec<[u8; 32]>)>> {
+        let (mut buffer, mut done) = (Vec::new(), Vec::new());
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(chunk) = found.chunks(CHUNK).nth(number) else { return Ok(done) };
+            let sums = chunk.iter().map(|entry| digest_entry(tree, entry, rules.keeps_times, &mut buffer));
+            done.push((number, sums.collect::<io::Result<_>>()?));
+        }
+    };
+    let mut done = std::thread::scope(|scope| {
+        let helpers: Vec<_> = (1..rules.threads.max(1)).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        let helped = helpers.into_iter().map(|helper| helper.join().expect("reading a tree does not panic"));
+        std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<io::Result<Vec<_>>>()
+    })?
+    .concat();
+    done.sort_unstable_by_key(|(number, _)| *number);
+    Ok(done.into_iter().flat_map(|(_, sums)| sums).collect())
+}
+
+/// The digest of all that counts of one entry.
+fn digest_entry(tree: &Arc<dyn Tree>, entry: &Found, keeps_times: bool, buffer: &mut Vec<u8>) -> io::Result<[u8; 32]> {
+    fn put(fields: &mut Vec<u8>, field: &[u8]) {
+        fields.extend((field.len() as u64).to_le_bytes());
+        fields.extend(field);
+    }
+    let attributes = &entry.attributes;
+    let content = match attributes.kind {
+        FileKind::File => match tree.content_digest(entry.inode)? {
+            Some(known) => known,
+            None => digest_file(tree, entry.inode, buffer)?,
+        },
+        // Zeros for what is no file, whose kind counts, too.
+        _ => [0; 32],
+    };
+    let link = if attributes.kind == FileKind::Symlink { tree.read_link(entry.inode)? } else { Vec::new() };
+    let mut fields = Vec::with_capacity(entry.path.len() + 128);
+    put(&mut fields, &entry.path);
+    put(&mut fields, &link);
+    let (major, minor) = attributes.device;
+    let numbers = [attributes.kind as u32, attributes.mode, attributes.uid, attributes.gid, major, minor];
+    numbers.iter().for_each(|number| fields.extend(number.to_le_bytes()));
+    if keeps_times && attributes.kind != FileKind::Directory {
+        // Whole seconds, as layers have them.
+        fields.extend(attributes.modified.seconds.to_le_bytes());
+    }
+    fields.extend(entry.first_name.to_le_bytes());
+    for (name, value) in tree.xattrs(entry.inode)? {
+        put(&mut fields, &name);
+        put(&mut fields, &value);
+    }
+    fields.extend(content);
+    let mut digester = Digester::new();
+    digester.update(&fields);
+    Ok(digester.sum())
 }
 
 /// The files of an input by path, with the beginning of a digest of all that counts of each.
@@ -209,7 +250,7 @@ fn collect(
         return Ok(());
     }
     let begin = found.len();
-    found.push(Found { path: path.clone(), inode, attributes });
+    found.push(Found { path: path.clone(), inode, attributes, first_name: 0 });
     if is_directory {
         for entry in tree.entries(inode, 0, usize::MAX)? {
             collect(tree, entry.inode, join(&path, &entry.name), exclude, found)?;
@@ -221,33 +262,9 @@ fn collect(
     Ok(())
 }
 
-/// The SHA-256 of each file's bytes, in order; zeros for what is no file, whose kind is digested, too.
-fn digest_files(tree: &Arc<dyn Tree>, found: &[Found], threads: usize) -> io::Result<Vec<[u8; 32]>> {
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(vec![[0; 32]; found.len()]);
-    let work = || -> io::Result<()> {
-        let mut buffer = vec![0; READ_BYTES];
-        loop {
-            let position = next.fetch_add(1, Ordering::Relaxed);
-            let Some(entry) = found.get(position) else { return Ok(()) };
-            if entry.attributes.kind == FileKind::File {
-                let digest = match tree.content_digest(entry.inode)? {
-                    Some(known) => known,
-                    None => digest_file(tree, entry.inode, &mut buffer)?,
-                };
-                results.lock().unwrap_or_else(PoisonError::into_inner)[position] = digest;
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let helpers: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        helpers.into_iter().map(|helper| helper.join().expect("reading a tree does not panic")).fold(own, Result::and)
-    })?;
-    Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn digest_file(tree: &Arc<dyn Tree>, inode: TreeInode, buffer: &mut [u8]) -> io::Result<[u8; 32]> {
+/// The SHA-256 of a file's bytes.
+fn digest_file(tree: &Arc<dyn Tree>, inode: TreeInode, buffer: &mut Vec<u8>) -> io::Result<[u8; 32]> {
+    buffer.resize(READ_BYTES, 0);
     let mut digester = Digester::new();
     let mut offset = 0;
     loop {

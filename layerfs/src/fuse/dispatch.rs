@@ -120,6 +120,9 @@ impl<T: Tree> Served<T> {
             Ok(_) | Err(Errno::NXIO) => offset,
             Err(_) => return seen,
         };
+        if self.union.is_read_only() {
+            return seen;
+        }
         // Of EINVAL programs learn that holes cannot be looked for, and read everything.
         self.unsent.fetch(node.0, hole_at).map_err(|error| if error == Errno::BUSY { Errno::INVAL } else { error })?;
         self.union.seek(node, offset, hole)

@@ -139,11 +139,10 @@ fn started_ticks(pid: i32) -> Option<u64> {
 }
 
 impl Mounted {
-    /// Waits until its server has ended, and with it the lock; says whether it has. A mount namespace that copied
-    /// the mount keeps it in use, and then the server goes on for whoever is there.
-    pub(crate) fn wait_for_server(&self) -> anyhow::Result<bool> {
-        /// What was written goes to the disk first, which may take its time.
-        const LONGEST_WAIT: Duration = Duration::from_secs(60);
+    /// Waits until its server has ended, and with it the lock; says whether it has. What was written goes to the disk
+    /// first, which may take its time. A mount namespace that copied the mount keeps it in use, and then the server
+    /// goes on for whoever is there.
+    pub(crate) fn wait_for_server(&self, longest: Duration) -> anyhow::Result<bool> {
         /// Short beside what a person notices.
         const STEP: Duration = Duration::from_millis(5);
         let path = self.place.join("lock");
@@ -157,7 +156,7 @@ impl Mounted {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(true),
-                Err(TryLockError::WouldBlock) if start.elapsed() < LONGEST_WAIT => std::thread::sleep(STEP),
+                Err(TryLockError::WouldBlock) if start.elapsed() < longest => std::thread::sleep(STEP),
                 Err(TryLockError::WouldBlock) => return Ok(false),
                 Err(TryLockError::Error(error)) => {
                     return Err(error)

@@ -230,6 +230,10 @@ impl Options {
                 let value = std::str::from_utf8(given()?).context("is not text")?;
                 self.contexts.push(format!("{name}={value}"));
             }
+            // They choose nothing, but what is no time is a mistake.
+            "timeout" | "entry_timeout" | "attr_timeout" | "negative_timeout" | "ac_attr_timeout" => {
+                return seconds(given()?);
+            }
             _ => return Ok(false),
         }
         Ok(true)
@@ -306,7 +310,34 @@ fn ranges(value: &[u8]) -> anyhow::Result<Vec<IdRange>> {
     if !rest.is_empty() {
         bail!("{} is no list of INSIDE:OUTSIDE:COUNT", value.escape_ascii());
     }
-    Ok(triples.iter().map(|&[inside, outside, count]| IdRange { inside, outside, count }).collect())
+    let ranges: Vec<_> = triples.iter().map(|&[inside, outside, count]| IdRange { inside, outside, count }).collect();
+    for (number, range) in ranges.iter().enumerate() {
+        let meets = |of: fn(&IdRange) -> u32, other: &IdRange| {
+            of(range) <= of(other).saturating_add(other.count - 1)
+                && of(other) <= of(range).saturating_add(range.count - 1)
+        };
+        // The last id of 32 bits is that of nobody: https://man7.org/linux/man-pages/man2/chown.2.html
+        let fits = |first: u32| range.count > 0 && first.checked_add(range.count).is_some();
+        let IdRange { inside, outside, count } = range;
+        if !fits(*inside) || !fits(*outside) {
+            bail!("{inside}:{outside}:{count} is no range of ids");
+        }
+        if ranges[..number]
+            .iter()
+            .any(|other| meets(|range| range.inside, other) || meets(|range| range.outside, other))
+        {
+            bail!("{inside}:{outside}:{count} overlaps another range");
+        }
+    }
+    Ok(ranges)
+}
+
+fn seconds(value: &[u8]) -> anyhow::Result<bool> {
+    let number = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f64>().ok());
+    match number {
+        Some(number) if number.is_finite() && number >= 0.0 => Ok(false),
+        _ => bail!("{} is no number of seconds", value.escape_ascii()),
+    }
 }
 
 fn is_on(value: &[u8]) -> anyhow::Result<bool> {
@@ -389,6 +420,12 @@ mod tests {
             "xattr_permissions=2",
             "uidmapping=0:1",
             "gidmapping=a:b:c",
+            "uidmapping=0:1:0",
+            "uidmapping=0:4294967295:2",
+            "uidmapping=0:1000:10:9:2000:10",
+            "gidmapping=0:1000:10:20:1009:10",
+            "timeout=x",
+            "attr_timeout=-1",
             "fsync=2",
             "squash_to_uid=-1",
             "redirect_dir=maybe",

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
 use layerfs::Plane;
@@ -83,7 +84,7 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
         (_, Some(_)) => return Err(Usage("an upper knows its image: nacre mount --upper ID DIR".to_owned()).into()),
         (_, None) => return Err(Usage("one image is mounted on one directory".to_owned()).into()),
     };
-    let directory = free_directory(&root, Path::new(directory))?;
+    let directory = free_directory(&root, Path::new(directory), args.upper.as_deref())?;
     let (read_only, plane) = (args.read_only, args.plane.plane());
     let job = Job { root, image, directory, read_only, plane, upper: args.upper, debug: global.debug };
     let show = |id: &str| if job.read_only { Ok(()) } else { print(id) };
@@ -99,15 +100,24 @@ pub(crate) fn run(global: &Global, args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The directory without links; one that has a mount of ours gets no second one by accident.
-fn free_directory(root: &Path, directory: &Path) -> anyhow::Result<PathBuf> {
+/// The directory without links; one that has a mount of ours gets no second one by accident. After umount(8) the
+/// server there, or of the upper that is to be mounted, may be writing to the disk still: it is waited for.
+fn free_directory(root: &Path, directory: &Path, upper: Option<&str>) -> anyhow::Result<PathBuf> {
+    /// A server that is seen elsewhere, in another mount namespace, does not end.
+    const LONGEST_WAIT: Duration = Duration::from_secs(10);
     let path = record::absolute(directory)?;
-    let has_mount = |mounted: &Mounted| mounted.record.directory == path && mounted.record.server.is_some();
-    if let Some(mounted) = record::all(root)?.into_iter().find(has_mount)
-        && (mounted.is_live || mounted.is_visible()?)
-    {
-        let what = format!("{} is mounted on {} already", mounted.record.image, path.display());
-        return Err(Hinted::error(what, format!("`nacre unmount {}` ends that mount", path.display())));
+    for mounted in record::all(root)?.into_iter().filter(|mounted| mounted.record.server.is_some()) {
+        let (is_there, is_wanted) = (mounted.record.directory == path, upper == Some(&mounted.id));
+        if !(is_there || is_wanted) {
+            continue;
+        }
+        let is_visible = mounted.is_visible()?;
+        let has_ended = || Ok::<_, anyhow::Error>(!is_visible && mounted.wait_for_server(LONGEST_WAIT)?);
+        if is_there && is_visible || mounted.is_live && !has_ended()? {
+            let at = mounted.record.directory.display();
+            let what = format!("{} is mounted on {at} already", mounted.record.image);
+            return Err(Hinted::error(what, format!("`nacre unmount {at}` ends that mount")));
+        }
     }
     if !path.is_dir() {
         return Err(Usage(format!("{} is no directory", path.display())).into());

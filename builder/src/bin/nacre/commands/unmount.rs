@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use builder::rootless::{self, Entered, Mapping};
@@ -35,7 +36,9 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let root = session::root(global)?;
     let mounted = record::find(&root, &args.target)?;
     detach(&mounted)?;
-    if !mounted.wait_for_server()? {
+    /// As long as anyone would wait for a disk.
+    const LONGEST_WAIT: Duration = Duration::from_secs(60);
+    if !mounted.wait_for_server(LONGEST_WAIT)? {
         let what = format!(
             "unmounted {}, but its server has not ended: another mount namespace may use it",
             args.target.display()
