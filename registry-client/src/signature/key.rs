@@ -258,7 +258,7 @@ impl PublicKey {
     }
 
     /// Whether a signature is this key's for a message.
-    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         let algorithm: &dyn VerificationAlgorithm = match self.scheme {
             Scheme::P256 => &ECDSA_P256_SHA256_ASN1,
             Scheme::P384 => &ECDSA_P384_SHA256_ASN1,

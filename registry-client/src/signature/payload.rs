@@ -45,7 +45,7 @@ impl Payload {
     }
 
     /// The bytes that are signed; the same for the same payload.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let optional = if self.annotations.is_empty() { Value::Null } else { json!(self.annotations) };
         let document = json!({
             "critical": {
@@ -59,7 +59,7 @@ impl Payload {
     }
 
     /// Reads it.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let document = strict(bytes)?;
         let [critical, optional] = exactly(&document, "the payload", ["critical", "optional"])?;
         let [identity, image, kind] = exactly(critical, "critical", ["identity", "image", "type"])?;

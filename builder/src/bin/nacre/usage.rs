@@ -113,7 +113,7 @@ const NO_DAEMON: &str =
 const NO_PRIVILEGES: &str = "a command has docker's default capabilities and devices, and no others";
 const NO_CONTAINERS: &str = "one instruction is one layer, and no container is left behind that had to be removed";
 /// Verbs that speak with registries.
-const REGISTRY_VERBS: [&str; 16] = [
+const REGISTRY_VERBS: [&str; 17] = [
     "build",
     "run",
     "push",
@@ -125,6 +125,7 @@ const REGISTRY_VERBS: [&str; 16] = [
     "delete",
     "referrers",
     "sign",
+    "verify",
     "attach",
     "artifact",
     "manifest",

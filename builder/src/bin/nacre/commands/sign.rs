@@ -53,15 +53,6 @@ pub(crate) struct Args {
 /// Signs an image where it lies, and prints the digests of what was signed.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let name = args.place.image()?;
-    let identity = match (&args.identity, &name) {
-        (Some(identity), _) => identity.clone(),
-        (None, ImageName::Registry(reference)) => reference.to_string(),
-        (None, ImageName::Store(name)) => name.clone(),
-        (None, other) => {
-            let what = format!("{other}: what lies there has no name of its own; --identity NAME says what is signed");
-            return Err(Usage(what).into());
-        }
-    };
     let annotations = flags::annotations(&args.annotation)?;
     let places = Places::new(session);
     let (source, destination): (Box<dyn Source>, Box<dyn Destination>) = match &name {
@@ -73,6 +64,15 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         ImageName::OciLayout { .. } | ImageName::Store(_) => (places.source(&name)?, places.destination(&name)?),
         other => {
             return Err(Usage(format!("{other}: signatures lie at registries, in layouts and in the store")).into());
+        }
+    };
+    let identity = match (&args.identity, &name) {
+        (Some(identity), _) => identity.clone(),
+        (None, ImageName::Registry(reference)) => reference.to_string(),
+        (None, ImageName::Store(name)) => name.clone(),
+        (None, other) => {
+            let what = format!("{other}: what lies there has no name of its own; --identity NAME says what is signed");
+            return Err(Usage(what).into());
         }
     };
     let key = args.password.open(session, &args.key)?;
