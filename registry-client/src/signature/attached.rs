@@ -212,6 +212,11 @@ pub fn sign(
         drawer.manifest["config"] = json!(described);
         let doing = || format!("sign {}", source.name());
         let manifest = Manifest::new(None, drawer.manifest.to_string().into_bytes());
+        let digest_of = |manifest: Option<Manifest>| manifest.map(|manifest| manifest.digest().clone());
+        // Another client may have been here while the blobs were on their way.
+        if digest_of(source.tagged(&tag)?) != digest_of(existing) {
+            continue;
+        }
         destination.put_tagged(&manifest.map_err(|cause| Error::new(doing(), cause))?, &tag)?;
         has_changed = true;
     }

@@ -436,3 +436,36 @@ fn a_key_that_cosigns_library_sealed_opens() {
     assert_eq!(key.public().to_pem(), include_str!("signed/sealed.pub"));
     assert!(sealed.open(&Secret::new("")).is_err());
 }
+
+#[test]
+fn a_signature_that_came_while_another_was_made_stays() {
+    /// A place where another signer comes in between whenever it is looked at under a tag, a few times.
+    struct Busy<'a>(&'a MemoryImage, Vec<PrivateKey>, AtomicUsize);
+    impl Source for Busy<'_> {
+        fn name(&self) -> String {
+            "busy".to_owned()
+        }
+        fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+            self.0.manifest(digest)
+        }
+        fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+            self.0.open_blob(descriptor)
+        }
+        fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+            let found = self.0.tagged(tag);
+            if let Some(key) = self.1.get(self.2.fetch_add(1, Ordering::Relaxed)) {
+                signed_by(self.0, &top(self.0), key);
+            }
+            found
+        }
+    }
+    let image = MemoryImage::sample("a");
+    let make = |_| PrivateKey::generate().expect("made");
+    let (ours, others): (PrivateKey, Vec<PrivateKey>) = (make(0), (1..4).map(make).collect());
+    let busy = Busy(&image, others, AtomicUsize::new(0));
+    let payload = payload(&image.digest(), "r.example/app:1");
+    // Each time that somebody was there between our two looks we begin anew.
+    assert!(sign(&busy, &image, &top(&image), &payload, &ours, false).expect("signed"));
+    let keys: Vec<&PrivateKey> = busy.1.iter().chain([&ours]).collect();
+    assert_eq!(demands(&keys).check(&image, &top(&image)).expect("they count").len(), 4);
+}

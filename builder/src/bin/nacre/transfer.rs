@@ -28,7 +28,7 @@ pub(crate) struct Transfer {
     /// Blobs in flight at once
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
-    /// Also what refers to the image: signatures, bills of material
+    /// Also what refers to the image: signatures, bills of material; what cosign keeps under tags too
     #[arg(long)]
     pub(crate) referrers: bool,
 }

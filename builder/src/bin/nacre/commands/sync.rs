@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Only this platform of each index
     #[arg(long)]
     platform: Option<Platform>,
-    /// Also what refers to the images: signatures, bills of material
+    /// Also what refers to the images: signatures, bills of material; what cosign keeps under tags too
     #[arg(long)]
     referrers: bool,
     #[command(flatten)]
