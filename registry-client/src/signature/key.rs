@@ -108,7 +108,7 @@ impl KeyFile {
                 Ok(Self::Sealed(SealedKey(bytes)))
             }
             "EC PRIVATE KEY" => {
-                Err(wrong("it is a SEC 1 key; `openssl pkcs8 -topk8 -nodes` makes one of PKCS#8, which is supported"))
+                Err(wrong("it is a SEC 1 key; `openssl pkcs8 -topk8 -nocrypt` makes one of PKCS#8, which is supported"))
             }
             "ENCRYPTED PRIVATE KEY" => Err(wrong(
                 "it is a PKCS#8 key under a password; supported are PKCS#8 without and cosign's own form with one",
