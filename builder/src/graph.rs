@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
 
 use layerfs::{DiffId, Layer, Store, Tree};
@@ -21,7 +20,7 @@ use crate::explain::LastBuild;
 use crate::flights::Flights;
 use crate::frontend::FrontendArguments;
 use crate::manifest;
-use crate::packing::{Order, Packer};
+use crate::packing::{Ordered, Packer};
 use crate::place::StoredImage;
 use crate::plan::{Plan, stage_label};
 use crate::remote_cache::RemoteCaches;
@@ -54,7 +53,7 @@ pub(crate) struct Shared<'a> {
     pub(crate) last_build: LastBuild,
     /// Context directories, each with the name of the note about it.
     contexts: Mutex<Vec<(String, Arc<ContextTree>)>>,
-    orders: Mutex<Option<Receiver<Order>>>,
+    ordered: Mutex<Option<Ordered>>,
     /// Numbers of steps that the plan does not know: triggers of base images.
     unplanned: AtomicUsize,
 }
@@ -85,7 +84,7 @@ impl<'a> Shared<'a> {
                 return Err(BuildError::Request(format!("there is no stage {stage:?} to build without the cache")));
             }
         }
-        let (packer, orders) = Packer::new(store, request.packing, request.threads);
+        let (packer, ordered) = Packer::new(store, request.packing, request.threads, schedule.stop());
         let place = request.dockerfile_path.as_ref().map(|path| path.canonicalize().unwrap_or_else(|_| path.clone()));
         let last_build = LastBuild::open(store, &format!("{place:?} {}", dockerfile.source.name()))?;
         Ok(Self {
@@ -104,7 +103,7 @@ impl<'a> Shared<'a> {
             directories: Flights::new(),
             last_build,
             contexts: Mutex::default(),
-            orders: Mutex::new(Some(orders)),
+            ordered: Mutex::new(Some(ordered)),
             unplanned: AtomicUsize::new(0),
         })
     }
@@ -114,11 +113,12 @@ impl<'a> Shared<'a> {
         let registry = |name| RegistryDestination::new(self.client, name);
         let registries = self.request.engine.upload_to.iter().map(registry).collect::<Result<Vec<_>, _>>()?;
         let built = std::thread::scope(|scope| {
-            let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let (finished, uploads) = channel();
+            let ordered = self.ordered.lock().unwrap_or_else(PoisonError::into_inner).take();
             let _closing = self.packer.closing();
-            scope.spawn(|| orders.map(|orders| self.packer.work(orders, self.schedule, finished)));
-            scope.spawn(|| self.packer.upload(uploads, &registries, self.events.transfers(), &self.schedule.stop()));
+            if let Some(Ordered { orders, uploads }) = ordered {
+                scope.spawn(|| self.packer.work(orders));
+                scope.spawn(|| self.packer.upload(uploads, &registries, self.events.transfers(), self.schedule));
+            }
             self.images(plans)
         });
         self.note_facts();

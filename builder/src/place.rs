@@ -1,5 +1,8 @@
 //! The store as a place that images are copied from and to: layers are inflated and indexed while
 //! they come in, and nothing gets a name before all of it is there and fits together.
+//!
+//! Invariant: a referrer (a signature, a bill of material) is listed after it is there whole. It lives as long as what
+//! it refers to does.
 
 use std::io::Read;
 
@@ -7,7 +10,7 @@ use layerfs::{DiffId, Layer, Store, StoreError};
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::{
     Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, Origin, Source, Stored,
-    VerifyingReader,
+    VerifyingReader, companion_subject,
 };
 
 use crate::image::ImageConfig;
@@ -103,6 +106,23 @@ impl Source for StorePlace<'_> {
     fn origin(&self, _: &Descriptor) -> Option<Origin> {
         self.origin.clone()
     }
+
+    /// Only what lies beside an image; other tags are other images' names.
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        let found = self.store.beside(tag).map_err(|error| self.error("look for what lies beside an image", error))?;
+        found.map(|manifest| Self::existing(self.store, tag, manifest).manifest(None)).transpose()
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let listed = self.store.unnamed().map_err(|error| self.error("list referrers", error))?;
+        let refers = |entry: &Descriptor| {
+            // What is too large, gone or no manifest refers to nothing.
+            let bytes = self.store.read_blob(entry.digest(), MANIFEST_LIMIT_BYTES).ok()?;
+            let about = Manifest::new(None, bytes).ok()?.subject()?;
+            (about.digest() == subject).then_some(())
+        };
+        Ok(listed.into_iter().filter(|entry| refers(entry).is_some()).collect())
+    }
 }
 
 impl Destination for StorePlace<'_> {
@@ -119,13 +139,24 @@ impl Destination for StorePlace<'_> {
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        let reader = self.stop.ends(content.open()?);
+        // The store digests what it is given, and keeps nothing that does not fit.
+        let reader = self.stop.ends(content.open_unverified()?);
         let stored = if is_layer(descriptor) {
             self.store.ingest_layer(reader, descriptor, None).map(drop)
         } else {
             self.store.put_blob(reader, descriptor)
         };
-        stored.map_err(|error| self.error("keep a blob", error))?;
+        let refused = |cause| Error::new(format!("keep the blob {}", descriptor.digest()), cause);
+        stored.map_err(|error| match error {
+            StoreError::DigestMismatch { found, .. } => {
+                refused(Cause::DigestMismatch { expected: descriptor.digest().clone(), actual: found })
+            }
+            StoreError::SizeMismatch { expected_bytes, found_bytes, .. } => {
+                let more = if found_bytes > expected_bytes { "at least " } else { "" };
+                refused(Cause::SizeMismatch { expected_bytes, actual: format!("{more}{found_bytes} bytes") })
+            }
+            error => self.error("keep a blob", error),
+        })?;
         Ok(Stored::Sent)
     }
 
@@ -136,8 +167,22 @@ impl Destination for StorePlace<'_> {
         self.store.put_blob(manifest.bytes(), &descriptor).map_err(kept)?;
         match &self.name {
             Some(name) if is_top => self.store.set_name(name, &descriptor).map_err(kept),
+            None if is_top => Ok(()),
+            _ if manifest.subject().is_some() => {
+                self.store.add_unnamed(&manifest.listed()).map_err(|error| self.error("list a referrer", error))
+            }
             _ => Ok(()),
         }
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        let Some(subject) = companion_subject(tag) else {
+            let what = "it is no tag of what lies beside an image".to_owned();
+            return Err(Error::new(format!("keep {tag} in the store"), Cause::Input(what)));
+        };
+        StorePlace::new(self.store, None).put_manifest(manifest, false)?;
+        let kept = self.store.set_beside(&subject, tag, &manifest.descriptor());
+        kept.map_err(|error| self.error("keep what lies beside an image", error))
     }
 }
 

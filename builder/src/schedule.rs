@@ -131,7 +131,8 @@ impl Schedule {
 }
 
 impl Stop {
-    fn is_set(&self) -> bool {
+    /// Whether nobody needs what goes on any more.
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::SeqCst)
     }
 

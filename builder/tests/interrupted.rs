@@ -64,19 +64,33 @@ impl Desk {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs")
     }
 
+    fn wait_for_draft(&self, child: &mut Child) {
+        wait_for_draft(child, &self.path("out"));
+    }
+
+    /// Ends the process, without a word, when it has written a part of the layer to `out`.
+    fn kill(&self, mut child: Child) {
+        self.wait_for_draft(&mut child);
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+    }
+
     /// Sends the signal when a part of the layer is written below a directory, and gives what was said then.
     fn interrupt(&self, mut child: Child, signal: Signal, below: &Path) -> String {
-        let below = below.canonicalize().expect("it is there");
-        while !has_draft(&child, &below) {
-            assert_eq!(child.try_wait().expect("asked"), None, "it goes on");
-            std::thread::yield_now();
-        }
-        let pid = Pid::from_raw(i32::try_from(child.id()).expect("small")).expect("positive");
-        kill_process(pid, signal).expect("it is there");
+        wait_for_draft(&mut child, below);
+        kill_process(Pid::from_child(&child), signal).expect("it is there");
         let mut said = String::new();
         child.stderr.take().expect("piped").read_to_string(&mut said).expect("read");
         assert_eq!(child.wait().expect("ended").code(), Some(128 + signal.as_raw()), "{said}");
         said
+    }
+}
+
+fn wait_for_draft(child: &mut Child, below: &Path) {
+    let below = below.canonicalize().expect("it is there");
+    while !has_draft(child, &below) {
+        assert_eq!(child.try_wait().expect("asked"), None, "it goes on");
+        std::thread::yield_now();
     }
 }
 
@@ -121,14 +135,28 @@ fn an_interrupted_copy_leaves_no_unfinished_file_beside_its_place() {
             assert!(found.iter().all(is_left), "{place}: {found:?}");
         }
     }
-    // What has a name of its own goes only when somebody removes it.
-    let mut killed = desk.start(&["copy", &desk.name(), "oci:out"]);
-    while !has_draft(&killed, &desk.path("out").canonicalize().expect("there")) {
-        assert_eq!(killed.try_wait().expect("asked"), None, "it goes on");
-    }
-    killed.kill().expect("killed");
-    killed.wait().expect("ended");
+    desk.kill(desk.start(&["copy", &desk.name(), "oci:out"]));
     assert!(files(&desk.path("out")).iter().all(|path| !path.to_string_lossy().contains(".new-")));
+}
+
+#[test]
+fn what_a_killed_copy_left_beside_an_archive_goes_with_the_next_one() {
+    let desk = Desk::new();
+    for kind in ["oci-archive", "docker-archive"] {
+        let place = |name: &str| format!("{kind}:out/{name}.tar");
+        desk.kill(desk.start(&["copy", &desk.name(), &place("first")]));
+        let directories = || fs::read_dir(desk.path("out")).expect("listed").count();
+        assert_eq!(directories(), 1, "what has a name of its own goes only when somebody removes it");
+        let mut living = desk.start(&["copy", &desk.name(), &place("second")]);
+        desk.wait_for_draft(&mut living);
+        assert_eq!(directories(), 1, "that of the living one");
+        let said =
+            desk.interrupt(desk.start(&["copy", &desk.name(), &place("third")]), Signal::TERM, &desk.path("out"));
+        assert_eq!(directories(), 1, "{said}");
+        kill_process(Pid::from_child(&living), Signal::TERM).expect("it is there");
+        living.wait().expect("ended");
+        assert_eq!(directories(), 0, "it had what is its own to the end");
+    }
 }
 
 #[test]

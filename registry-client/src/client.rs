@@ -84,6 +84,8 @@ struct Shared {
     /// Mirrors that nobody answers at: one try each is enough.
     down: Mutex<HashSet<Origin>>,
     referrers: Mutex<()>,
+    /// Registries that did not take a blob while it was made: one try each is enough.
+    whole_only: Mutex<HashSet<Origin>>,
 }
 
 impl std::fmt::Debug for Client {
@@ -109,6 +111,7 @@ impl Client {
                 plain: Mutex::default(),
                 down: Mutex::default(),
                 referrers: Mutex::default(),
+                whole_only: Mutex::default(),
             }),
         }
     }
@@ -386,6 +389,17 @@ impl Client {
         if warned.len() < 100 && warned.insert(format!("{registry} {text}")) {
             self.progress().warning(registry, &text);
         }
+    }
+
+    /// Whether a blob may be sent to a registry while it is made.
+    pub(crate) fn takes_streams(&self, host: &Host) -> bool {
+        !self.shared.whole_only.lock().unwrap_or_else(|poison| poison.into_inner()).contains(host.endpoint.origin())
+    }
+
+    /// A stream to this registry failed: what is made from here on is sent when it is whole.
+    pub(crate) fn note_no_streams(&self, host: &Host) {
+        let mut whole_only = self.shared.whole_only.lock().unwrap_or_else(|poison| poison.into_inner());
+        whole_only.insert(host.endpoint.origin().clone());
     }
 
     /// Whether a mirror is worth asking.

@@ -14,6 +14,7 @@ use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Origin, Source, Stored};
 use crate::platform::Platform;
 use crate::progress::Progress;
+use crate::retry::twice_if_damaged;
 use crate::signature::companion_tags;
 
 /// Which images of an index are copied.
@@ -287,7 +288,9 @@ impl<'a> Transfer<'a> {
             return Ok(false);
         }
         self.progress.blob_started(descriptor);
-        match self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor })? {
+        let what = format!("copy the blob {}", descriptor.digest());
+        let put = || self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor });
+        match twice_if_damaged(&what, self.progress, put)? {
             Stored::Sent => {
                 self.progress.blob_done(descriptor.digest());
                 Ok(true)
@@ -309,6 +312,11 @@ struct Moving<'a> {
 impl Content for Moving<'_> {
     fn open(&self) -> Result<Box<dyn Read + Send + '_>, Error> {
         let content = self.transfer.source.open_blob(self.descriptor)?;
+        Ok(Box::new(Counted { moving: self, content, position_bytes: 0 }))
+    }
+
+    fn open_unverified(&self) -> Result<Box<dyn Read + Send + '_>, Error> {
+        let content = self.transfer.source.open_unverified_blob(self.descriptor)?;
         Ok(Box::new(Counted { moving: self, content, position_bytes: 0 }))
     }
 

@@ -1,15 +1,16 @@
 //! What is being written and has no name of its own yet: files that appear whole or not at all.
 //!
-//! Invariant: whoever is killed leaves nothing. A draft has no name where the file system can do that (`O_TMPFILE`);
-//! what needs a name, because the file system cannot or because it is a directory, is listed in [`NAMED`] as long as it
-//! is there, so that a program that ends at once can remove it ([`abandon_drafts`]).
+//! Invariant: whoever is killed leaves nothing that stays. A draft has no name where the file system can do that
+//! (`O_TMPFILE`); what needs a name, because the file system cannot or because it is a directory, is listed in [`NAMED`]
+//! as long as it is there, so that a program that ends at once can remove it ([`abandon_drafts`]). A directory is locked
+//! as long as its maker lives: who makes the next one beside it removes those that nobody holds.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -155,26 +156,85 @@ impl Write for Draft {
 
 /// A directory for what is put together beside its place; removed with all that is in it.
 #[derive(Debug)]
-pub(crate) struct Staging(PathBuf);
+pub(crate) struct Staging {
+    /// Around the directory: whoever writes there may have locks of its own.
+    outer: PathBuf,
+    path: PathBuf,
+    /// The outer one, locked, where the file system has locks.
+    _held: Option<File>,
+}
+
+const STAGING_PREFIX: &str = ".nacre-";
+/// Nobody else enters it, so that what has this mode is nobody else's.
+const STAGING_MODE: u32 = 0o700;
 
 impl Staging {
     pub(crate) fn new_in(directory: &Path) -> io::Result<Self> {
+        sweep(directory);
         let mut named = named();
-        let path = tempfile::Builder::new().prefix(".nacre-").tempdir_in(directory)?.keep();
-        named.insert(path.clone());
-        Ok(Self(path))
+        loop {
+            let private = std::fs::Permissions::from_mode(STAGING_MODE);
+            let made = tempfile::Builder::new().prefix(STAGING_PREFIX).permissions(private).tempdir_in(directory)?;
+            let outer = made.keep();
+            let held = hold(&outer);
+            let path = outer.join("new");
+            match std::fs::create_dir(&path) {
+                // Another process took it for a leftover in the moment before it was locked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                made => made?,
+            }
+            named.insert(outer.clone());
+            return Ok(Self { outer, path, _held: held });
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        _ = std::fs::remove_dir_all(&self.0);
-        named().remove(&self.0);
+        _ = std::fs::remove_dir_all(&self.outer);
+        named().remove(&self.outer);
     }
+}
+
+/// Opens a directory and waits for its lock; `None` where there is none to be had, as on some file systems: then nobody
+/// takes it for a leftover either.
+fn hold(path: &Path) -> Option<File> {
+    let held = open_directory(path).ok()?;
+    held.lock().is_ok().then_some(held)
+}
+
+/// Removes what processes left that were killed. Whatever fails here is nobody's failure: it stays for the next time.
+fn sweep(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(is_staging_name);
+        if is_ours && let Some(_held) = leftover(&entry.path()) {
+            tracing::debug!(path = %entry.path().display(), "what a process left that was killed is removed");
+            _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// As [`tempfile`] makes it: six letters and digits behind the prefix.
+fn is_staging_name(name: &str) -> bool {
+    let rest = name.strip_prefix(STAGING_PREFIX);
+    rest.is_some_and(|rest| rest.len() == 6 && rest.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+/// The lock of a directory of this user that nobody holds.
+fn leftover(path: &Path) -> Option<File> {
+    let held = open_directory(path).ok()?;
+    let metadata = held.metadata().ok()?;
+    let is_private = metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o777 == STAGING_MODE;
+    (is_private && held.try_lock().is_ok()).then_some(held)
+}
+
+fn open_directory(path: &Path) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::RDONLY;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
 fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
@@ -227,6 +287,44 @@ mod tests {
         assert_eq!((listed(), names(directory.path()).len()), (2, 2));
         drop((draft, staging));
         assert_eq!((listed(), names(directory.path()).len()), (0, 0));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_is_held_or_anothers_is_kept() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let make = |name: &str, mode| {
+            let path = directory.path().join(name);
+            std::fs::create_dir(&path).expect("fresh");
+            std::fs::write(path.join("index.json"), "{}").expect("written");
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("changed");
+        };
+        let living = Staging::new_in(directory.path()).expect("a directory");
+        make(".nacre-dead01", 0o700);
+        make(".nacre-open01", 0o755);
+        make(".nacre-of-a-person", 0o700);
+        std::fs::write(directory.path().join(".nacre-file01"), "").expect("written");
+        std::os::unix::fs::symlink("/", directory.path().join(".nacre-link01")).expect("linked");
+        let next = Staging::new_in(directory.path()).expect("a directory");
+        assert!(living.path().exists() && next.path().exists());
+        let mut left = names(directory.path());
+        left.retain(|name| ![&living.outer, &next.outer].iter().any(|path| path.ends_with(name)));
+        assert_eq!(left, [".nacre-file01", ".nacre-link01", ".nacre-of-a-person", ".nacre-open01"]);
+    }
+
+    #[test]
+    fn directories_that_are_made_at_once_are_taken_from_nobody() {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let staging = Staging::new_in(directory.path()).expect("a directory");
+                        std::fs::write(staging.path().join("index.json"), "{}").expect("it is still there");
+                    }
+                });
+            }
+        });
+        assert_eq!(names(directory.path()).len(), 0);
     }
 
     #[test]

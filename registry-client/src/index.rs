@@ -297,6 +297,13 @@ impl IndexSource<'_> {
         Err(last.unwrap_or_else(missing))
     }
 
+    fn source_of(&self, blob: &Descriptor) -> Result<&dyn Source, Error> {
+        let missing = || Cause::Missing("no image of the index has it".to_owned());
+        let owner = self.owner(blob.digest());
+        let owner = owner.ok_or_else(|| Error::new(format!("open the blob {}", blob.digest()), missing()))?;
+        Ok(&*self.sources[owner])
+    }
+
     fn owner(&self, digest: &Digest) -> Option<usize> {
         self.owners.lock().unwrap_or_else(|poison| poison.into_inner()).get(digest).copied()
     }
@@ -324,13 +331,11 @@ impl Source for IndexSource<'_> {
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
-        match self.owner(descriptor.digest()) {
-            Some(owner) => self.sources[owner].open_blob(descriptor),
-            None => {
-                let missing = Cause::Missing("no image of the index has it".to_owned());
-                Err(Error::new(format!("open the blob {}", descriptor.digest()), missing))
-            }
-        }
+        self.source_of(descriptor)?.open_blob(descriptor)
+    }
+
+    fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.source_of(descriptor)?.open_unverified_blob(descriptor)
     }
 
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {

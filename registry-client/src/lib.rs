@@ -19,6 +19,7 @@ mod error;
 mod fetch;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
+mod growing;
 mod hosts;
 mod index;
 mod kept;
@@ -43,8 +44,10 @@ mod repack;
 mod repository;
 mod retry;
 mod secret;
+mod session;
 mod signature;
 mod spool;
+mod stream;
 mod transport;
 mod upload;
 mod url;
@@ -52,7 +55,7 @@ mod ways;
 
 pub use self::archive::docker::{DockerArchiveDestination, DockerArchiveSource};
 pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
-pub use self::artifact::{Artifact, FileContent};
+pub use self::artifact::{Artifact, EMPTY, FileContent};
 pub use self::auth::credentials::{Credential, Credentials};
 pub use self::client::{Client, ClientOptions};
 pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};
@@ -61,6 +64,7 @@ pub use self::directory::ImageDirectory;
 pub use self::draft::{Draft, abandon_drafts};
 pub use self::error::{Answer, Cause, Error, ErrorKind};
 pub use self::fetch::{Fetched, Sink};
+pub use self::growing::{BlobMaker, GrowingBlob};
 pub use self::hosts::{Hosts, Schemes};
 pub use self::index::{EntryChange, EntryChoice, IndexDraft, IndexSource};
 pub use self::layout::OciLayout;
@@ -76,7 +80,7 @@ pub use self::ranges::RangePolicy;
 pub use self::reference::{ImageName, Reference};
 pub use self::repack::{LayerCompression, RepackOptions, RepackedSource, Repacker};
 pub use self::repository::{Repository, Selector};
-pub use self::retry::RetryPolicy;
+pub use self::retry::{RetryPolicy, twice_if_damaged};
 pub use self::secret::{Secret, without_credentials};
 pub use self::signature::{
     Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, companion_subject,

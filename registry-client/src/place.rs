@@ -1,14 +1,17 @@
 //! Where an image lies: the contracts that registries, layouts, archives and stores fulfil, and that `copy` joins.
 //!
 //! Invariant: content is checked against its digest on the way out of a [`Source`], so that a [`Destination`] that
-//! publishes only after a clean end of the content never publishes a wrong blob.
+//! publishes only after a clean end of the content never publishes a wrong blob. Who asks for unverified content checks
+//! it himself, and fails with [`Cause::DigestMismatch`].
 
 use std::io::Read;
 
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::error::{Cause, Error};
+use crate::growing::GrowingBlob;
 use crate::manifest::Manifest;
+use crate::progress::Progress;
 
 /// A place that holds one image (or index), named when the value is made.
 pub trait Source: Send + Sync {
@@ -36,6 +39,15 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// If the blob is missing or the place cannot be reached.
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error>;
+
+    /// The content of a blob as it comes: for who digests it anyway, and publishes nothing that does not fit. May be
+    /// verified all the same.
+    ///
+    /// # Errors
+    /// As [`Self::open_blob`].
+    fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.open_blob(descriptor)
+    }
 
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
@@ -79,6 +91,14 @@ pub trait Content: Sync {
     /// As [`Source::open_blob`].
     fn open(&self) -> Result<Box<dyn Read + Send + '_>, Error>;
 
+    /// The same as it comes, for a destination that digests it anyway: [`Source::open_unverified_blob`].
+    ///
+    /// # Errors
+    /// As [`Source::open_blob`].
+    fn open_unverified(&self) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.open()
+    }
+
     /// Where a registry might have it already.
     fn origin(&self) -> Option<Origin> {
         None
@@ -120,6 +140,16 @@ pub trait Destination: Send + Sync {
     /// # Errors
     /// If the content fails, or the place refuses it.
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error>;
+
+    /// Puts a blob that is still being made, ahead of the image that it belongs to, and tells what it became; `None`
+    /// where only what is whole can be put.
+    ///
+    /// # Errors
+    /// If the blob comes to nothing, or as [`Self::put_blob`].
+    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
+        let _ = (blob, progress);
+        Ok(None)
+    }
 
     /// Puts a manifest whose blobs (or manifests) were put before, byte for byte; one that `is_top` becomes what
     /// the place names, and completes it. One with a subject is listed among what refers to that.

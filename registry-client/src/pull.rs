@@ -69,6 +69,10 @@ impl Source for RegistrySource {
         self.repository.open_blob(descriptor)
     }
 
+    fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        Ok(Box::new(self.repository.open_unverified_blob(descriptor)?))
+    }
+
     fn origin(&self, _: &Descriptor) -> Option<Origin> {
         Some(self.repository.origin())
     }

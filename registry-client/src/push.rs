@@ -6,9 +6,11 @@ use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
 use crate::error::{Answer, Cause, Error};
+use crate::growing::GrowingBlob;
 use crate::kept::KeptSession;
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Stored};
+use crate::progress::Progress;
 use crate::pull::selector;
 use crate::reference::Reference;
 use crate::repository::{Repository, Selector};
@@ -58,6 +60,10 @@ impl Destination for RegistryDestination {
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
         self.repository.put_blob(descriptor, content)
+    }
+
+    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
+        self.repository.put_growing_blob(blob, progress).map(|(descriptor, _)| Some(descriptor))
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {

@@ -16,9 +16,11 @@ use crate::archive::tar_files::Slice;
 use crate::copy::{INDEX_DEPTH_LIMIT, PlatformChoice, choose_image, too_deep};
 use crate::digest::{Digester, VerifyingReader};
 use crate::error::Error;
+use crate::growing::BlobMaker;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Manifest, ManifestContent, OCI_INDEX, OCI_MANIFEST};
-use crate::place::{Origin, Source};
+use crate::place::{Destination, Origin, Source};
 use crate::progress::Progress;
+use crate::retry::twice_if_damaged;
 
 /// How layers are compressed, as their media types say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,9 @@ pub enum LayerCompression {
 pub trait Repacker: Sync {
     /// What comes out.
     fn compression(&self) -> LayerCompression;
+
+    /// What its bytes depend on beside the content: `zstd:19`.
+    fn name(&self) -> String;
 
     /// Writes the content of a layer anew; the layer comes compressed in any way.
     ///
@@ -55,6 +60,8 @@ pub struct RepackOptions<'a> {
     pub jobs: usize,
     /// Where the new layers lie until they are copied, in files without names.
     pub directory: &'a Path,
+    /// Where the image goes: layers may be put there while they are compressed.
+    pub ahead: Option<&'a dyn Destination>,
 }
 
 /// A source whose layers were compressed anew.
@@ -74,6 +81,8 @@ struct Repacked {
     file: Arc<File>,
 }
 
+/// A smaller layer is compressed before a registry has answered the first request of a stream.
+const STREAMED_FROM_BYTES: u64 = 1 << 20;
 /// Words about the bytes of a blob, which are other bytes now: the tables of contents of zstd:chunked and eStargz.
 const ABOUT_BYTES: [&str; 3] =
     ["io.github.containers.zstd-chunked.", "containerd.io/snapshot/stargz/", "io.containers.estargz."];
@@ -187,7 +196,8 @@ fn repack_all(
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(layer) = next() {
-                    let outcome = repack_one(source, &layer, options, progress);
+                    let what = format!("compress the layer {}", layer.digest());
+                    let outcome = twice_if_damaged(&what, progress, || repack_one(source, &layer, options, progress));
                     let mut done = lock(&done);
                     match (outcome, &mut *done) {
                         (Ok(repacked), Ok(all)) => drop(all.insert(layer.digest().clone(), repacked)),
@@ -211,22 +221,42 @@ fn repack_one(
     progress: &dyn Progress,
 ) -> Result<Repacked, Error> {
     let doing = || format!("compress the layer {} of {}", layer.digest(), source.name());
+    let on_disk = |error| Error::from_io(doing(), options.directory, error);
     progress.blob_started(layer);
     let mut content = Watched { content: source.open_blob(layer)?, layer, position_bytes: 0, progress };
-    let mut write = || {
-        let mut out =
-            Digested { file: tempfile::tempfile_in(options.directory)?, digester: Digester::sha256(), size_bytes: 0 };
-        options.repacker.repack(&mut content, &mut out)?;
-        // What lies behind the end of the compressed content has to be right too.
+    let file = tempfile::tempfile_in(options.directory).map_err(on_disk)?;
+    let recipe = format!("{} {}", layer.digest(), options.repacker.name());
+    let maker = BlobMaker::new(file.try_clone().map_err(on_disk)?, &recipe);
+    let write = |maker| {
+        let mut out = Digested { file, digester: Digester::sha256(), size_bytes: 0, maker };
+        let repacked = options.repacker.repack(&mut content, &mut out);
+        if repacked.as_ref().is_err_and(|error| error.get_ref().is_some_and(|inner| inner.is::<Error>())) {
+            return repacked.map(|()| out);
+        }
+        // What lies behind the end of the compressed content has to be right too; and content that makes no sense was
+        // mostly damaged on its way.
         io::copy(&mut content, &mut io::sink())?;
-        Ok(out)
+        repacked.map(|()| out)
     };
-    let written: io::Result<Digested> = write();
-    let out = written.map_err(|error| Error::from_io(doing(), options.directory, error))?;
-    progress.blob_done(layer.digest());
     let kind = kind_of(layer.media_type().as_ref()).expect("only known kinds are collected");
     let media_type = kind.with(options.repacker.compression());
-    Ok(Repacked { media_type, digest: out.digester.finish(), size_bytes: out.size_bytes, file: Arc::new(out.file) })
+    std::thread::scope(|scope| {
+        if let Some(ahead) = options.ahead.filter(|_| layer.size() >= STREAMED_FROM_BYTES) {
+            let blob = Arc::clone(maker.blob());
+            scope.spawn(move || {
+                // The copy does what is left, and tells what fails.
+                if let Err(error) = ahead.put_growing_blob(&blob, progress) {
+                    tracing::debug!(%error, "a layer is sent when all are compressed");
+                }
+            });
+        }
+        let written: io::Result<Digested> = write(maker);
+        let Digested { file, digester, size_bytes, maker } = written.map_err(on_disk)?;
+        let digest = digester.finish();
+        maker.finish(&Descriptor::new(MediaType::from(media_type.as_str()), size_bytes, digest.clone()));
+        progress.blob_done(layer.digest());
+        Ok(Repacked { media_type, digest, size_bytes, file: Arc::new(file) })
+    })
 }
 
 /// Makes manifests anew, those below first.
@@ -391,11 +421,12 @@ impl Read for Watched<'_> {
     }
 }
 
-/// Digests what is written to a file.
+/// Digests what is written to a file, and tells how much it is.
 struct Digested {
     file: File,
     digester: Digester,
     size_bytes: u64,
+    maker: BlobMaker,
 }
 
 impl Write for Digested {
@@ -403,6 +434,7 @@ impl Write for Digested {
         let count = self.file.write(bytes)?;
         self.digester.update(&bytes[..count]);
         self.size_bytes += count as u64;
+        self.maker.grew(self.size_bytes);
         Ok(count)
     }
 
@@ -464,6 +496,10 @@ mod tests {
             LayerCompression::Gzip
         }
 
+        fn name(&self) -> String {
+            "together".to_owned()
+        }
+
         fn repack(&self, layer: &mut (dyn Read + Send), out: &mut (dyn Write + Send)) -> io::Result<()> {
             self.0.wait();
             if self.1 { Err(io::Error::other("no compressor today")) } else { io::copy(layer, out).map(drop) }
@@ -480,6 +516,7 @@ mod tests {
                 platforms: PlatformChoice::All,
                 jobs: 2,
                 directory: directory.path(),
+                ahead: None,
             };
             RepackedSource::new(&image, &options, &Silent).map(|source| source.changed().is_some())
         };

@@ -11,13 +11,17 @@ use crate::auth::{Purpose, Scopes};
 use crate::client::{Call, Client, MakeBody};
 use crate::digest::{self, VerifyingReader};
 use crate::error::{Cause, Error};
+use crate::growing::GrowingBlob;
 use crate::hosts::{Host, Route, Way};
 use crate::limits::Limits;
 use crate::manifest::{MANIFEST_LIMIT_BYTES, MANIFEST_MEDIA_TYPES, Manifest};
 use crate::pages;
 use crate::place::{Content, Origin, Stored};
+use crate::progress::Progress;
 use crate::pull::BlobReader;
 use crate::ranges::RangedReader;
+use crate::retry::twice_if_damaged;
+use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
 use crate::upload::Upload;
 use crate::url::Url;
@@ -138,7 +142,9 @@ impl Repository {
             }
             Ok((Manifest::new(content_type.as_deref(), bytes)?, etag))
         };
-        self.client.retry().run(&doing, self.client.progress(), fetch).map_err(|cause| Error::new(&doing, cause))
+        let progress = self.client.progress();
+        let patiently = || self.client.retry().run(&doing, progress, fetch).map_err(|cause| Error::new(&doing, cause));
+        twice_if_damaged(&doing, progress, patiently)
     }
 
     /// What a tag points to now, without fetching it (Docker Hub counts only fetches).
@@ -274,6 +280,10 @@ impl Repository {
     /// # Errors
     /// If it is missing or refused.
     pub fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send>, Error> {
+        Ok(Box::new(VerifyingReader::new(self.open_unverified_blob(descriptor)?, descriptor)?))
+    }
+
+    pub(crate) fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<WaysReader, Error> {
         let may = |way: &&Self| way.takes_digests && self.client.is_up(&way.host);
         let mut ways: Vec<Self> = self.ways.iter().filter(may).cloned().collect();
         if ways.is_empty() {
@@ -282,7 +292,7 @@ impl Repository {
         let reader = WaysReader::open(ways, descriptor)?;
         // A push to the same registry, of what was built on this, need not send it.
         self.client.known_blobs().note(&self.origin(), descriptor.digest());
-        Ok(Box::new(VerifyingReader::new(reader, descriptor)?))
+        Ok(reader)
     }
 
     /// A blob from here, from a position on, not verified.
@@ -304,6 +314,20 @@ impl Repository {
         let stored = Upload::new(&writer, descriptor, content).run()?;
         self.client.known_blobs().note(&writer.origin(), descriptor.digest());
         Ok(stored)
+    }
+
+    /// Puts a blob that is still being made, and tells what it became: sent meanwhile if the registry permits that,
+    /// else when it is whole.
+    ///
+    /// # Errors
+    /// If the blob is abandoned, or as [`Self::put_blob`].
+    pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<(Descriptor, Stored), Error> {
+        let writer = self.clone().for_push();
+        let (descriptor, stored) = Stream::new(&writer, blob, progress).run()?;
+        for known in [descriptor.digest(), blob.recipe()] {
+            self.client.known_blobs().note(&writer.origin(), known);
+        }
+        Ok((descriptor, stored))
     }
 
     pub(crate) fn client(&self) -> &Client {

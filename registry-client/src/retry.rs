@@ -5,7 +5,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::error::Cause;
+use crate::error::{Cause, Error};
 use crate::progress::Progress;
 
 /// How often and how patiently a request is repeated.
@@ -64,6 +64,25 @@ impl RetryPolicy {
         // RandomState is seeded by the system: enough to keep clients from knocking in step.
         let random = RandomState::new().hash_one(tries) % 512;
         Some(doubled.mul_f64(1.0 - (random as f64) / 1024.0))
+    }
+}
+
+/// Fetches content, and once more from its begin if it came with another digest than it has: a bit flips on its way
+/// once, but who lies does so again.
+///
+/// # Errors
+/// That of the second time, or the first one if it was another.
+pub fn twice_if_damaged<T>(
+    what: &str,
+    progress: &dyn Progress,
+    mut fetch: impl FnMut() -> Result<T, Error>,
+) -> Result<T, Error> {
+    match fetch() {
+        Err(error) if matches!(error.cause(), Cause::DigestMismatch { .. }) => {
+            progress.retrying(what, &error.cause().to_string(), Duration::ZERO);
+            fetch()
+        }
+        outcome => outcome,
     }
 }
 

@@ -89,7 +89,11 @@ impl fmt::Display for Method {
 pub(crate) enum Body<'a> {
     Empty,
     Bytes(&'a [u8]),
-    Stream { content: Box<dyn Read + Send + 'a>, size_bytes: u64 },
+    /// Of a length that nobody knows yet, it goes out in the chunks of HTTP (RFC 9112 section 7.1).
+    Stream {
+        content: Box<dyn Read + Send + 'a>,
+        size_bytes: Option<u64>,
+    },
 }
 
 /// An answer whose body has not been read yet.
@@ -155,8 +159,12 @@ impl Transport {
             Body::Empty => self.run(agent, builder, &b""[..], is_upload),
             Body::Bytes(bytes) => self.run(agent, builder, bytes, is_upload),
             Body::Stream { mut content, size_bytes } => {
-                let mut builder = builder.header("Content-Length", size_bytes);
-                if size_bytes >= EXPECT_CONTINUE_BYTES && !self.expect_refused.load(Ordering::Relaxed) {
+                let mut builder = match size_bytes {
+                    Some(size_bytes) => builder.header("Content-Length", size_bytes),
+                    None => builder.header("Transfer-Encoding", "chunked"),
+                };
+                let is_large = size_bytes.is_none_or(|size_bytes| size_bytes >= EXPECT_CONTINUE_BYTES);
+                if is_large && !self.expect_refused.load(Ordering::Relaxed) {
                     builder = builder.header("Expect", "100-continue");
                 }
                 self.run(agent, builder, SendBody::from_reader(&mut content), is_upload)

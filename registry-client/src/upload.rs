@@ -13,14 +13,10 @@ use crate::error::{Cause, Error};
 use crate::kept::KeptSession;
 use crate::place::{Content, Origin, Stored};
 use crate::pull::PROGRESS_BYTES;
-use crate::repository::{Repository, check_stored};
+use crate::repository::Repository;
+use crate::session::{CHUNK_BYTES, Session, check_created, range_end, request_once};
 use crate::transport::{Body, Method, Response};
 use crate::url::Url;
-
-/// GHCR refuses larger chunks, and no registry asks for more by default.
-const CHUNK_BYTES: u64 = 4 << 20;
-/// A registry that wants larger chunks than this is not obeyed: they are held in memory.
-const CHUNK_LIMIT_BYTES: u64 = 64 << 20;
 
 /// The upload of one blob.
 pub(crate) struct Upload<'a> {
@@ -36,12 +32,8 @@ pub(crate) struct Upload<'a> {
     reached: AtomicU64,
     /// Where the session is kept for a process after this one.
     kept: Option<KeptSession>,
-}
-
-/// An upload session at the registry.
-struct Session {
-    location: Url,
-    chunk_bytes: u64,
+    /// A session that a stream left open.
+    begun: Option<Session>,
 }
 
 /// What came of asking the registry to take the blob from its origin.
@@ -66,13 +58,20 @@ impl<'a> Upload<'a> {
             content_failed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             reached: AtomicU64::new(0),
+            begun: None,
         }
+    }
+
+    /// The same, going on with a session that has a part of the blob already.
+    pub(crate) fn begun_with(self, session: Option<Session>) -> Self {
+        Self { begun: session, ..self }
     }
 
     /// Uploads, with new tries where the connection or the registry failed. What a broken try, or a killed process,
     /// brought to the registry is not sent again, if the registry kept it.
-    pub(crate) fn run(&self) -> Result<Stored, Error> {
-        let mut open = self.kept.as_ref().and_then(|kept| self.kept_session(kept));
+    pub(crate) fn run(mut self) -> Result<Stored, Error> {
+        let begun = self.begun.take();
+        let mut open = begun.or_else(|| self.kept.as_ref().and_then(|kept| self.kept_session(kept)));
         let mut is_first = true;
         loop {
             let cause = match self.attempt(is_first, &mut open) {
@@ -137,7 +136,7 @@ impl<'a> Upload<'a> {
             && answer.status == 413
             && self.repository.host().allows_chunks()
         {
-            self.abandon(&session.location);
+            self.abandon(&session);
             session = self.begin()?;
             self.keep_session(&session);
             sent = self.send_in_chunks(&mut session, 0);
@@ -145,7 +144,7 @@ impl<'a> Upload<'a> {
         match &sent {
             Ok(()) => {}
             Err(cause) if cause.is_transient() => *open = Some(session),
-            Err(_) => self.abandon(&session.location),
+            Err(_) => self.abandon(&session),
         }
         sent.map(|()| Stored::Sent)
     }
@@ -153,11 +152,12 @@ impl<'a> Upload<'a> {
     /// Goes on with a session where the registry says that it is; `None` if it is gone or empty, or led to nothing.
     fn resume(&self, mut session: Session, open: &mut Option<Session>) -> Option<Result<(), Cause>> {
         if !self.repository.host().allows_chunks() {
+            self.abandon(&session);
             return None;
         }
         let position = self.status(&mut session).ok()?;
         if position == 0 || position > self.descriptor.size() {
-            self.abandon(&session.location);
+            self.abandon(&session);
             return None;
         }
         if position >= self.reached.swap(position, Ordering::Relaxed) + PROGRESS_BYTES {
@@ -174,7 +174,7 @@ impl<'a> Upload<'a> {
             // The parts may not fit together: all of it is sent once more.
             Err(cause) => {
                 tracing::debug!(%cause, "an upload begins anew");
-                self.abandon(&session.location);
+                self.abandon(&session);
                 None
             }
         }
@@ -203,7 +203,7 @@ impl<'a> Upload<'a> {
     fn begin(&self) -> Result<Session, Cause> {
         let url = self.repository.url("blobs/uploads/");
         let response = self.patiently(|| self.request_once(Method::Post, &url))?;
-        self.session(&url, &response)
+        Session::opened(self.repository, &url, &response)
     }
 
     /// Tries to mount from a repository that has it; `None` where none is known, and a plain start is due.
@@ -230,28 +230,12 @@ impl<'a> Upload<'a> {
         // Whatever the reason, it would be in vain the next time too.
         known.forget(&from, digest);
         match answer {
-            Ok(response) if response.status == 202 => self.session(&url, &response).ok().map(Mount::Session),
+            Ok(response) if response.status == 202 => {
+                Session::opened(self.repository, &url, &response).ok().map(Mount::Session)
+            }
             // A refused mount is no failure: the blob is sent instead.
             _ => None,
         }
-    }
-
-    fn session(&self, asked: &Url, response: &Response) -> Result<Session, Cause> {
-        let least_bytes = response.header("oci-chunk-min-length").and_then(|text| text.parse().ok()).unwrap_or(0);
-        let chunk_bytes = CHUNK_BYTES.max(least_bytes).min(CHUNK_LIMIT_BYTES);
-        Ok(Session { location: self.location(asked, response)?, chunk_bytes })
-    }
-
-    fn location(&self, asked: &Url, response: &Response) -> Result<Url, Cause> {
-        let missing = || Cause::Malformed(format!("{asked} started an upload without saying where"));
-        let location = response.header("location").ok_or_else(missing)?;
-        let location = asked.join(location).map_err(Cause::Malformed)?;
-        check_move(self.repository.host().endpoint.origin(), &location)?;
-        Ok(location)
-    }
-
-    fn final_url(&self, session: &Session) -> Url {
-        session.location.clone().with_parameter("digest", self.descriptor.digest().as_ref())
     }
 
     /// PUT with the whole content, opened anew if the registry wants another token first.
@@ -259,22 +243,14 @@ impl<'a> Upload<'a> {
         let size_bytes = self.descriptor.size();
         let body: &MakeBody<'_> = &|| {
             let content = self.open()?;
-            Ok(Body::Stream { content: Box::new(content), size_bytes })
+            Ok(Body::Stream { content: Box::new(content), size_bytes: Some(size_bytes) })
         };
         let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
-        let mut call = self.repository.call(Method::Put, self.final_url(session), headers, body);
+        let mut call = self.repository.call(Method::Put, session.final_url(self.descriptor.digest()), headers, body);
         // The session is used up by the first try, but for a rate limit, whatever came of it.
         call.may_repeat = false;
         let response = self.repository.answer(&self.doing, &call)?;
-        self.check_created(&response)
-    }
-
-    fn check_created(&self, response: &Response) -> Result<(), Cause> {
-        if !matches!(response.status, 201 | 204) {
-            let status = response.status;
-            return Err(Cause::Malformed(format!("the registry ended the upload with {status} instead of 201")));
-        }
-        check_stored(response, self.descriptor.digest())
+        check_created(&response, self.descriptor.digest())
     }
 
     /// PATCHes what lies behind `start`, then ends the upload.
@@ -294,8 +270,9 @@ impl<'a> Upload<'a> {
             self.keep_session(session);
             start += chunk.len() as u64;
         }
-        let response = self.patiently(|| self.request_once(Method::Put, &self.final_url(session)))?;
-        self.check_created(&response)
+        let response =
+            self.patiently(|| self.request_once(Method::Put, &session.final_url(self.descriptor.digest())))?;
+        check_created(&response, self.descriptor.digest())
     }
 
     /// Sends one chunk, after a break only what the registry does not have of it.
@@ -341,7 +318,7 @@ impl<'a> Upload<'a> {
             return Err(Cause::Malformed(format!("the registry answered {status} instead of 202 to a chunk")));
         }
         let has = response.header("range").map_or(Some(to + 1), range_end);
-        session.location = self.location(&session.location, &response)?;
+        session.follow(self.repository, &response)?;
         has.ok_or_else(|| Cause::Malformed("the registry sent an unreadable Range".to_owned()))
     }
 
@@ -349,26 +326,21 @@ impl<'a> Upload<'a> {
     fn status(&self, session: &mut Session) -> Result<u64, Cause> {
         let response = self.patiently(|| self.request_once(Method::Get, &session.location))?;
         if response.header("location").is_some() {
-            session.location = self.location(&session.location, &response)?;
+            session.follow(self.repository, &response)?;
         }
         Ok(response.header("range").and_then(range_end).unwrap_or(0))
     }
 
     /// A request without body; the loop over the whole upload is what tries again.
     fn request_once(&self, method: Method, url: &Url) -> Result<Response, Cause> {
-        let mut call = self.repository.call(method, url.clone(), Vec::new(), &|| Ok(Body::Empty));
-        call.may_repeat = false;
-        self.repository.answer(&self.doing, &call)
+        request_once(self.repository, &self.doing, method, url)
     }
 
-    /// Frees the session; registries forget it anyway some day, so a failure is none.
-    fn abandon(&self, location: &Url) {
+    fn abandon(&self, session: &Session) {
         if let Some(kept) = &self.kept {
             kept.clear();
         }
-        let mut call = self.repository.call(Method::Delete, location.clone(), Vec::new(), &|| Ok(Body::Empty));
-        call.may_repeat = false;
-        let _ = self.repository.client().call(&self.doing, &call);
+        session.abandon(self.repository, &self.doing);
     }
 
     fn open(&self) -> Result<Watched<'_>, Cause> {
@@ -380,15 +352,6 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// The end of `0-1023` as a count: 1024.
-fn range_end(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (first, last) = text.strip_prefix("bytes=").unwrap_or(text).split_once('-')?;
-    let last: u64 = last.parse().ok()?;
-    // docker-registry says 0-0 for nothing and for one byte; nothing is the safe reading, the byte is sent again.
-    (first == "0").then(|| if last == 0 { 0 } else { last.saturating_add(1) })
-}
-
 /// Content that remembers whether it was what failed.
 struct Watched<'a> {
     content: Box<dyn Read + Send + 'a>,
@@ -398,20 +361,5 @@ struct Watched<'a> {
 impl Read for Watched<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.content.read(buffer).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_range_of_a_session_is_read() {
-        assert_eq!(range_end("0-1023"), Some(1024));
-        assert_eq!(range_end("bytes=0-9"), Some(10));
-        assert_eq!(range_end("0-0"), Some(0));
-        assert_eq!(range_end("5-9"), None);
-        assert_eq!(range_end(""), None);
-        assert_eq!(range_end("0-18446744073709551615"), Some(u64::MAX));
     }
 }

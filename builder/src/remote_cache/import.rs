@@ -6,8 +6,8 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use layerfs::{DiffId, Layer, Store, StoreError};
-use registry_client::{Cause, Client, Error, Manifest, ManifestContent, OciLayout, RegistrySource, Source};
+use layerfs::{DiffId, Layer, Store};
+use registry_client::{Cause, Client, Error, Manifest, ManifestContent, OciLayout, RegistrySource, Source, copy_blob};
 
 use super::document::{self, Offered, Offers};
 use super::location::{CacheImport, CachePlace};
@@ -15,7 +15,7 @@ use crate::cache;
 use crate::error::BuildError;
 use crate::events::Events;
 use crate::output::compression;
-use crate::place::MOST_CONFIG_BYTES;
+use crate::place::{MOST_CONFIG_BYTES, StorePlace};
 
 /// Images of an index that are looked into for inline caches; no build has more platforms.
 const MOST_IMAGES: usize = 64;
@@ -115,11 +115,8 @@ impl Imported {
         let layer = match known {
             Some(layer) => layer,
             None => {
-                let progress = events.transfers();
-                progress.blob_started(descriptor);
-                let content = self.source.open_blob(descriptor).map_err(|error| error.to_string())?;
-                store.ingest_layer(content, descriptor, Some(diff_id)).map_err(in_words)?;
-                progress.blob_done(descriptor.digest());
+                let kept = copy_blob(&*self.source, &StorePlace::new(store, None), descriptor, events.transfers());
+                kept.map_err(|error| error.to_string())?;
                 // What the blob is tells its media type, whatever the cache says.
                 let stored = store.layer_of_blob(descriptor.digest()).map_err(|error| error.to_string())?;
                 stored.ok_or("it is gone again")?
@@ -129,13 +126,5 @@ impl Imported {
             return Err(format!("it is not the layer {diff_id} of {} bytes", descriptor.size()));
         }
         Ok(layer)
-    }
-}
-
-/// With the cause, which is mostly that of the transfer.
-fn in_words(error: StoreError) -> String {
-    match std::error::Error::source(&error) {
-        Some(source) if !error.to_string().contains(&source.to_string()) => format!("{error}: {source}"),
-        _ => error.to_string(),
     }
 }

@@ -1,5 +1,6 @@
 //! The binary `nacre build`, run for real. Needs root, /dev/fuse, /bin/busybox (statically linked), useradd and skopeo.
 
+mod attestations;
 mod build;
 mod cache_mounts;
 mod conformance;
@@ -12,6 +13,8 @@ mod interrupted;
 mod language;
 mod outputs;
 mod public;
+mod pulling;
+mod pushing;
 mod remote_cache;
 mod side_by_side;
 mod support;

@@ -205,11 +205,6 @@ impl<R: Read> Received<R> {
         if self.is_too_long() { self.size_mismatch() } else { StoreError::Receive { what: self.what.clone(), source } }
     }
 
-    /// How much is announced and has not come.
-    pub(super) fn left_bytes(&self) -> u64 {
-        self.expected_bytes.saturating_sub(self.source.size_bytes())
-    }
-
     fn is_too_long(&self) -> bool {
         self.source.size_bytes() > self.expected_bytes
     }

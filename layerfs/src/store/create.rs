@@ -4,6 +4,7 @@
 //! blob of somebody else's making is never taken for ours. The index is made from the tar as it was written, by the
 //! same code that reads layers of others, so that both agree.
 
+use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,47 @@ pub struct LayerSink {
     tar: BufWriter<Digesting<Draft>>,
     /// Where it lies, for messages.
     directory: PathBuf,
+}
+
+/// Sees the blob of a layer while it is compressed ([`Store::pack_layer_watched`]).
+pub trait PackingWatch {
+    /// It begins: `blob` reads what is written, of a layer whose tar has so many bytes.
+    fn began(&self, blob: File, tar_bytes: u64);
+
+    /// The blob has so many bytes now.
+    ///
+    /// # Errors
+    /// One ends the compression.
+    fn grew(&self, blob_bytes: u64) -> io::Result<()>;
+}
+
+/// Nobody looks.
+struct Unwatched;
+
+impl PackingWatch for Unwatched {
+    fn began(&self, _: File, _: u64) {}
+
+    fn grew(&self, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A blob that is written and watched.
+struct Watched<'a> {
+    packed: Digesting<Draft>,
+    watch: &'a dyn PackingWatch,
+}
+
+impl Write for Watched<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.packed.write(bytes)?;
+        self.watch.grew(self.packed.size_bytes())?;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.packed.flush()
+    }
 }
 
 impl Store {
@@ -73,6 +115,20 @@ impl Store {
     /// # Errors
     /// If the layer is not here, or what reading and writing give.
     pub fn pack_layer(&self, diff_id: &DiffId, packing: impl Into<Packing>, threads: usize) -> Result<Layer> {
+        self.pack_layer_watched(diff_id, packing, threads, &Unwatched)
+    }
+
+    /// The same, seen by `watch` while it is compressed; not at all where nothing has to be.
+    ///
+    /// # Errors
+    /// As [`Store::pack_layer`], or what the watch says.
+    pub fn pack_layer_watched(
+        &self,
+        diff_id: &DiffId,
+        packing: impl Into<Packing>,
+        threads: usize,
+        watch: &dyn PackingWatch,
+    ) -> Result<Layer> {
         let packing = packing.into();
         if let Some(layer) = self.packed_layer(diff_id, packing)? {
             return Ok(layer);
@@ -82,7 +138,7 @@ impl Store {
         let (draft, digest) = match packing.compression() {
             Compression::None => (None, (*diff_id).into()),
             _ => {
-                let (draft, digest) = self.compress_layer(diff_id, packing, threads)?;
+                let (draft, digest) = self.compress_layer(diff_id, packing, threads, watch)?;
                 (Some(draft), digest)
             }
         };
@@ -116,12 +172,21 @@ impl Store {
         })
     }
 
-    fn compress_layer(&self, diff_id: &DiffId, packing: Packing, threads: usize) -> Result<(Draft, Digest)> {
+    fn compress_layer(
+        &self,
+        diff_id: &DiffId,
+        packing: Packing,
+        threads: usize,
+        watch: &dyn PackingWatch,
+    ) -> Result<(Draft, Digest)> {
         let directory = self.lease.directory();
         let tar = self.open_layer(diff_id)?;
-        let packed = Digesting::new(Draft::new(directory)?);
+        let draft = Draft::new(directory)?;
+        watch.began(draft.reopen()?, tar.metadata().at("looking at a layer in", directory)?.len());
+        let packed = Watched { packed: Digesting::new(draft), watch };
         let encoder = Encoder::new(packed, packing, threads).at("starting to compress in", directory)?;
-        let (draft, digester) = compress(tar, encoder).at("compressing a layer in", directory)?.into_parts();
+        let watched = compress(tar, encoder).at("compressing a layer in", directory)?;
+        let (draft, digester) = watched.packed.into_parts();
         draft.sync()?;
         Ok((draft, digester.digest()))
     }

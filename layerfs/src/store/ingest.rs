@@ -202,13 +202,9 @@ fn decode(
     Ok(Some(compression))
 }
 
-/// A blob that makes no sense was mostly damaged on its way, and then that is the error to tell. For a long rest the
-/// answer is not worth its reading.
+/// A blob that makes no sense was mostly damaged on its way, and then that is the error to tell: it may come as it is
+/// another time.
 fn check_rest(mut received: Received<impl Read>, descriptor: &Descriptor) -> Result<()> {
-    const WORTH_BYTES: u64 = 64 << 20;
-    if received.left_bytes() > WORTH_BYTES {
-        return Ok(());
-    }
     if let Err(error) = io::copy(&mut received, &mut io::sink()) {
         return Err(received.receive_error(error));
     }

@@ -50,7 +50,7 @@ use rustix::fs::IFlags;
 
 use crate::digest::{DiffId, Digest};
 pub use blobs::BlobSource;
-pub use create::LayerSink;
+pub use create::{LayerSink, PackingWatch};
 pub use error::StoreError;
 use error::{AtPath, Result};
 use files::write_new;

@@ -146,6 +146,48 @@ fn a_layer_has_one_blob_for_each_packing() {
     assert_eq!(store.prune(PruneOptions::default()).unwrap().blobs, 2, "those of levels that nothing names");
 }
 
+/// Reads a blob as it grows, and ends it at a size.
+struct Following {
+    blob: Mutex<Option<(fs::File, Vec<u8>)>>,
+    ends_at: u64,
+}
+
+impl PackingWatch for Following {
+    fn began(&self, blob: fs::File, tar_bytes: u64) {
+        assert!(tar_bytes > 800_000, "it is the tar's size: {tar_bytes}");
+        *self.blob.lock().unwrap() = Some((blob, Vec::new()));
+    }
+
+    fn grew(&self, blob_bytes: u64) -> std::io::Result<()> {
+        let mut blob = self.blob.lock().unwrap();
+        let (file, read) = blob.as_mut().unwrap();
+        file.read_to_end(read)?;
+        assert_eq!(read.len() as u64, blob_bytes, "what was told of is there to be read");
+        if blob_bytes > self.ends_at { Err(std::io::Error::other("nobody wants it")) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_blob_can_be_followed_while_it_is_compressed_and_is_not_kept_where_its_watch_ends_it() {
+    let (directory, store) = new_store();
+    let layer = created(&store, Compression::Gzip, 1);
+    let packing: Packing = "zstd:5".parse().unwrap();
+    let following = |ends_at| Following { blob: Mutex::new(None), ends_at };
+    let ended = following(0);
+    let error = store.pack_layer_watched(&layer.diff_id, packing, 2, &ended).unwrap_err();
+    assert!(whole(&error).contains("nobody wants it"), "{error}");
+    assert_eq!(store.packed_layer(&layer.diff_id, packing).unwrap(), None);
+    let to_the_end = following(u64::MAX);
+    let packed = store.pack_layer_watched(&layer.diff_id, packing, 2, &to_the_end).unwrap();
+    let (_, read) = to_the_end.blob.lock().unwrap().take().unwrap();
+    assert_eq!(digest_of(&read), *packed.descriptor.digest());
+    let again = following(0);
+    assert_eq!(store.pack_layer_watched(&layer.diff_id, packing, 2, &again).unwrap(), packed);
+    assert!(again.blob.lock().unwrap().is_none(), "nothing had to be compressed");
+    drop(store);
+    assert!(files_below(directory.path()).iter().all(|path| !path.to_string_lossy().contains("draft")));
+}
+
 #[test]
 fn skopeo_and_umoci_read_the_store_as_an_image_layout() {
     let (directory, store) = new_store();

@@ -102,6 +102,10 @@ impl Source for Guarded<'_> {
         self.source.open_blob(descriptor)
     }
 
+    fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.source.open_unverified_blob(descriptor)
+    }
+
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         self.source.origin(descriptor)
     }

@@ -131,6 +131,41 @@ fn lies_about_content_are_found_out() {
 }
 
 #[test]
+fn a_blob_that_came_damaged_is_fetched_once_more_from_its_begin() {
+    let (content, descriptor) = blob();
+    let said = Arc::new(Said::default());
+    for lies in [1, 2] {
+        let (served, asked) = (content.clone(), AtomicUsize::new(0));
+        let server = FaultServer::start(move |_| {
+            let mut content = served.clone();
+            content[7] ^= u8::from(asked.fetch_add(1, Ordering::SeqCst) < lies);
+            Reply::new(200).body(content)
+        });
+        let reference: Reference = format!("{}/a:1", server.address()).parse().expect("a reference");
+        let source = RegistrySource::new(&Client::new(quick()), &reference).expect("a host");
+        let outcome = copy_blob(&source, &MemoryImage::empty(), &descriptor, &*said);
+        assert_eq!(server.requests().len(), 2, "it is asked for twice and not more often");
+        match lies {
+            1 => assert!(outcome.expect("the second time it is right")),
+            _ => assert!(outcome.expect_err("it lies each time").to_string().contains("the content has the digest")),
+        }
+    }
+    let said = said.0.lock().expect("no panic");
+    assert_eq!(said.len(), 2);
+    assert!(said[0].contains(descriptor.digest().as_ref()) && said[0].contains("not sha256:"), "{said:?}");
+}
+
+/// What was said of new tries.
+#[derive(Default)]
+struct Said(Mutex<Vec<String>>);
+
+impl Progress for Said {
+    fn retrying(&self, what: &str, cause: &str, _: Duration) {
+        self.0.lock().expect("no panic").push(format!("{what}: {cause}"));
+    }
+}
+
+#[test]
 fn credentials_stay_with_their_registry_when_it_redirects() {
     let (content, descriptor) = blob();
     let served = content.clone();

@@ -11,4 +11,5 @@ mod referrers;
 mod registry;
 mod resume;
 mod signatures;
+mod stream;
 mod support;

@@ -21,7 +21,6 @@ mod report;
 mod server;
 mod session;
 mod shell;
-mod stored;
 mod terminal;
 mod transfer;
 mod trust;

@@ -50,6 +50,7 @@ impl Repacking {
                 platforms: options.platforms.clone(),
                 jobs: options.jobs,
                 directory: Path::new(SCRATCH),
+                ahead: Some(destination),
             },
             display,
         )?;
@@ -87,6 +88,10 @@ impl Repacker for Layers {
             Compression::Gzip => LayerCompression::Gzip,
             Compression::Zstd => LayerCompression::Zstd,
         }
+    }
+
+    fn name(&self) -> String {
+        self.0.to_string()
     }
 
     fn repack(&self, layer: &mut (dyn Read + Send), out: &mut (dyn Write + Send)) -> io::Result<()> {

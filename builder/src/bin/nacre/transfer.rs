@@ -14,7 +14,6 @@ use registry_client::{
 
 use crate::report::Usage;
 use crate::session::{self, Session};
-use crate::stored::StoreWithReferrers;
 
 /// Flags of `pull` and `copy`.
 #[derive(clap::Args)]
@@ -92,18 +91,14 @@ impl<'a> Places<'a> {
                 let name = name.to_string();
                 // Under another name no verb would find it again.
                 name.parse::<Reference>()?;
-                Ok(self.kept(StorePlace::new(self.store()?, Some(&name)))?)
+                Ok(Box::new(StorePlace::new(self.store()?, Some(&name))))
             }
         }
     }
 
-    fn kept<'b>(&'b self, place: StorePlace<'b>) -> anyhow::Result<Box<StoreWithReferrers<'b>>> {
-        Ok(Box::new(StoreWithReferrers { place, store: self.store()? }))
-    }
-
     fn stored(&self, name: &str) -> anyhow::Result<Box<dyn Source + '_>> {
         let store = self.store()?;
-        Ok(self.kept(StorePlace::existing(store, name, session::lookup(store, name)?))?)
+        Ok(Box::new(StorePlace::existing(store, name, session::lookup(store, name)?)))
     }
 
     /// The same place under another tag.
@@ -116,7 +111,7 @@ impl<'a> Places<'a> {
             ImageName::OciLayout { directory, .. } => Ok(Box::new(OciLayout::new(directory, Some(tag.to_owned())))),
             ImageName::Store(typed) => {
                 let name = with_tag(&typed.parse()?, tag)?.familiar();
-                Ok(self.kept(StorePlace::new(self.store()?, Some(&name)))?)
+                Ok(Box::new(StorePlace::new(self.store()?, Some(&name))))
             }
             other => Err(Usage(format!("{other}: it holds one image; it takes no further tag")).into()),
         }

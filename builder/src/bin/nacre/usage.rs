@@ -44,7 +44,7 @@ const VERBS: [(&str, &str); 25] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&[&str], &[&str], &str); 24] = [
+const FLAGS: [(&[&str], &[&str], &str); 23] = [
     (&["run"], &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
     (&["run"], &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
@@ -90,7 +90,6 @@ const FLAGS: [(&[&str], &[&str], &str); 24] = [
         &["--sign-by", "--sign-by-sigstore", "--sign-by-sigstore-private-key", "--sign-passphrase-file"],
         "`nacre sign --key KEY NAME` signs an image where it lies",
     ),
-    (&["build"], &["--attest"], "attestations are not made; `nacre attach` attaches files to a pushed image"),
     (&["build"], &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
     (&["build"], &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),
     (

@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::Subcommand;
 use oci_spec::image::Descriptor;
-use registry_client::{Artifact, Content, Draft, Error, ManifestContent, Progress, Reference, RegistrySource, Source};
+use registry_client::{
+    Artifact, Content, Draft, Error, ManifestContent, Progress, Reference, RegistrySource, Source, twice_if_damaged,
+};
 
 use super::attach::{TITLE, described};
 use crate::flags;
@@ -98,7 +100,9 @@ fn pull(session: &Session, args: &PullArgs) -> anyhow::Result<()> {
     let mut written = Vec::new();
     session.display.planned(&layers);
     for (name, descriptor) in files {
-        written.push((name, fetched(session, &source, descriptor, &args.output)?));
+        let what = format!("fetch {name}");
+        let fetch = || fetched(session, &source, descriptor, &args.output);
+        written.push((name, twice_if_damaged(&what, session.display.as_ref(), fetch)?));
     }
     // All of them came: until now none of them had its name.
     for (name, file) in written {
@@ -133,7 +137,7 @@ fn fetched(
     source: &RegistrySource,
     descriptor: &Descriptor,
     directory: &Path,
-) -> anyhow::Result<Draft> {
+) -> Result<Draft, Error> {
     let display = session.display.as_ref();
     let failed = |error| Error::from_io(format!("write a file of {}", Source::name(source)), directory, error);
     let mut file = Draft::new_in(directory).map_err(failed)?;

@@ -6,7 +6,6 @@ use builder::StorePlace;
 use registry_client::{ImageName, Reference, RegistrySource, copy};
 
 use crate::session::Session;
-use crate::stored::StoreWithReferrers;
 use crate::transfer::{Transfer, at_registry};
 use crate::trust::TrustFlags;
 
@@ -29,8 +28,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let source = Box::new(RegistrySource::new(&session.client, &args.name)?);
     let source = args.trust.policy()?.guard(source, &ImageName::Registry(args.name.clone()), options.is_whole())?;
     let name = args.name.familiar();
-    let place = StoreWithReferrers { place: StorePlace::new(&store, Some(&name)), store: &store };
-    let copied = copy(source.as_ref(), &place, &options, session.display.as_ref())?;
+    let copied = copy(source.as_ref(), &StorePlace::new(&store, Some(&name)), &options, session.display.as_ref())?;
     session.display.copied(&source.name(), &format!("{name} in the store"), &copied);
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)

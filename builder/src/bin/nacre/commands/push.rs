@@ -7,7 +7,6 @@ use registry_client::{CopyOptions, Destination, PlatformChoice, Reference, Regis
 
 use crate::repacking::Repacking;
 use crate::session::{self, Session};
-use crate::stored::StoreWithReferrers;
 use crate::transfer::at_registry;
 
 /// Arguments of `nacre push`.
@@ -38,8 +37,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         Some(destination) => destination.clone(),
         None => args.name.parse()?,
     };
-    let place = StorePlace::existing(&store, &args.name, manifest);
-    let source = StoreWithReferrers { place, store: &store };
+    let source = StorePlace::existing(&store, &args.name, manifest);
     let destination = RegistryDestination::new(&session.client, &reference)?;
     let platforms = PlatformChoice::All;
     let options = CopyOptions { platforms, jobs: usize::from(args.jobs), referrers: args.referrers };
