@@ -137,6 +137,8 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
     let is_given = build_args.contains_key("SOURCE_DATE_EPOCH") && args.source_date_epoch == session::epoch();
     let epoch = args.source_date_epoch.as_deref().filter(|_| !is_given);
     let named_contexts = args.contexts.named()?;
+    // What makes no sense is told before anything is fetched.
+    let (attestations, trust) = (args.attestations.asked()?, args.trust.policy()?);
     let Opened { dockerfile, dockerfile_path, context } = args.contexts.open(session, &fetch, &secrets, &ssh)?;
     let threads = match args.threads {
         Some(0) => return Err(Usage("--threads must be at least 1".to_owned()).into()),
@@ -162,12 +164,12 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         ssh,
         allow: allowed(args)?,
         cache: args.outputs.cache_request(&args.build_arg),
-        attestations: args.attestations.asked()?,
+        attestations,
         // The outputs say it.
         packing: Packing::default(),
         threads,
         engine: args.engine.request()?,
-        trust: args.trust.policy()?,
+        trust,
     })
 }
 
