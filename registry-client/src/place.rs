@@ -49,6 +49,11 @@ pub trait Source: Send + Sync {
         self.open_blob(descriptor)
     }
 
+    /// The content of a blob that came last was not what it should be: whoever else has it is asked next.
+    fn distrust(&self, descriptor: &Descriptor) {
+        let _ = descriptor;
+    }
+
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         let _ = descriptor;

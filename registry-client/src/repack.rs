@@ -197,7 +197,12 @@ fn repack_all(
             scope.spawn(|| {
                 while let Some(layer) = next() {
                     let what = format!("compress the layer {}", layer.digest());
-                    let outcome = twice_if_damaged(&what, progress, || repack_one(source, &layer, options, progress));
+                    let outcome = twice_if_damaged(&what, progress, |is_second| {
+                        if is_second {
+                            source.distrust(&layer);
+                        }
+                        repack_one(source, &layer, options, progress)
+                    });
                     let mut done = lock(&done);
                     match (outcome, &mut *done) {
                         (Ok(repacked), Ok(all)) => drop(all.insert(layer.digest().clone(), repacked)),
