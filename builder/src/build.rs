@@ -9,6 +9,7 @@ use layerfs::{DiffId, Layer, Packing, StepClaim, Store, Tree};
 use oci_spec::image::Descriptor;
 use registry_client::{Client, Platform};
 
+use crate::attestation::{self, Materials, Predicate};
 use crate::cache::{self, StepKey, Work};
 use crate::check::{self, Checked};
 use crate::commit::commit_changeset;
@@ -55,6 +56,8 @@ pub struct BuiltImage {
     pub image: StoredImage,
     /// How many of its layers, the lowest, are the base image's.
     pub base_layers: usize,
+    /// What is said about it.
+    pub(crate) predicates: Vec<Predicate>,
 }
 
 /// Builds what is asked for into the store.
@@ -64,7 +67,9 @@ pub struct BuiltImage {
 pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dyn Events) -> Result<Built, BuildError> {
     let dockerfile = checked(request, store, events)?;
     let schedule = Schedule::new(request.engine.jobs);
-    let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh).stopped_by(&schedule);
+    let materials = Materials::default();
+    let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh);
+    let fetcher = fetcher.stopped_by(&schedule).noting(&materials);
     let request = &*epoch::resolve(request, &dockerfile, &fetcher)?;
     // All are planned before any runs: a mistake in one of them costs no time.
     let plan = |platform| Plan::new(&dockerfile, request, platform);
@@ -72,7 +77,13 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     let caches = RemoteCaches::new(request, store, client, events);
     let shared = Shared::new(request, store, client, events, &dockerfile, &caches, (&fetcher, &schedule))?;
     let makes_index = shared.frontend.makes_index;
-    let images = shared.build(&plans)?;
+    let mut images = shared.build(&plans)?;
+    if let MainContext::Fetched(fetched) = &request.context {
+        fetched.material.iter().for_each(|material| materials.note(material.clone()));
+    }
+    for image in &mut images {
+        image.predicates = attestation::predicates(request, store, &materials, image)?;
+    }
     let manifest = match images.as_slice() {
         [one] if !makes_index => one.image.manifest.clone(),
         several => {

@@ -10,6 +10,7 @@
 //! Invariant: nothing here prints, exits or reads the environment; the binary `nacre` does.
 
 mod accounts;
+mod attestation;
 mod build;
 mod cache;
 mod cache_mounts;
@@ -51,6 +52,7 @@ mod step;
 mod sys;
 mod upper;
 
+pub use attestation::{Attestations, Provenance};
 pub use build::{Built, BuiltImage, build};
 pub use cache_mounts::{CacheMount, cache_mounts, export_cache_mount, import_cache_mount, remove_cache_mount};
 pub use check::{Bases, Checked, check};

@@ -135,7 +135,7 @@ pub(crate) fn store_image(
     let config_descriptor = store.put_blob_bytes(MediaType::ImageConfig, &config.to_bytes())?;
     let documents = store_manifest(store, &config_descriptor, layers, Types::Oci, &BTreeMap::new())?;
     let image = StoredImage { manifest: documents.manifest, config, layers: documents.layers };
-    Ok(BuiltImage { platform, config: config_descriptor, image, base_layers })
+    Ok(BuiltImage { platform, config: config_descriptor, image, base_layers, predicates: Vec::new() })
 }
 
 /// Stores the manifest of a configuration and layers that are there.

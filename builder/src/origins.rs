@@ -9,6 +9,7 @@ use registry_client::{
     choose_image, copy,
 };
 
+use crate::attestation::{Material, image_uri};
 use crate::build::Builder;
 use crate::context::{Patterns, ignore_file_names};
 use crate::error::{BuildError, Site};
@@ -37,7 +38,20 @@ pub(crate) fn image(
             unreachable!("the callers deal with what is no image")
         }
     });
-    found.map_err(|source| BuildError::Image { at: site.map(|site| Box::new(site.error("FROM"))), source })
+    let found =
+        found.map_err(|source| BuildError::Image { at: site.map(|site| Box::new(site.error("FROM"))), source })?;
+    builder.shared.fetcher.note(material(origin, platform, &found.manifest)?);
+    Ok(found)
+}
+
+/// What an image is to who asks later of what another one was made.
+fn material(origin: &Origin, platform: &Platform, manifest: &Descriptor) -> Result<Material, Error> {
+    let uri = match origin {
+        Origin::Image(name) | Origin::Context(NamedContext::Image(name)) => image_uri(&name.parse()?, platform),
+        // Where it lies here means nothing elsewhere.
+        _ => format!("pkg:oci/image@{}?platform={}", manifest.digest(), platform.to_string().replace('/', "%2F")),
+    };
+    Ok(Material::new(uri, manifest.digest().algorithm().as_ref(), manifest.digest().digest()))
 }
 
 fn named(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use layerfs::{Packing, Plane};
 use registry_client::{Platform, Reference};
 
+use crate::attestation::Attestations;
 use crate::context::{FetchAccess, Fetched, RemotePlace};
 use crate::dockerfile::Source;
 use crate::failure::OnFailure;
@@ -54,6 +55,8 @@ pub struct BuildRequest {
     pub packing: Packing,
     /// Caches of other machines.
     pub cache: CacheRequest,
+    /// What is to be said about the images.
+    pub attestations: Attestations,
     /// Threads that compress; no effect on the bytes.
     pub threads: usize,
     /// How the build goes on; no effect on the bytes.
@@ -84,6 +87,7 @@ impl BuildRequest {
             allow: BTreeSet::new(),
             packing: Packing::default(),
             cache: CacheRequest::default(),
+            attestations: Attestations::default(),
             threads: 1,
             engine: EngineRequest::default(),
         }

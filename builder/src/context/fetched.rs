@@ -21,6 +21,7 @@ use super::directory::Directory;
 use super::git::{self, Git, GitAccess, GitReference, Resolved};
 use super::ignore::Patterns;
 use super::tree::ContextTree;
+use crate::attestation::{Material, Materials};
 use crate::cache;
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
@@ -97,6 +98,8 @@ pub struct Fetcher<'a> {
     blobs: Flights<String, FetchedBlob>,
     /// The build that it is for; what serves none goes on to its end.
     schedule: Option<&'a Schedule>,
+    /// Where that notes what it took.
+    materials: Option<&'a Materials>,
 }
 
 /// Files that were fetched.
@@ -110,6 +113,8 @@ pub struct Fetched {
     pub time_seconds: Option<i64>,
     /// Whether it is one file that is no archive: a Dockerfile, for a main context.
     pub is_single_file: bool,
+    /// What it is to who asks later of what an image was made; `None` for files of this machine.
+    pub(crate) material: Option<Material>,
 }
 
 impl Fetched {
@@ -145,6 +150,11 @@ pub(crate) struct FetchedBlob {
     pub(crate) modified_seconds: Option<i64>,
 }
 
+/// A file of the web, without what its URL holds of secrets.
+fn of_web(url: &str, digest: &Digest) -> Material {
+    Material::new(git::redacted(crate::step::remote::shown(url)), digest.algorithm().as_ref(), digest.digest())
+}
+
 impl<'a> Fetcher<'a> {
     /// Fetches into a store.
     pub fn new(
@@ -155,12 +165,23 @@ impl<'a> Fetcher<'a> {
         agents: &'a BTreeMap<String, PathBuf>,
     ) -> Self {
         let (known, blobs) = (Flights::new(), Flights::new());
-        Self { store, client, access, secrets, agents, known, blobs, schedule: None }
+        Self { store, client, access, secrets, agents, known, blobs, schedule: None, materials: None }
     }
 
     /// The same for a build, whose failure ends what is on its way.
     pub(crate) fn stopped_by(self, schedule: &'a Schedule) -> Self {
         Self { schedule: Some(schedule), ..self }
+    }
+
+    /// The same where it is noted what was fetched.
+    pub(crate) fn noting(self, materials: &'a Materials) -> Self {
+        Self { materials: Some(materials), ..self }
+    }
+
+    /// Notes what a build took.
+    pub(crate) fn note(&self, material: Material) -> Material {
+        self.materials.inspect(|materials| materials.note(material.clone()));
+        material
     }
 
     /// The files of a place.
@@ -174,8 +195,11 @@ impl<'a> Fetcher<'a> {
                 self.repository(reference, keeps_git_dir)
             }
             RemotePlace::Web(url) => self.known.once(&format!("web {url}"), || {
-                let download = self.download(url)?;
-                self.file(download.file, download.modified_seconds, crate::step::remote::shown(url))
+                let mut download = self.download(url)?;
+                let shown = crate::step::remote::shown(url);
+                let material = self.note(of_web(url, &self.digest(&mut download.file)?));
+                let fetched = self.file(download.file, download.modified_seconds, shown)?;
+                Ok(Fetched { material: Some(material), ..fetched })
             }),
             RemotePlace::File(path) => {
                 let shown = path.display().to_string();
@@ -201,7 +225,7 @@ impl<'a> Fetcher<'a> {
     /// If the store fails.
     pub fn nothing(&self) -> Result<Fetched, BuildError> {
         let tree = self.store.tree(&[])?;
-        Ok(Fetched { tree, key_words: String::new(), time_seconds: None, is_single_file: false })
+        Ok(Fetched { tree, key_words: String::new(), time_seconds: None, is_single_file: false, material: None })
     }
 
     /// The files of a commit.
@@ -219,7 +243,9 @@ impl<'a> Fetcher<'a> {
             let layer = self.kept_layer(&words, || self.check_out(&git, reference, &resolved, keeps_git_dir))?;
             let tree: Arc<dyn Tree> = self.store.tree(&[layer])?;
             let time = commit_time(&tree).map_err(BuildError::file("read the checkout in", temporary))?;
-            Ok(Fetched { tree, key_words: words, time_seconds: time, is_single_file: false })
+            let at = resolved.full_ref.as_ref().map(|full_ref| format!("#{full_ref}")).unwrap_or_default();
+            let material = Some(self.note(Material::commit(format!("{}{at}", reference.shown()), &resolved.id)));
+            Ok(Fetched { tree, key_words: words, time_seconds: time, is_single_file: false, material })
         })
     }
 
@@ -261,13 +287,18 @@ impl<'a> Fetcher<'a> {
     pub(crate) fn blob(&self, url: &str) -> Result<FetchedBlob, BuildError> {
         self.blobs.once(&url.to_owned(), || {
             let mut download = self.download(url)?;
-            let temporary = self.store.temporary();
-            let digest = digest_of_file(&mut download.file).map_err(BuildError::file("read a file in", temporary))?;
+            let digest = self.digest(&mut download.file)?;
+            self.note(of_web(url, &digest));
             let media_type = MediaType::Other("application/octet-stream".to_owned());
             let descriptor = Descriptor::new(media_type, download.size_bytes, digest.clone());
             self.store.put_blob(download.file, &descriptor)?;
             Ok(FetchedBlob { digest, modified_seconds: download.modified_seconds })
         })
+    }
+
+    /// Of a file that is then at its begin again.
+    fn digest(&self, file: &mut File) -> Result<Digest, BuildError> {
+        digest_of_file(file).map_err(BuildError::file("read a file in", self.store.temporary()))
     }
 
     fn download(&self, url: &str) -> Result<Download, BuildError> {
@@ -351,6 +382,7 @@ impl<'a> Fetcher<'a> {
             key_words: String::new(),
             time_seconds: time_seconds.or(newest.flatten()),
             is_single_file: newest.is_none(),
+            material: None,
         })
     }
 

@@ -21,6 +21,7 @@ pub use self::annotations::{Annotation, AnnotationPlace};
 pub use self::form::ImageForm;
 pub(crate) use self::form::compression;
 pub(crate) use self::parse::packing;
+use crate::attestation;
 use crate::build::{Built, BuiltImage};
 use crate::error::BuildError;
 use crate::export::{self, Ownership};
@@ -161,11 +162,13 @@ impl Output {
         match &self.target {
             OutputTarget::Image(naming) => {
                 let built = self.form.apply(store, built, threads)?;
+                attestation::attach(store, &built, names_of(&naming.names, delivery))?;
                 naming.write(&built, delivery)?;
                 Ok(Some(built))
             }
             OutputTarget::Oci(archive) => {
                 let shaped = self.form.apply(store, built, threads)?;
+                attestation::attach(store, &shaped, names_of(&archive.names, delivery))?;
                 archive.write_layout(&shaped, self.form.entry_annotations(&shaped), delivery)?;
                 Ok(Some(shaped))
             }
@@ -205,7 +208,7 @@ impl Naming {
     }
 
     fn write(&self, built: &Built, delivery: Delivery<'_>) -> Result<(), BuildError> {
-        let names = if self.names.is_empty() { delivery.tags } else { &self.names };
+        let names = names_of(&self.names, delivery);
         let digest = built.manifest.digest();
         if let (true, Some(prefix)) = (names.is_empty(), &self.dangling_prefix) {
             names::set(delivery.store, &format!("{prefix}@{digest}"), &built.manifest)?;
@@ -227,6 +230,11 @@ impl Naming {
     }
 }
 
+/// The names of an output, or else those of the build.
+fn names_of<'a>(own: &'a [String], delivery: Delivery<'a>) -> &'a [String] {
+    if own.is_empty() { delivery.tags } else { own }
+}
+
 /// `repository@digest` of a name.
 fn canonical(name: &str, built: &Built) -> Result<Reference, Error> {
     let reference: Reference = name.parse()?;
@@ -235,7 +243,7 @@ fn canonical(name: &str, built: &Built) -> Result<Reference, Error> {
 
 impl Archive {
     fn references(&self, delivery: Delivery<'_>) -> Result<Vec<Reference>, BuildError> {
-        let names = if self.names.is_empty() { delivery.tags } else { &self.names };
+        let names = names_of(&self.names, delivery);
         Ok(names.iter().map(|name| name.parse()).collect::<Result<_, Error>>()?)
     }
 
@@ -358,12 +366,13 @@ fn write_directories(
 }
 
 fn copy_to(built: &Built, destination: &dyn Destination, delivery: Delivery<'_>) -> Result<(), BuildError> {
+    let has_statements = built.images.iter().any(|image| !image.predicates.is_empty());
     // A registry takes a manifest only when it has what that points to: one question instead of one a blob.
-    if destination.named()?.as_ref() == Some(built.manifest.digest()) {
+    if !has_statements && destination.named()?.as_ref() == Some(built.manifest.digest()) {
         return Ok(());
     }
     let source = StorePlace::existing(delivery.store, built.manifest.digest().as_ref(), built.manifest.clone());
-    let options = CopyOptions { platforms: PlatformChoice::All, ..CopyOptions::default() };
+    let options = CopyOptions { platforms: PlatformChoice::All, referrers: has_statements, ..CopyOptions::default() };
     copy(&source, destination, &options, delivery.progress)?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! The binary `nacre build`, run for real. Needs root, /dev/fuse, /bin/busybox (statically linked), useradd and skopeo.
 
+mod attestations;
 mod build;
 mod cache_mounts;
 mod conformance;

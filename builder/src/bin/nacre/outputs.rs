@@ -94,6 +94,9 @@ impl OutputArgs {
             name.parse::<Reference>().map_err(|error| Usage(error.to_string()))?;
         }
         annotate(&mut outputs, &self.annotation.concat())?;
+        if !request.attestations.is_empty() && !outputs.iter().any(Output::takes_annotations) {
+            return Err(Usage("attestations need an output of type image, registry or oci".to_owned()).into());
+        }
         check(&mut outputs, request)?;
         outputs.iter().try_for_each(|output| output.check(tags, &request.platforms))?;
         request.packing = packing(&outputs).unwrap_or_default();

@@ -43,7 +43,7 @@ const VERBS: [(&str, &str); 24] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&[&str], &[&str], &str); 23] = [
+const FLAGS: [(&[&str], &[&str], &str); 22] = [
     (&["run"], &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
     (&["run"], &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
@@ -84,7 +84,6 @@ const FLAGS: [(&[&str], &[&str], &str); 23] = [
         &["--creds", "--src-creds", "--dest-creds", "--authfile", "--registry-token"],
         NO_CREDENTIALS_FLAG,
     ),
-    (&["build"], &["--attest"], "attestations are not made; `nacre attach` attaches files to a pushed image"),
     (&["build"], &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
     (&["build"], &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),
     (

@@ -10,5 +10,5 @@ mod url;
 pub(crate) use checkout::{Resolved, check_out, make_repeatable, resolve};
 pub use command::GitError;
 pub(crate) use command::{Git, GitAccess};
-pub(crate) use url::without_passwords;
 pub use url::{GitReference, GitUrlError};
+pub(crate) use url::{redacted, without_passwords};

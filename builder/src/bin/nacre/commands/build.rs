@@ -100,7 +100,6 @@ pub(crate) struct Args {
 
 /// Builds, and writes all outputs.
 pub(crate) fn run(session: &Session, args: Args) -> anyhow::Result<ExitCode> {
-    args.attestations.check()?;
     // They live as long as the build.
     let agents = args.ssh.iter().map(|text| Agent::open(text)).collect::<Result<Vec<_>, _>>()?;
     let mut request = request(session, &args, &agents)?;
@@ -160,6 +159,7 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         ssh,
         allow: allowed(args)?,
         cache: args.outputs.cache_request(&args.build_arg),
+        attestations: args.attestations.asked()?,
         // The outputs say it.
         packing: Packing::default(),
         threads,

@@ -1,0 +1,138 @@
+//! What is said about an image: how it was built, and which packages it holds.
+//!
+//! Statements are in-toto's (<https://github.com/in-toto/attestation/tree/main/spec/v1>), each an artifact that refers to
+//! the image (<https://github.com/opencontainers/image-spec/blob/main/manifest.md>), not an entry of an index: what is
+//! said changes no digest of what it is said about. Invariant: the same build says the same, byte for byte; there is no
+//! time in a statement that the build was not given.
+
+mod materials;
+mod packages;
+mod provenance;
+mod spdx;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use layerfs::{Store, Tree};
+use oci_spec::image::{Descriptor, MediaType};
+use registry_client::{Artifact, EMPTY, Reference};
+use serde_json::{Value, json};
+
+pub(crate) use self::materials::{Material, Materials, image_uri};
+use crate::build::{Built, BuiltImage};
+use crate::error::BuildError;
+use crate::place::described;
+use crate::request::BuildRequest;
+
+const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
+const MEDIA_TYPE: &str = "application/vnd.in-toto+json";
+/// On the blob, where BuildKit and cosign look for it, and on the manifest, where registries show it in lists.
+const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
+
+/// Which statements are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attestations {
+    /// How the image was built.
+    pub provenance: Option<Provenance>,
+    /// Which packages it holds.
+    pub packages: bool,
+}
+
+/// What is said of a build.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// The values of build arguments, labels, the ids of secrets and the Dockerfile, too.
+    pub is_whole: bool,
+    /// Who says that it was built: a URI.
+    pub builder: String,
+}
+
+impl Attestations {
+    /// Whether nothing is asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.provenance.is_none() && !self.packages
+    }
+}
+
+/// A statement without the image that it is about.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Predicate {
+    kind: &'static str,
+    content: Value,
+}
+
+/// What was asked to be said about the image of a build.
+pub(crate) fn predicates(
+    request: &BuildRequest,
+    store: &Store,
+    materials: &Materials,
+    image: &BuiltImage,
+) -> Result<Vec<Predicate>, BuildError> {
+    let mut predicates = Vec::new();
+    if let Some(asked) = &request.attestations.provenance {
+        let content = provenance::predicate(request, asked, &materials.list());
+        predicates.push(Predicate { kind: provenance::PREDICATE_TYPE, content });
+    }
+    if request.attestations.packages {
+        let tree: Arc<dyn Tree> = store.tree(&image.image.diff_ids())?;
+        let found = packages::find(&tree);
+        let found = found.map_err(|source| BuildError::File {
+            action: "list the packages of",
+            path: "the image".into(),
+            source,
+        })?;
+        let (config, _) = described(store, &image.image.manifest)?;
+        let created = config.created.as_deref().unwrap_or("1970-01-01T00:00:00Z");
+        let content = spdx::document(&found, image, created);
+        predicates.push(Predicate { kind: spdx::PREDICATE_TYPE, content });
+    }
+    Ok(predicates)
+}
+
+/// Puts what is said about the images of a build beside them.
+pub(crate) fn attach(store: &Store, built: &Built, names: &[String]) -> Result<(), BuildError> {
+    for image in &built.images {
+        for predicate in &image.predicates {
+            let statement = predicate.about(image, names)?.to_string().into_bytes();
+            let annotations = BTreeMap::from([(PREDICATE_TYPE.to_owned(), predicate.kind.to_owned())]);
+            let mut layer = store.put_blob_bytes(MediaType::from(MEDIA_TYPE), &statement)?;
+            layer.set_annotations(Some(annotations.clone().into_iter().collect()));
+            let artifact = Artifact {
+                artifact_type: MEDIA_TYPE.to_owned(),
+                subject: Some(image.image.manifest.clone()),
+                layers: vec![(layer, &statement)],
+                annotations,
+            };
+            let manifest = artifact.manifest()?;
+            store.put_blob_bytes(MediaType::EmptyJSON, EMPTY)?;
+            store.put_blob_bytes(MediaType::ImageManifest, manifest.bytes())?;
+            store.add_unnamed(&manifest.listed())?;
+        }
+    }
+    Ok(())
+}
+
+impl Predicate {
+    fn about(&self, image: &BuiltImage, names: &[String]) -> Result<Value, BuildError> {
+        let digest = &image.image.manifest;
+        let subject = |name: String| json!({"name": name, "digest": sha256(digest)});
+        let named = names.iter().map(|name| Ok(subject(image_uri(&name.parse::<Reference>()?, &image.platform))));
+        let mut subjects = named.collect::<Result<Vec<_>, registry_client::Error>>()?;
+        if subjects.is_empty() {
+            // BuildKit's word for what has no name.
+            subjects.push(subject("_".to_owned()));
+        }
+        Ok(json!({
+            "_type": STATEMENT_TYPE,
+            "subject": subjects,
+            "predicateType": self.kind,
+            "predicate": self.content,
+        }))
+    }
+}
+
+/// A digest as in-toto has it (<https://github.com/in-toto/attestation/blob/main/spec/v1/digest_set.md>).
+fn sha256(descriptor: &Descriptor) -> Value {
+    json!({descriptor.digest().algorithm().as_ref(): descriptor.digest().digest()})
+}
