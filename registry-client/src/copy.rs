@@ -271,7 +271,7 @@ impl<'a> Transfer<'a> {
                 self.progress.blob_done(descriptor.digest());
                 Ok(true)
             }
-            Stored::Mounted => {
+            Stored::Unsent => {
                 self.progress.blob_skipped(descriptor);
                 Ok(false)
             }
