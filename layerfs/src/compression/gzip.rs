@@ -1,8 +1,8 @@
-//! Writes gzip in blocks that are compressed side by side.
+//! Writes gzip in blocks that are compressed side by side, or that are known from before.
 //!
-//! Invariant: the stream is cut every [`BLOCK_BYTES`] of input, each block is compressed with the 32 KiB
+//! Invariant: the input tells where it is cut ([`is_cut`]), each block is compressed with the 32 KiB
 //! before it as dictionary and ended on a byte boundary, whoever compresses it: the result does not
-//! depend on threads. One member, fixed header, no name, no time (<https://www.rfc-editor.org/rfc/rfc1952>).
+//! depend on threads nor on what is known. One member, fixed header, no name, no time (<https://www.rfc-editor.org/rfc/rfc1952>).
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -12,8 +12,9 @@ use std::thread::JoinHandle;
 
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 
-/// Large enough that cutting costs 0.01% of size, small enough to keep two cores busy and memory low.
-const BLOCK_BYTES: usize = 1 << 20;
+use super::blocks::{self, BlockKey, Known, LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES, MadeBlock, SECTOR_BYTES, is_cut};
+use crate::digest::Digester;
+
 /// How far back deflate refers.
 const WINDOW_BYTES: usize = 32 * 1024;
 /// No flags, time 0, no extra flags, unknown system.
@@ -30,6 +31,15 @@ struct Block {
 struct Packed {
     bytes: Vec<u8>,
     crc: Crc,
+    /// Its key, and its own sum; not where nothing is looked up.
+    name: Option<(BlockKey, [u8; 32])>,
+}
+
+/// How blocks are compressed.
+#[derive(Clone)]
+struct Packer {
+    level: Compression,
+    known: Known,
 }
 
 struct Job {
@@ -42,9 +52,13 @@ pub(super) struct GzipWriter<W> {
     sink: W,
     /// The block that is being filled, behind the window before it.
     block: Block,
+    /// How much of its own bytes has no cut but perhaps at the end.
+    looked_at: usize,
     crc: Crc,
-    is_started: bool,
-    level: Compression,
+    /// How much the sink got; the header goes there first.
+    written_bytes: u64,
+    made: Vec<MadeBlock>,
+    packer: Packer,
     workers: Option<Workers>,
 }
 
@@ -56,17 +70,18 @@ struct Workers {
 }
 
 impl<W: Write> GzipWriter<W> {
-    pub(super) fn new(sink: W, level: u8, threads: usize) -> io::Result<Self> {
-        let level = Compression::new(level.into());
-        let workers = if threads > 1 { Some(Workers::start(threads, level)?) } else { None };
+    pub(super) fn new(sink: W, level: u8, threads: usize, known: Known) -> io::Result<Self> {
+        let packer = Packer { level: Compression::new(level.into()), known };
+        let workers = if threads > 1 { Some(Workers::start(threads, &packer)?) } else { None };
         let block = Block { bytes: Vec::new(), window: 0, is_last: false };
-        Ok(Self { sink, block, crc: Crc::new(), is_started: false, level, workers })
+        let (crc, made) = (Crc::new(), Vec::new());
+        Ok(Self { sink, block, looked_at: 0, crc, written_bytes: 0, made, packer, workers })
     }
 
-    /// Compresses the last block and writes the trailer.
-    pub(super) fn finish(mut self) -> io::Result<W> {
+    /// Compresses the last block and writes the trailer; gives the blocks, too, if known ones were looked up.
+    pub(super) fn finish(mut self) -> io::Result<(W, Vec<MadeBlock>)> {
         self.block.is_last = true;
-        self.dispatch()?;
+        self.dispatch(self.block.bytes.len() - self.block.window)?;
         while let Some(packed) = self.workers.as_mut().and_then(|workers| workers.pending.pop_front()) {
             self.write_packed(receive(&packed)?)?;
         }
@@ -74,15 +89,32 @@ impl<W: Write> GzipWriter<W> {
         // The length modulo 2^32, as the format has it: what `amount` counts.
         self.sink.write_all(&self.crc.amount().to_le_bytes())?;
         self.sink.flush()?;
-        Ok(self.sink)
+        Ok((self.sink, self.made))
     }
 
-    /// Sends the block off and starts the next one, behind its window.
-    fn dispatch(&mut self) -> io::Result<()> {
-        let window = self.block.bytes[self.block.bytes.len().saturating_sub(WINDOW_BYTES)..].to_vec();
-        let next = Block { window: window.len(), bytes: window, is_last: false };
-        let block = std::mem::replace(&mut self.block, next);
-        let Some(workers) = &mut self.workers else { return self.write_packed(pack(&block, self.level)) };
+    /// How many bytes of the block lie before the first cut, if there is one.
+    fn cut(&mut self) -> Option<usize> {
+        let own = &self.block.bytes[self.block.window..];
+        while self.looked_at + SECTOR_BYTES <= own.len() {
+            let sector = &own[self.looked_at..][..SECTOR_BYTES];
+            self.looked_at += SECTOR_BYTES;
+            let end = self.looked_at;
+            if end >= MOST_BLOCK_BYTES || end >= LEAST_BLOCK_BYTES && is_cut(sector) {
+                return Some(end);
+            }
+        }
+        None
+    }
+
+    /// Sends the first bytes of the block off and starts the next one with the rest, behind its window.
+    fn dispatch(&mut self, size_bytes: usize) -> io::Result<()> {
+        let end = self.block.window + size_bytes;
+        let window = end.min(WINDOW_BYTES);
+        let next = Block { window, bytes: self.block.bytes[end - window..].to_vec(), is_last: false };
+        let mut block = std::mem::replace(&mut self.block, next);
+        block.bytes.truncate(end);
+        self.looked_at = 0;
+        let Some(workers) = &mut self.workers else { return self.write_packed(self.packer.pack(&block)) };
         let (done, packed) = sync_channel(1);
         let jobs = workers.jobs.as_ref().ok_or_else(stopped)?;
         jobs.send(Job { block, done }).map_err(|_| stopped())?;
@@ -96,22 +128,28 @@ impl<W: Write> GzipWriter<W> {
     }
 
     fn write_packed(&mut self, packed: Packed) -> io::Result<()> {
-        if !self.is_started {
+        if self.written_bytes == 0 {
             self.sink.write_all(&HEADER)?;
-            self.is_started = true;
+            self.written_bytes = HEADER.len() as u64;
         }
         self.crc.combine(&packed.crc);
+        if let Some((key, sum)) = packed.name {
+            // At most a few mebibytes.
+            let size_bytes = packed.bytes.len() as u32;
+            self.made.push(MadeBlock { key, offset: self.written_bytes, size_bytes, sum });
+        }
+        self.written_bytes += packed.bytes.len() as u64;
         self.sink.write_all(&packed.bytes)
     }
 }
 
 impl<W: Write> Write for GzipWriter<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = BLOCK_BYTES - (self.block.bytes.len() - self.block.window);
+        let room = MOST_BLOCK_BYTES - (self.block.bytes.len() - self.block.window);
         let count = room.min(bytes.len());
         self.block.bytes.extend_from_slice(&bytes[..count]);
-        if count == room {
-            self.dispatch()?;
+        while let Some(end) = self.cut() {
+            self.dispatch(end)?;
         }
         Ok(count)
     }
@@ -122,12 +160,12 @@ impl<W: Write> Write for GzipWriter<W> {
 }
 
 impl Workers {
-    fn start(threads: usize, level: Compression) -> io::Result<Self> {
+    fn start(threads: usize, packer: &Packer) -> io::Result<Self> {
         let (jobs, queue) = sync_channel::<Job>(threads);
         let queue = Arc::new(Mutex::new(queue));
         let threads = (0..threads).map(|_| {
-            let queue = Arc::clone(&queue);
-            std::thread::Builder::new().name("gzip".to_owned()).spawn(move || work(&queue, level))
+            let (queue, packer) = (Arc::clone(&queue), packer.clone());
+            std::thread::Builder::new().name("gzip".to_owned()).spawn(move || work(&queue, &packer))
         });
         let threads = threads.collect::<io::Result<_>>()?;
         Ok(Self { jobs: Some(jobs), threads, pending: VecDeque::new() })
@@ -144,11 +182,11 @@ impl Drop for Workers {
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, level: Compression) {
+fn work(queue: &Mutex<Receiver<Job>>, packer: &Packer) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job { block, done }) = job else { return };
-        let _ = done.send(pack(&block, level)); // nobody waits for it after an error
+        let _ = done.send(packer.pack(&block)); // nobody waits for it after an error
     }
 }
 
@@ -160,11 +198,23 @@ fn stopped() -> io::Error {
     io::Error::other("a compression thread has stopped")
 }
 
-/// Compresses one block as raw deflate.
-fn pack(block: &Block, level: Compression) -> Packed {
+impl Packer {
+    /// Finds what one block was compressed to before, or compresses it.
+    fn pack(&self, block: &Block) -> Packed {
+        let mut crc = Crc::new();
+        crc.update(&block.bytes[block.window..]);
+        let Some(known) = &self.known else { return Packed { bytes: deflated(block, self.level), crc, name: None } };
+        let key = blocks::key(&block.bytes, block.window, block.is_last, self.level.level());
+        let bytes = known.find(&key).unwrap_or_else(|| deflated(block, self.level));
+        let mut digester = Digester::new();
+        digester.update(&bytes);
+        Packed { bytes, crc, name: Some((key, digester.sum())) }
+    }
+}
+
+/// One block as raw deflate.
+fn deflated(block: &Block, level: Compression) -> Vec<u8> {
     let (window, bytes) = block.bytes.split_at(block.window);
-    let mut crc = Crc::new();
-    crc.update(bytes);
     let mut deflate = Compress::new(level, false);
     if !window.is_empty() {
         deflate.set_dictionary(window).expect("a raw deflate stream takes a dictionary before its first byte");
@@ -172,7 +222,7 @@ fn pack(block: &Block, level: Compression) -> Packed {
     let flush = if block.is_last { FlushCompress::Finish } else { FlushCompress::Sync };
     let mut packed = Vec::with_capacity(bytes.len() / 2 + 1024);
     loop {
-        // The count is that of this block's own bytes, at most `BLOCK_BYTES`.
+        // The count is that of this block's own bytes, at most [`MOST_BLOCK_BYTES`].
         let rest = &bytes[deflate.total_in() as usize..];
         let status = deflate.compress_vec(rest, &mut packed, flush).expect("deflate of valid state does not fail");
         let has_room = packed.len() < packed.capacity();
@@ -182,7 +232,7 @@ fn pack(block: &Block, level: Compression) -> Packed {
             has_room && deflate.total_in() as usize == bytes.len()
         };
         if is_done {
-            return Packed { bytes: packed, crc };
+            return packed;
         }
         packed.reserve(bytes.len() / 4 + 1024);
     }

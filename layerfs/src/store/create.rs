@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::image::Descriptor;
 
@@ -14,8 +15,8 @@ use super::blobs::{layer_media_type, read_text};
 use super::error::{AtPath, Result, StoreError};
 use super::files::{Draft, link, sync_directory_of};
 use super::ingest::finish_index;
-use super::{Layer, Store};
-use crate::compression::{Compression, Encoder, Packing};
+use super::{Layer, Store, packed};
+use crate::compression::{Compression, Encoder, MadeBlock, Packing};
 use crate::digest::{DiffId, Digest, Digesting};
 use crate::index::index_tar;
 use crate::tar::{TarError, TarReader, TarWriter};
@@ -135,11 +136,11 @@ impl Store {
         }
         let directory = self.lease.directory();
         // A blob that is the tar itself has the tar's digest, and shares its bytes.
-        let (draft, digest) = match packing.compression() {
-            Compression::None => (None, (*diff_id).into()),
+        let (draft, digest, blocks) = match packing.compression() {
+            Compression::None => (None, (*diff_id).into(), Vec::new()),
             _ => {
-                let (draft, digest) = self.compress_layer(diff_id, packing, threads, watch)?;
-                (Some(draft), digest)
+                let (draft, digest, blocks) = self.compress_layer(diff_id, packing, threads, watch)?;
+                (Some(draft), digest, blocks)
             }
         };
         let blob_path = self.blob_path(&digest);
@@ -151,6 +152,9 @@ impl Store {
                 None => link(&self.layer_path(diff_id, "tar"), &blob_path)?,
             }
             sync_directory_of(&blob_path)?;
+            if !blocks.is_empty() {
+                Draft::publish_derived(directory, [packed::encode(&blocks).as_slice()], &self.blocks_path(&digest))?;
+            }
             put(diff_id.to_string(), &diff_path)?;
             put(digest.to_string(), &self.layer_path(diff_id, "blob"))?;
             put(digest.to_string(), &self.layer_path(diff_id, &extension(packing)))?;
@@ -178,17 +182,23 @@ impl Store {
         packing: Packing,
         threads: usize,
         watch: &dyn PackingWatch,
-    ) -> Result<(Draft, Digest)> {
+    ) -> Result<(Draft, Digest, Vec<MadeBlock>)> {
         let directory = self.lease.directory();
         let tar = self.open_layer(diff_id)?;
         let draft = Draft::new(directory)?;
-        watch.began(draft.reopen()?, tar.metadata().at("looking at a layer in", directory)?.len());
+        let tar_bytes = tar.metadata().at("looking at a layer in", directory)?.len();
+        watch.began(draft.reopen()?, tar_bytes);
         let packed = Watched { packed: Digesting::new(draft), watch };
-        let encoder = Encoder::new(packed, packing, threads).at("starting to compress in", directory)?;
-        let watched = compress(tar, encoder).at("compressing a layer in", directory)?;
+        let encoder = if tar_bytes < packed::FROM_TAR_BYTES {
+            Encoder::new(packed, packing, threads)
+        } else {
+            Encoder::knowing(packed, packing, threads, Arc::new(self.packed_blocks()))
+        };
+        let encoder = encoder.at("starting to compress in", directory)?;
+        let (watched, blocks) = compress(tar, encoder).at("compressing a layer in", directory)?;
         let (draft, digester) = watched.packed.into_parts();
         draft.sync()?;
-        Ok((draft, digester.digest()))
+        Ok((draft, digester.digest(), blocks))
     }
 
     /// The blob of a layer that [`Store::pack_layer`] made, if it is still there.
@@ -230,11 +240,11 @@ fn extension(packing: Packing) -> String {
     }
 }
 
-fn compress<W: Write>(mut tar: impl Read, mut encoder: Encoder<W>) -> io::Result<W> {
+fn compress<W: Write>(mut tar: impl Read, mut encoder: Encoder<W>) -> io::Result<(W, Vec<MadeBlock>)> {
     let mut buffer = vec![0; GATHER_BYTES];
     loop {
         match tar.read(&mut buffer) {
-            Ok(0) => return encoder.finish(),
+            Ok(0) => return encoder.finish_blocks(),
             Ok(count) => encoder.write_all(&buffer[..count])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),

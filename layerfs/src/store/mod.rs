@@ -12,6 +12,7 @@
 //! layers/<diff id>.blob         digest of the blob it was last read from or written to; derived
 //! layers/<diff id>.gzip, ...    digest of the blob that we made of it; derived         create.rs
 //! layers/<blob>.diff            diff id of a layer blob; derived
+//! layers/<blob>.blocks          what a blob of ours was compressed from, block by block; derived      packed.rs
 //! trees/<chain id>.idx          merged index of a stack; derived                        trees.rs
 //! steps/<key>, <key>.lock       build-cache records, and who carries a step out         steps.rs
 //! notes/<name>                  what a build learned and a later one can do without     steps.rs
@@ -35,6 +36,7 @@ mod ingest;
 mod lease;
 mod lock;
 mod names;
+mod packed;
 mod prune;
 mod steps;
 mod trees;

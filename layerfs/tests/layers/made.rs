@@ -146,6 +146,60 @@ fn a_layer_has_one_blob_for_each_packing() {
     assert_eq!(store.prune(PruneOptions::default()).unwrap().blobs, 2, "those of levels that nothing names");
 }
 
+/// A layer of files, the third of which has this content.
+fn layer_with(store: &Store, third: &str) -> DiffId {
+    let others = |number: u32| {
+        let mut state = number.wrapping_add(1);
+        let mut line = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            format!("let value = {};\n", state >> 12)
+        };
+        (0..50_000).map(|_| line()).collect::<String>()
+    };
+    let created = store.create_layer(|tar| {
+        for number in 0..10 {
+            let text = if number == 3 { third.to_owned() } else { others(number) };
+            let (entry, content) = file(&format!("file{number}"), &text);
+            tar.append(&entry, &mut Cursor::new(content)).map_err(StoreError::from)?;
+        }
+        Ok::<_, StoreError>(())
+    });
+    created.unwrap()
+}
+
+#[test]
+fn a_layer_like_an_earlier_one_gets_the_blob_that_it_would_get_alone_whatever_became_of_the_earlier_one() {
+    let alone = |third: &str| {
+        let (_directory, store) = new_store();
+        store.pack_layer(&layer_with(&store, third), Compression::Gzip, 2).unwrap()
+    };
+    let expected = [alone("one"), alone(&"two".repeat(10_000))];
+    for damage in [None, Some(0), Some(1)] {
+        let (directory, store) = new_store();
+        let first = store.pack_layer(&layer_with(&store, "one"), Compression::Gzip, 2).unwrap();
+        assert_eq!(first, expected[0]);
+        let hex = first.descriptor.digest().digest().to_owned();
+        let list = directory.path().join("layers").join(format!("{hex}.blocks"));
+        assert!(list.exists());
+        match damage {
+            // A blob whose every block is damaged, and a list that is cut off.
+            Some(0) => {
+                let blob = store.blob_path(first.descriptor.digest());
+                let damaged: Vec<u8> = fs::read(&blob).unwrap().iter().map(|byte| byte ^ 1).collect();
+                fs::write(blob, damaged).unwrap();
+            }
+            Some(_) => fs::write(&list, &fs::read(&list).unwrap()[..100]).unwrap(),
+            None => {}
+        }
+        let second = store.pack_layer(&layer_with(&store, &"two".repeat(10_000)), Compression::Gzip, 2).unwrap();
+        assert_eq!(second, expected[1], "{damage:?}");
+        drop(store);
+        let store = Store::open(directory.path()).unwrap();
+        store.prune(PruneOptions::default()).unwrap();
+        assert!(!list.exists(), "a list lives as long as its blob");
+    }
+}
+
 /// Reads a blob as it grows, and ends it at a size.
 struct Following {
     blob: Mutex<Option<(fs::File, Vec<u8>)>>,
