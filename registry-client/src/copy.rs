@@ -289,13 +289,18 @@ impl<'a> Transfer<'a> {
         }
         self.progress.blob_started(descriptor);
         let what = format!("copy the blob {}", descriptor.digest());
-        let put = || self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor });
+        let put = |is_second| {
+            if is_second {
+                self.source.distrust(descriptor);
+            }
+            self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor })
+        };
         match twice_if_damaged(&what, self.progress, put)? {
             Stored::Sent => {
                 self.progress.blob_done(descriptor.digest());
                 Ok(true)
             }
-            Stored::Mounted => {
+            Stored::Unsent => {
                 self.progress.blob_skipped(descriptor);
                 Ok(false)
             }

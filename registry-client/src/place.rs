@@ -49,6 +49,11 @@ pub trait Source: Send + Sync {
         self.open_blob(descriptor)
     }
 
+    /// The content of a blob that came last was not what it should be: whoever else has it is asked next.
+    fn distrust(&self, descriptor: &Descriptor) {
+        let _ = descriptor;
+    }
+
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         let _ = descriptor;
@@ -110,8 +115,8 @@ pub trait Content: Sync {
 pub enum Stored {
     /// Its content was read and kept.
     Sent,
-    /// The registry took it from the content's origin; nothing was read.
-    Mounted,
+    /// The registry had it, or took it from the content's origin: nothing was sent.
+    Unsent,
 }
 
 /// A place that an image can be put to, named when the value is made. Blobs come first, from several threads at
@@ -146,7 +151,11 @@ pub trait Destination: Send + Sync {
     ///
     /// # Errors
     /// If the blob comes to nothing, or as [`Self::put_blob`].
-    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
+    fn put_growing_blob(
+        &self,
+        blob: &GrowingBlob,
+        progress: &dyn Progress,
+    ) -> Result<Option<(Descriptor, Stored)>, Error> {
         let _ = (blob, progress);
         Ok(None)
     }

@@ -73,6 +73,10 @@ impl Source for RegistrySource {
         Ok(Box::new(self.repository.open_unverified_blob(descriptor)?))
     }
 
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.repository.client().deliveries().distrust(descriptor.digest());
+    }
+
     fn origin(&self, _: &Descriptor) -> Option<Origin> {
         Some(self.repository.origin())
     }

@@ -54,7 +54,9 @@ impl Repacking {
             },
             display,
         )?;
-        let copied = copy(&repacked, destination, options, display)?;
+        let mut copied = copy(&repacked, destination, options, display)?;
+        let ahead = repacked.sent_ahead().min(copied.skipped);
+        (copied.sent, copied.skipped) = (copied.sent + ahead, copied.skipped - ahead);
         if let Some(before) = repacked.changed() {
             let after = copied.manifest.digest();
             Events::warning(display, &format!("the layers were compressed anew: {before} is now {after}"));
