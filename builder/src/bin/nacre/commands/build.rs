@@ -124,6 +124,7 @@ fn summarize(display: &Display, started: Instant, built: &Built) {
 }
 
 fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<BuildRequest> {
+    let attestations = args.attestations.asked()?;
     let build_args = args.build_arg.iter().filter_map(|text| flags::variable(text).transpose());
     let build_args = build_args.collect::<Result<BTreeMap<_, _>, _>>()?;
     let secrets = args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
@@ -159,7 +160,7 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         ssh,
         allow: allowed(args)?,
         cache: args.outputs.cache_request(&args.build_arg),
-        attestations: args.attestations.asked()?,
+        attestations,
         // The outputs say it.
         packing: Packing::default(),
         threads,
