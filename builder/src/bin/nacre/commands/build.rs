@@ -127,6 +127,7 @@ fn summarize(display: &Display, started: Instant, built: &Built) {
 }
 
 fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<BuildRequest> {
+    let attestations = args.attestations.asked()?;
     let build_args = args.build_arg.iter().filter_map(|text| flags::variable(text).transpose());
     let build_args = build_args.collect::<Result<BTreeMap<_, _>, _>>()?;
     let secrets = args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
