@@ -5,8 +5,8 @@ use std::path::Path;
 use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{
-    Cause, CopyOptions, Error, OciLayout, Platform, PlatformChoice, Progress, Reference, RegistrySource, Source,
-    choose_image, copy,
+    Cause, CopyOptions, Error, ImageName, OciLayout, Platform, PlatformChoice, Progress, Reference, RegistrySource,
+    Source, choose_image, copy,
 };
 
 use crate::attestation::{Material, image_uri};
@@ -31,8 +31,10 @@ pub(crate) fn image(
         Origin::Image(name) => named(builder, name, platform, progress),
         Origin::Context(NamedContext::Image(name)) => named(builder, name, platform, progress),
         Origin::Context(NamedContext::OciLayout(directory, name)) => {
-            let source = OciLayout::new(directory, name.clone());
-            fetch_to(builder, &source, None, platform, progress)
+            let place = ImageName::OciLayout { directory: directory.clone(), tag: name.clone() };
+            let source = Box::new(OciLayout::new(directory, name.clone()));
+            let source = builder.request().trust.guard(source, &place, false)?;
+            fetch_to(builder, source.as_ref(), None, platform, progress)
         }
         Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_) | NamedContext::Remote(_)) => {
             unreachable!("the callers deal with what is no image")
@@ -66,8 +68,9 @@ fn named(
     {
         return Ok(image);
     }
-    let source = RegistrySource::new(builder.client, &reference)?;
-    fetch_to(builder, &source, Some(&reference.familiar()), platform, progress)
+    let source = Box::new(RegistrySource::new(builder.client, &reference)?);
+    let source = builder.request().trust.guard(source, &ImageName::Registry(reference.clone()), false)?;
+    fetch_to(builder, source.as_ref(), Some(&reference.familiar()), platform, progress)
 }
 
 /// An image that the store has under a name, if it is one for the platform.

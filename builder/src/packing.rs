@@ -184,7 +184,7 @@ impl<'a> Packer<'a> {
         let Some(registry) = to.first().filter(|_| blob.is_growing()) else { return Ok(()) };
         let stopped = Arc::clone(blob);
         let _watched = schedule.watch(move || stopped.abandon());
-        streamed.extend(registry.put_growing_blob(blob, progress)?.map(|blob| blob.digest().clone()));
+        streamed.extend(registry.put_growing_blob(blob, progress)?.map(|(blob, _)| blob.digest().clone()));
         Ok(())
     }
 

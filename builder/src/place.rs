@@ -10,7 +10,7 @@ use layerfs::{DiffId, Layer, Store, StoreError};
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::{
     Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, Origin, Source, Stored,
-    VerifyingReader,
+    VerifyingReader, companion_subject,
 };
 
 use crate::image::ImageConfig;
@@ -107,6 +107,12 @@ impl Source for StorePlace<'_> {
         self.origin.clone()
     }
 
+    /// Only what lies beside an image; other tags are other images' names.
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        let found = self.store.beside(tag).map_err(|error| self.error("look for what lies beside an image", error))?;
+        found.map(|manifest| Self::existing(self.store, tag, manifest).manifest(None)).transpose()
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         let listed = self.store.unnamed().map_err(|error| self.error("list referrers", error))?;
         let refers = |entry: &Descriptor| {
@@ -167,6 +173,16 @@ impl Destination for StorePlace<'_> {
             }
             _ => Ok(()),
         }
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        let Some(subject) = companion_subject(tag) else {
+            let what = "it is no tag of what lies beside an image".to_owned();
+            return Err(Error::new(format!("keep {tag} in the store"), Cause::Input(what)));
+        };
+        StorePlace::new(self.store, None).put_manifest(manifest, false)?;
+        let kept = self.store.set_beside(&subject, tag, &manifest.descriptor());
+        kept.map_err(|error| self.error("keep what lies beside an image", error))
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layerfs::{Packing, Plane};
-use registry_client::{Platform, Reference};
+use registry_client::{Platform, Policy, Reference};
 
 use crate::attestation::Attestations;
 use crate::context::{FetchAccess, Fetched, RemotePlace};
@@ -61,6 +61,8 @@ pub struct BuildRequest {
     pub threads: usize,
     /// How the build goes on; no effect on the bytes.
     pub engine: EngineRequest,
+    /// Which images are let in from registries and layouts; what the store has is in.
+    pub trust: Policy,
 }
 
 impl BuildRequest {
@@ -90,6 +92,7 @@ impl BuildRequest {
             attestations: Attestations::default(),
             threads: 1,
             engine: EngineRequest::default(),
+            trust: Policy::default(),
         }
     }
 

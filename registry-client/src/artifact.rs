@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::digest::{Digester, VerifyingReader, digest_of};
 use crate::error::{Cause, Error};
 use crate::manifest::{Manifest, OCI_MANIFEST};
-use crate::place::Content;
+use crate::place::{Content, Destination};
 use crate::repository::{Repository, Selector};
 
 /// What is attached.
@@ -61,6 +61,24 @@ impl Artifact<'_> {
             manifest["annotations"] = json!(self.annotations);
         }
         Manifest::new(None, manifest.to_string().into_bytes()).map_err(fail)
+    }
+
+    /// Puts the artifact to the place of what it is about, where it is listed among what refers to that.
+    ///
+    /// # Errors
+    /// If a content fails, the artifact type is no media type, or the place refuses.
+    pub fn put(&self, destination: &dyn Destination) -> Result<Manifest, Error> {
+        let manifest = self.manifest()?;
+        let empty =
+            (Descriptor::new(MediaType::from(EMPTY_MEDIA_TYPE), EMPTY.len() as u64, digest_of(EMPTY)), EMPTY.to_vec());
+        let own = std::iter::once((&empty.0, &empty.1 as &dyn Content));
+        for (descriptor, content) in own.chain(self.layers.iter().map(|(descriptor, content)| (descriptor, *content))) {
+            if !destination.has_blob(descriptor)? {
+                destination.put_blob(descriptor, content)?;
+            }
+        }
+        destination.put_manifest(&manifest, false)?;
+        Ok(manifest)
     }
 }
 

@@ -24,6 +24,7 @@ use crate::retry::{RetryPolicy, parse_retry_after};
 use crate::secret::{self, Secret, without_credentials};
 use crate::transport::{Body, Method, Response, Transport, TransportOptions};
 use crate::url::{Origin, Url};
+use crate::ways::Deliveries;
 
 /// What a client is made from; the defaults are anonymous, silent and patient.
 #[derive(Clone)]
@@ -83,6 +84,7 @@ struct Shared {
     plain: Mutex<HashMap<Origin, bool>>,
     /// Mirrors that nobody answers at: one try each is enough.
     down: Mutex<HashSet<Origin>>,
+    deliveries: Deliveries,
     referrers: Mutex<()>,
     /// Registries that did not take a blob while it was made: one try each is enough.
     whole_only: Mutex<HashSet<Origin>>,
@@ -110,6 +112,7 @@ impl Client {
                 known_blobs,
                 plain: Mutex::default(),
                 down: Mutex::default(),
+                deliveries: Deliveries::default(),
                 referrers: Mutex::default(),
                 whole_only: Mutex::default(),
             }),
@@ -219,6 +222,10 @@ impl Client {
 
     pub(crate) fn lane_budget(&self) -> &LaneBudget {
         &self.shared.lane_budget
+    }
+
+    pub(crate) fn deliveries(&self) -> &Deliveries {
+        &self.shared.deliveries
     }
 
     pub(crate) fn known_blobs(&self) -> &KnownBlobs {

@@ -15,6 +15,7 @@ use crate::place::{Content, Destination, Origin, Source, Stored};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::retry::twice_if_damaged;
+use crate::signature::companion_tags;
 
 /// Which images of an index are copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,8 +34,15 @@ pub struct CopyOptions {
     /// Blobs in flight at once.
     pub jobs: usize,
     /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to
-    /// that.
+    /// that; also what cosign keeps under tags made from their digests.
     pub referrers: bool,
+}
+
+impl CopyOptions {
+    /// Whether an index is copied with all its images.
+    pub fn is_whole(&self) -> bool {
+        self.platforms == PlatformChoice::All
+    }
 }
 
 impl Default for CopyOptions {
@@ -87,6 +95,9 @@ pub fn copy(
     let results = results.inspect_err(|_| progress.abandoned(&blobs))?;
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;
+    }
+    for (tag, manifest) in &plan.companions {
+        destination.put_tagged(manifest, tag)?;
     }
     destination.put_manifest(&top, true)?;
     Ok(Copied { manifest: top, sent: results.sent, skipped: results.skipped })
@@ -147,24 +158,15 @@ struct Plan {
     blobs: VecDeque<Descriptor>,
     seen: HashSet<Digest>,
     children: Vec<Manifest>,
+    /// What lies beside an image under a tag of its own.
+    companions: Vec<(String, Manifest)>,
     with_referrers: bool,
 }
 
 impl Plan {
     fn add(&mut self, source: &dyn Source, manifest: &Manifest, depth: usize) -> Result<(), Error> {
         match manifest.content() {
-            ManifestContent::Image { config, layers } => {
-                // Whoever runs or shows the image reads its config whole.
-                if config.size() > MANIFEST_LIMIT_BYTES {
-                    let what = format!("its config is larger than {MANIFEST_LIMIT_BYTES} bytes");
-                    return Err(Error::new(format!("read {}", source.name()), Cause::Malformed(what)));
-                }
-                for descriptor in layers.into_iter().chain([*config]) {
-                    if self.seen.insert(descriptor.digest().clone()) {
-                        self.blobs.push_back(descriptor);
-                    }
-                }
-            }
+            ManifestContent::Image { config, layers } => self.add_blobs(source, *config, layers)?,
             ManifestContent::Index(manifests) => {
                 if depth >= INDEX_DEPTH_LIMIT || manifests.len() + self.children.len() > MANIFESTS_LIMIT {
                     return Err(too_deep(source));
@@ -179,6 +181,33 @@ impl Plan {
             }
             // Before what they refer to has its tag: whoever checks signatures finds them from the first moment on.
             self.add_children(source, referrers, depth)?;
+            self.add_companions(source, manifest.digest())?;
+        }
+        Ok(())
+    }
+
+    fn add_blobs(&mut self, source: &dyn Source, config: Descriptor, layers: Vec<Descriptor>) -> Result<(), Error> {
+        // Whoever runs or shows the image reads its config whole.
+        if config.size() > MANIFEST_LIMIT_BYTES {
+            let what = format!("its config is larger than {MANIFEST_LIMIT_BYTES} bytes");
+            return Err(Error::new(format!("read {}", source.name()), Cause::Malformed(what)));
+        }
+        for descriptor in layers.into_iter().chain([config]) {
+            if self.seen.insert(descriptor.digest().clone()) {
+                self.blobs.push_back(descriptor);
+            }
+        }
+        Ok(())
+    }
+
+    /// What cosign keeps beside a manifest. An index there would be none of cosign's, and stays behind.
+    fn add_companions(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
+        for tag in companion_tags(subject) {
+            let Some(companion) = source.tagged(&tag)? else { continue };
+            if let ManifestContent::Image { config, layers } = companion.content() {
+                self.add_blobs(source, *config, layers)?;
+                self.companions.push((tag, companion));
+            }
         }
         Ok(())
     }
@@ -260,13 +289,18 @@ impl<'a> Transfer<'a> {
         }
         self.progress.blob_started(descriptor);
         let what = format!("copy the blob {}", descriptor.digest());
-        let put = || self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor });
+        let put = |is_second| {
+            if is_second {
+                self.source.distrust(descriptor);
+            }
+            self.destination.put_blob(descriptor, &Moving { transfer: self, descriptor })
+        };
         match twice_if_damaged(&what, self.progress, put)? {
             Stored::Sent => {
                 self.progress.blob_done(descriptor.digest());
                 Ok(true)
             }
-            Stored::Mounted => {
+            Stored::Unsent => {
                 self.progress.blob_skipped(descriptor);
                 Ok(false)
             }

@@ -140,6 +140,9 @@ pub enum Cause {
     /// A credential file or helper failed.
     #[error("{0}")]
     Credential(String),
+    /// An image is not signed as it must be.
+    #[error("{0}")]
+    Untrusted(String),
     /// A place that is no registry, layout or archive failed in its own way.
     #[error("{}", in_full(&**.0))]
     Place(Box<dyn std::error::Error + Send + Sync>),
@@ -240,7 +243,7 @@ impl Error {
         match *self.cause {
             _ if self.is_local => ErrorKind::User,
             Cause::Place(ref place) => carried(&**place).map_or(ErrorKind::User, Self::kind),
-            Cause::Input(_) | Cause::Disk { .. } | Cause::Credential(_) => ErrorKind::User,
+            Cause::Input(_) | Cause::Disk { .. } | Cause::Credential(_) | Cause::Untrusted(_) => ErrorKind::User,
             _ => ErrorKind::Registry,
         }
     }

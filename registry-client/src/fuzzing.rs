@@ -10,6 +10,7 @@ use crate::manifest::{Manifest, ManifestContent};
 use crate::pages::next_link;
 use crate::pull::check_content_range;
 use crate::reference::{ImageName, Reference};
+use crate::signature::{KeyFile, Payload, PublicKey};
 
 /// What a person types: it is read the same again, and never leads out of the path of a URL.
 pub fn reference(bytes: &[u8]) -> bool {
@@ -60,6 +61,20 @@ pub fn manifest(bytes: &[u8]) -> bool {
     assert!(pointed.iter().all(|descriptor| is_safe(descriptor.digest())));
     let _ = (manifest.subject(), manifest.artifact_type(), manifest.annotations());
     true
+}
+
+/// What somebody signed: it is the same when it is written and read again.
+pub fn payload(bytes: &[u8]) -> bool {
+    let Ok(payload) = Payload::parse(bytes) else { return false };
+    assert_eq!(Payload::parse(&payload.to_bytes()).as_ref(), Ok(&payload));
+    true
+}
+
+/// A public or a private key; what is no key verifies nothing.
+pub fn key(bytes: &[u8]) -> bool {
+    let public = PublicKey::from_pem(bytes);
+    assert!(!public.as_ref().is_ok_and(|key| key.verifies(b"message", bytes)));
+    KeyFile::parse(bytes).is_ok() || public.is_ok()
 }
 
 #[cfg(test)]
@@ -113,5 +128,29 @@ mod tests {
             r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{{"mediaType":"{OCI_MANIFEST}","digest":"{digest}","size":1,"platform":{{"os":"linux","architecture":"arm","variant":"v7"}}}}]}}"#
         );
         drive(manifest, &[&image, &index]);
+    }
+
+    #[test]
+    fn payloads_that_are_almost_right_are_read_without_panic_and_the_same_again() {
+        let digest = format!("sha256:{}", "a1".repeat(32));
+        let with = |optional: &str| {
+            let critical = format!(
+                r#""identity":{{"docker-reference":"r.example/app:1"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature""#
+            );
+            format!(r#"{{"critical":{{{critical}}},"optional":{optional}}}"#)
+        };
+        drive(
+            payload,
+            &[&with("null"), &with(r#"{"creator":"me","timestamp":1700000000,"more":[true,null,{"a":-1.5}]}"#)],
+        );
+    }
+
+    #[test]
+    fn keys_that_are_almost_right_are_read_without_panic() {
+        let seeds =
+            [include_str!("../tests/suite/signed/sealed.key"), include_str!("../tests/suite/signed/sealed.pub")];
+        // Most changes are seen by the outermost form; what is below it has tests of its own.
+        let understood = mutations(&seeds, 20_000).filter(|text| key(text.as_bytes())).count();
+        assert!(understood > 10, "only {understood}");
     }
 }

@@ -339,6 +339,12 @@ impl Source for IndexSource<'_> {
         self.source_of(descriptor)?.open_unverified_blob(descriptor)
     }
 
+    fn distrust(&self, descriptor: &Descriptor) {
+        if let Ok(source) = self.source_of(descriptor) {
+            source.distrust(descriptor);
+        }
+    }
+
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         self.sources[self.owner(descriptor.digest())?].origin(descriptor)
     }

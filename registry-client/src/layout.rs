@@ -18,6 +18,7 @@ use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
 use crate::referrers;
+use crate::signature::companion_subject;
 
 /// The annotation by which an `index.json` names its images.
 const NAME: &str = "org.opencontainers.image.ref.name";
@@ -154,6 +155,10 @@ impl Source for OciLayout {
         open_blob(&Directory(&self.directory), &self.words(), descriptor)
     }
 
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        read_tagged(&Directory(&self.directory), &self.words(), tag)
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         read_referrers(&Directory(&self.directory), &self.words(), subject)
     }
@@ -190,6 +195,10 @@ impl Destination for OciLayout {
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         self.write_blob(manifest.digest(), &mut manifest.bytes())?;
         if is_top || manifest.subject().is_some() { self.list_manifest(manifest, is_top) } else { Ok(()) }
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        Self::new(&self.directory, Some(tag.to_owned())).put_manifest(manifest, true)
     }
 }
 
@@ -246,6 +255,14 @@ pub(crate) fn read_manifest(
     digest::check(&bytes, &digest)
         .and_then(|()| Manifest::new(media_type.as_deref(), bytes))
         .map_err(|cause| Error::local(format!("read the manifest {digest} of {place}"), cause))
+}
+
+/// The manifest that a layout names `tag`, if it does.
+pub(crate) fn read_tagged(files: &dyn Files, place: &str, tag: &str) -> Result<Option<Manifest>, Error> {
+    match read_manifest(files, place, Some(tag), None) {
+        Err(error) if matches!(error.cause(), Cause::Missing(_)) => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// A blob of a layout, verifying.
@@ -313,8 +330,11 @@ fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor,
     let all = listed(files, place)?;
     let is_referrer =
         |descriptor: &Descriptor| descriptor.artifact_type().is_some() && annotation(descriptor, NAME).is_none();
+    let is_companion =
+        |descriptor: &Descriptor| annotation(descriptor, NAME).is_some_and(|name| companion_subject(&name).is_some());
     let Some(tag) = tag else {
-        let images: Vec<&Descriptor> = all.iter().filter(|descriptor| !is_referrer(descriptor)).collect();
+        let is_image = |descriptor: &&Descriptor| !is_referrer(descriptor) && !is_companion(descriptor);
+        let images: Vec<&Descriptor> = all.iter().filter(is_image).collect();
         return match images.as_slice() {
             [only] => Ok((*only).clone()),
             [] => Err(fail(Cause::Missing("it holds no image".to_owned()))),

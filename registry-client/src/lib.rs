@@ -45,6 +45,7 @@ mod repository;
 mod retry;
 mod secret;
 mod session;
+mod signature;
 mod spool;
 mod stream;
 mod transport;
@@ -81,4 +82,8 @@ pub use self::repack::{LayerCompression, RepackOptions, RepackedSource, Repacker
 pub use self::repository::{Repository, Selector};
 pub use self::retry::{RetryPolicy, twice_if_damaged};
 pub use self::secret::{Secret, without_credentials};
+pub use self::signature::{
+    Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, companion_subject,
+    sign,
+};
 pub use self::transport::TransportOptions;

@@ -49,10 +49,24 @@ pub trait Source: Send + Sync {
         self.open_blob(descriptor)
     }
 
+    /// The content of a blob that came last was not what it should be: whoever else has it is asked next.
+    fn distrust(&self, descriptor: &Descriptor) {
+        let _ = descriptor;
+    }
+
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         let _ = descriptor;
         None
+    }
+
+    /// What the place names `tag` beside this image, where it can hold more than one: in the same repository or layout.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        let _ = tag;
+        Ok(None)
     }
 
     /// The manifests that refer to `subject` (signatures, bills of material), as the place lists them.
@@ -101,8 +115,8 @@ pub trait Content: Sync {
 pub enum Stored {
     /// Its content was read and kept.
     Sent,
-    /// The registry took it from the content's origin; nothing was read.
-    Mounted,
+    /// The registry had it, or took it from the content's origin: nothing was sent.
+    Unsent,
 }
 
 /// A place that an image can be put to, named when the value is made. Blobs come first, from several threads at
@@ -137,7 +151,11 @@ pub trait Destination: Send + Sync {
     ///
     /// # Errors
     /// If the blob comes to nothing, or as [`Self::put_blob`].
-    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
+    fn put_growing_blob(
+        &self,
+        blob: &GrowingBlob,
+        progress: &dyn Progress,
+    ) -> Result<Option<(Descriptor, Stored)>, Error> {
         let _ = (blob, progress);
         Ok(None)
     }
@@ -148,4 +166,14 @@ pub trait Destination: Send + Sync {
     /// # Errors
     /// If the place refuses it.
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error>;
+
+    /// Puts a manifest whose blobs were put before under a tag of its own, beside the image and before that.
+    ///
+    /// # Errors
+    /// If the place refuses it, or holds one image only.
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        let what = "it holds one image; registries, layouts and the store hold more".to_owned();
+        let doing = format!("put {} as {tag} beside {}", manifest.digest(), self.name());
+        Err(Error::local(doing, Cause::Input(what)))
+    }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
-use crate::error::{Cause, Error};
+use crate::error::{Answer, Cause, Error};
 use crate::manifest::Manifest;
 use crate::place::{Origin, Source};
 use crate::reference::Reference;
@@ -32,6 +32,12 @@ impl RegistrySource {
     pub fn new(client: &Client, reference: &Reference) -> Result<Self, Error> {
         let repository = client.repository(reference)?;
         Ok(Self { repository, selector: selector(reference), reference: reference.clone() })
+    }
+
+    /// The same, read where it is written to and not from a mirror, which may not have yet what was pushed.
+    #[must_use]
+    pub fn without_mirrors(self) -> Self {
+        Self { repository: self.repository.for_push(), ..self }
     }
 }
 
@@ -67,8 +73,20 @@ impl Source for RegistrySource {
         Ok(Box::new(self.repository.open_unverified_blob(descriptor)?))
     }
 
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.repository.client().deliveries().distrust(descriptor.digest());
+    }
+
     fn origin(&self, _: &Descriptor) -> Option<Origin> {
         Some(self.repository.origin())
+    }
+
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        match self.repository.manifest(&Selector::Tag(tag.to_owned())) {
+            Ok(manifest) => Ok(Some(manifest)),
+            Err(error) if matches!(error.cause(), Cause::Answer(Answer { status: 404, .. })) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {

@@ -62,8 +62,12 @@ impl Destination for RegistryDestination {
         self.repository.put_blob(descriptor, content)
     }
 
-    fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<Option<Descriptor>, Error> {
-        self.repository.put_growing_blob(blob, progress).map(|(descriptor, _)| Some(descriptor))
+    fn put_growing_blob(
+        &self,
+        blob: &GrowingBlob,
+        progress: &dyn Progress,
+    ) -> Result<Option<(Descriptor, Stored)>, Error> {
+        self.repository.put_growing_blob(blob, progress).map(Some)
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
@@ -77,5 +81,9 @@ impl Destination for RegistryDestination {
             return Err(Error::new(format!("push the manifest of {}", self.reference), cause));
         }
         self.repository.put_manifest(manifest, &self.selector)
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        self.repository.put_manifest(manifest, &Selector::Tag(tag.to_owned()))
     }
 }

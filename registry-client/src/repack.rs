@@ -18,7 +18,7 @@ use crate::digest::{Digester, VerifyingReader};
 use crate::error::Error;
 use crate::growing::BlobMaker;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Manifest, ManifestContent, OCI_INDEX, OCI_MANIFEST};
-use crate::place::{Destination, Origin, Source};
+use crate::place::{Destination, Origin, Source, Stored};
 use crate::progress::Progress;
 use crate::retry::twice_if_damaged;
 
@@ -71,6 +71,7 @@ pub struct RepackedSource<'a> {
     top: Manifest,
     manifests: HashMap<Digest, Manifest>,
     blobs: HashMap<Digest, Arc<File>>,
+    sent: usize,
 }
 
 /// A layer as it became.
@@ -79,6 +80,8 @@ struct Repacked {
     digest: Digest,
     size_bytes: u64,
     file: Arc<File>,
+    /// Whether it was sent meanwhile.
+    is_sent: bool,
 }
 
 /// A smaller layer is compressed before a registry has answered the first request of a stream.
@@ -106,8 +109,14 @@ impl<'a> RepackedSource<'a> {
         let mut rewriter = Rewriter { children, repacked: &repacked, made: HashMap::new(), renamed: HashMap::new() };
         let top = rewriter.rewrite(&original)?;
         let manifests = rewriter.made;
+        let sent = repacked.values().filter(|layer| layer.is_sent).count();
         let blobs = repacked.into_values().map(|layer| (layer.digest, layer.file)).collect();
-        Ok(Self { source, original: original.digest().clone(), top, manifests, blobs })
+        Ok(Self { source, original: original.digest().clone(), top, manifests, blobs, sent })
+    }
+
+    /// How many layers went ahead to where the image goes, so that a copy finds them there.
+    pub fn sent_ahead(&self) -> usize {
+        self.sent
     }
 
     /// The digest before, if it is another one now.
@@ -197,7 +206,12 @@ fn repack_all(
             scope.spawn(|| {
                 while let Some(layer) = next() {
                     let what = format!("compress the layer {}", layer.digest());
-                    let outcome = twice_if_damaged(&what, progress, || repack_one(source, &layer, options, progress));
+                    let outcome = twice_if_damaged(&what, progress, |is_second| {
+                        if is_second {
+                            source.distrust(&layer);
+                        }
+                        repack_one(source, &layer, options, progress)
+                    });
                     let mut done = lock(&done);
                     match (outcome, &mut *done) {
                         (Ok(repacked), Ok(all)) => drop(all.insert(layer.digest().clone(), repacked)),
@@ -241,21 +255,26 @@ fn repack_one(
     let kind = kind_of(layer.media_type().as_ref()).expect("only known kinds are collected");
     let media_type = kind.with(options.repacker.compression());
     std::thread::scope(|scope| {
-        if let Some(ahead) = options.ahead.filter(|_| layer.size() >= STREAMED_FROM_BYTES) {
+        let ahead = options.ahead.filter(|_| layer.size() >= STREAMED_FROM_BYTES).map(|ahead| {
             let blob = Arc::clone(maker.blob());
-            scope.spawn(move || {
-                // The copy does what is left, and tells what fails.
-                if let Err(error) = ahead.put_growing_blob(&blob, progress) {
-                    tracing::debug!(%error, "a layer is sent when all are compressed");
-                }
-            });
-        }
+            scope.spawn(move || ahead.put_growing_blob(&blob, progress))
+        });
         let written: io::Result<Digested> = write(maker);
         let Digested { file, digester, size_bytes, maker } = written.map_err(on_disk)?;
         let digest = digester.finish();
         maker.finish(&Descriptor::new(MediaType::from(media_type.as_str()), size_bytes, digest.clone()));
         progress.blob_done(layer.digest());
-        Ok(Repacked { media_type, digest, size_bytes, file: Arc::new(file) })
+        let put = ahead.map(|ahead| ahead.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let is_sent = match put {
+            Some(Ok(put)) => put.is_some_and(|(_, stored)| stored == Stored::Sent),
+            // The copy does what is left, and tells what fails.
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a layer is sent when all are compressed");
+                false
+            }
+            None => false,
+        };
+        Ok(Repacked { media_type, digest, size_bytes, file: Arc::new(file), is_sent })
     })
 }
 

@@ -142,7 +142,7 @@ impl Repository {
             }
             Ok((Manifest::new(content_type.as_deref(), bytes)?, etag))
         };
-        let patiently = || self.client.retrying(&doing, fetch).map_err(|cause| Error::new(&doing, cause));
+        let patiently = |_| self.client.retrying(&doing, fetch).map_err(|cause| Error::new(&doing, cause));
         twice_if_damaged(&doing, self.client.progress(), patiently)
     }
 
@@ -283,7 +283,9 @@ impl Repository {
     }
 
     pub(crate) fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<WaysReader, Error> {
-        let may = |way: &&Self| way.takes_digests && self.client.is_up(&way.host);
+        let damages =
+            |way: &Self| self.client.deliveries().was_damaged(descriptor.digest(), way.host.endpoint.origin());
+        let may = |way: &&Self| way.takes_digests && self.client.is_up(&way.host) && !damages(way);
         let mut ways: Vec<Self> = self.ways.iter().filter(may).cloned().collect();
         if ways.is_empty() {
             ways.push(self.clone());

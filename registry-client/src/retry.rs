@@ -48,19 +48,19 @@ impl RetryPolicy {
 }
 
 /// Fetches content, and once more from its begin if it came with another digest than it has: a bit flips on its way
-/// once, but who lies does so again.
+/// once, but who lies does so again. The second time `fetch` is told so.
 ///
 /// # Errors
 /// That of the second time, or the first one if it was another.
 pub fn twice_if_damaged<T>(
     what: &str,
     progress: &dyn Progress,
-    mut fetch: impl FnMut() -> Result<T, Error>,
+    mut fetch: impl FnMut(bool) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    match fetch() {
+    match fetch(false) {
         Err(error) if matches!(error.cause(), Cause::DigestMismatch { .. }) => {
             progress.retrying(what, &error.cause().to_string(), Duration::ZERO);
-            fetch()
+            fetch(true)
         }
         outcome => outcome,
     }

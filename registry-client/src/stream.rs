@@ -41,10 +41,12 @@ impl<'a> Stream<'a> {
     /// Uploads, and tells what the blob became.
     pub(crate) fn run(&self) -> Result<(Descriptor, Stored), Error> {
         let (descriptor, stored) = self.upload()?;
-        self.tell(&descriptor, descriptor.size());
         match stored {
-            Stored::Sent => self.progress.blob_done(descriptor.digest()),
-            Stored::Mounted => self.progress.blob_skipped(&descriptor),
+            Stored::Sent => {
+                self.tell(&descriptor, descriptor.size());
+                self.progress.blob_done(descriptor.digest());
+            }
+            Stored::Unsent => self.progress.blob_skipped(&descriptor),
         }
         Ok((descriptor, stored))
     }
@@ -75,7 +77,7 @@ impl<'a> Stream<'a> {
         // The last answer may have been lost, not the upload.
         if self.repository.has_blob(&descriptor)? {
             self.abandon(open);
-            return Ok((descriptor, Stored::Sent));
+            return Ok((descriptor, Stored::Unsent));
         }
         let stored = Upload::new(self.repository, &descriptor, self).begun_with(open).run()?;
         Ok((descriptor, stored))

@@ -124,7 +124,7 @@ impl<'a> Upload<'a> {
             return sent.map(|()| Stored::Sent);
         }
         let mut session = match is_first.then(|| self.mount()).flatten() {
-            Some(Mount::Done) => return Ok(Stored::Mounted),
+            Some(Mount::Done) => return Ok(Stored::Unsent),
             Some(Mount::Session(session)) => session,
             None => self.begin()?,
         };

@@ -3,13 +3,49 @@
 //! Invariant: bytes that were handed out are not fetched again. That hosts agree on the content is for its digest to
 //! say, not for this file.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use oci_spec::image::Descriptor;
+use oci_spec::image::{Descriptor, Digest};
 
 use crate::error::{Cause, Error};
 use crate::repository::Repository;
+use crate::url::Origin;
+
+/// Which mirrors a blob came from, so that those that damage it are not asked for it again.
+#[derive(Debug, Default)]
+pub(crate) struct Deliveries(Mutex<Delivered>);
+
+#[derive(Debug, Default)]
+struct Delivered {
+    from: HashMap<Digest, HashSet<Origin>>,
+    damaged: HashSet<(Digest, Origin)>,
+}
+
+impl Deliveries {
+    fn note(&self, digest: &Digest, from: &Origin) {
+        self.lock().from.entry(digest.clone()).or_default().insert(from.clone());
+    }
+
+    /// What came last of a blob was not what it should be.
+    pub(crate) fn distrust(&self, digest: &Digest) {
+        let mut delivered = self.lock();
+        let from = delivered.from.remove(digest).unwrap_or_default();
+        delivered.damaged.extend(from.into_iter().map(|from| (digest.clone(), from)));
+    }
+
+    /// Whether a blob of this host was damaged.
+    pub(crate) fn was_damaged(&self, digest: &Digest, from: &Origin) -> bool {
+        let delivered = self.lock();
+        !delivered.damaged.is_empty() && delivered.damaged.contains(&(digest.clone(), from.clone()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Delivered> {
+        // Whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A blob from the first of several hosts that has it.
 pub(crate) struct WaysReader {
@@ -40,6 +76,11 @@ impl WaysReader {
             match self.ways[0].open_blob_at(&self.descriptor, self.position_bytes) {
                 Ok(inner) => {
                     self.inner = inner;
+                    // For the last one, the registry itself, nobody stands in.
+                    if self.ways.len() > 1 {
+                        let from = self.ways[0].host().endpoint.origin();
+                        self.ways[0].client().deliveries().note(self.descriptor.digest(), from);
+                    }
                     return Ok(());
                 }
                 Err(error) => self.give_up(error)?,

@@ -13,6 +13,10 @@ use super::files::Draft;
 use super::lock::Lock;
 use crate::digest::Digest;
 
+/// Of an entry that lies beside an image: the tag under which registries have it there, and that image's digest.
+const BESIDE: &str = "io.nacre.beside.tag";
+const BESIDE_SUBJECT: &str = "io.nacre.beside.subject";
+
 /// An image in the store under a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedImage {
@@ -108,6 +112,39 @@ impl Store {
         .map(drop)
     }
 
+    /// Keeps a manifest that is in the store beside the image `subject`, as registries do under a tag that is made of its
+    /// digest; what was there under that tag goes. It has no name, and stays as long as the image does.
+    ///
+    /// # Errors
+    /// If it is not there, or `index.json` cannot be read or written.
+    pub fn set_beside(&self, subject: &Digest, tag: &str, descriptor: &Descriptor) -> Result<()> {
+        if !self.has_blob(descriptor.digest())? {
+            return Err(self.not_found(format!("blob {}", descriptor.digest())));
+        }
+        let mut entry = descriptor.clone();
+        let annotations = [(BESIDE, tag), (BESIDE_SUBJECT, subject.as_ref())];
+        entry.set_annotations(Some(annotations.map(|(key, value)| (key.to_owned(), value.to_owned())).into()));
+        self.change_index(|manifests| {
+            let has_changed = !manifests.contains(&entry);
+            manifests.retain(|manifest| annotation(manifest, BESIDE) != Some(tag));
+            manifests.push(entry);
+            has_changed
+        })
+        .map(drop)
+    }
+
+    /// What lies beside an image under a tag.
+    ///
+    /// # Errors
+    /// If `index.json` cannot be read or is malformed.
+    pub fn beside(&self, tag: &str) -> Result<Option<Descriptor>> {
+        let found = self.read_index()?.manifests().iter().find(|entry| annotation(entry, BESIDE) == Some(tag)).cloned();
+        match found {
+            Some(found) if self.has_blob(found.digest())? => Ok(Some(found)),
+            _ => Ok(None),
+        }
+    }
+
     /// Takes entries without a name away. The caller holds both locks.
     pub(super) fn remove_unnamed(&self, mut index: ImageIndex, is_stale: impl Fn(&Digest) -> bool) -> Result<()> {
         let is_kept = |entry: &&Descriptor| name_of(entry).is_some() || !is_stale(entry.digest());
@@ -142,7 +179,16 @@ impl Store {
 }
 
 pub(super) fn name_of(descriptor: &Descriptor) -> Option<&str> {
-    descriptor.annotations().as_ref()?.get(ANNOTATION_REF_NAME).map(String::as_str)
+    annotation(descriptor, ANNOTATION_REF_NAME)
+}
+
+/// The image that an entry lies beside, in hexadecimal.
+pub(super) fn beside_of(descriptor: &Descriptor) -> Option<String> {
+    annotation(descriptor, BESIDE_SUBJECT).and_then(|digest| Some(digest.split_once(':')?.1.to_owned()))
+}
+
+fn annotation<'a>(descriptor: &'a Descriptor, key: &str) -> Option<&'a str> {
+    descriptor.annotations().as_ref()?.get(key).map(String::as_str)
 }
 
 fn named_image(manifest: &Descriptor) -> Option<NamedImage> {

@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::error::{AtPath, Result};
 use super::files::{read_if_present, remove_if_present, taken_bytes};
 use super::lock::Lock;
-use super::names::name_of;
+use super::names::{beside_of, name_of};
 use super::{Store, lease, uppers};
 use crate::digest::{DiffId, Digest};
 use crate::index::{IndexFile, Subject};
@@ -50,7 +50,8 @@ pub struct Pruned {
     pub freed_bytes: u64,
 }
 
-/// An entry of the list that is no root: it lives as long as its subject. Both in hexadecimal.
+/// An entry of the list that is no root: it lives as long as its subject, or the image that it lies beside. Both in
+/// hexadecimal.
 struct Referrer {
     digest: String,
     subject: String,
@@ -108,7 +109,11 @@ impl Store {
         let (mut roots, mut referrers) = (Vec::new(), Vec::new());
         for entry in index.manifests() {
             let digest = entry.digest().digest().to_owned();
-            let subject = if name_of(entry).is_none() { self.subject_of(&digest)? } else { None };
+            let subject = match (name_of(entry), beside_of(entry)) {
+                (Some(_), _) => None,
+                (None, None) => self.subject_of(&digest)?,
+                (None, beside) => beside,
+            };
             match subject {
                 Some(subject) => referrers.push(Referrer { digest, subject }),
                 None => roots.push(digest),

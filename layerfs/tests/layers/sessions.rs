@@ -26,6 +26,31 @@ fn many_sessions_ingest_and_name_at_once() {
 }
 
 #[test]
+fn what_lies_beside_an_image_has_no_name_and_goes_with_it() {
+    let (directory, store) = new_store();
+    put_image(&store, "image", &[layer_of(&store, &[file("a", "a")])]);
+    let image = store.images().unwrap().remove(0).descriptor;
+    let put = |text: &str| store.put_blob_bytes(MediaType::ImageManifest, text.as_bytes()).unwrap();
+    // It names the image, as signatures do, and holds it for all that no longer than a name does.
+    let [old, new] = ["old", "new"].map(|text| put(&format!("{{\"{text}\":\"{}\"}}", image.digest())));
+    for beside in [&old, &new, &new] {
+        store.set_beside(image.digest(), "tag.sig", beside).unwrap();
+    }
+    assert_eq!(store.images().unwrap().len(), 1);
+    assert_eq!(store.beside("tag.sig").unwrap().unwrap().digest(), new.digest());
+    assert_eq!(store.beside("other.sig").unwrap(), None);
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    assert_eq!(store.prune(PruneOptions::default()).unwrap().blobs, 1, "what was there before");
+    assert!(store.beside("tag.sig").unwrap().is_some() && store.remove_name("image").unwrap());
+    drop(store);
+    let store = Store::open(directory.path()).unwrap();
+    store.prune(PruneOptions::default()).unwrap();
+    assert_eq!(store.beside("tag.sig").unwrap(), None);
+    assert_eq!(files_below(directory.path()), [] as [PathBuf; 0]);
+}
+
+#[test]
 fn prune_keeps_what_is_named_leased_or_below_an_upper_and_removes_the_rest() {
     let (directory, store) = new_store();
     let layers: Vec<_> =

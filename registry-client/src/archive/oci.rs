@@ -47,6 +47,10 @@ impl Source for OciArchiveSource {
         layout::open_blob(&self.files, &self.words, descriptor)
     }
 
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        layout::read_tagged(&self.files, &self.words, tag)
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         layout::read_referrers(&self.files, &self.words, subject)
     }
@@ -131,6 +135,10 @@ impl Destination for OciArchiveDestination {
             name.put_manifest(manifest, true)?;
         }
         self.pack().map_err(|error| Error::disk(format!("write {}", self.words), &self.file, error))
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        self.layout.put_tagged(manifest, tag).map_err(|error| self.of_archive(error))
     }
 }
 

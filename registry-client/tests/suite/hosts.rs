@@ -122,6 +122,29 @@ fn a_mirror_for_digests_is_not_asked_for_tags() {
 }
 
 #[test]
+fn a_blob_that_a_mirror_damages_comes_from_the_registry() {
+    let image = image("damaged");
+    let layer = image.layers().remove(0);
+    let damaged = layer.clone();
+    let mirror = FaultServer::start(move |request| match request.path.contains(damaged.digest().as_ref()) {
+        true => Reply::new(200).body(vec![b'x'; damaged.size() as usize]),
+        false => serve(request, image),
+    });
+    let registry = server_of(image);
+    let settings = Settings::new().registries_conf(&format!(
+        "[[registry]]\nprefix = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"",
+        registry.address(),
+        mirror.address()
+    ));
+    let client = settings.client();
+    let name = format!("{}/app:1", registry.address());
+    assert!(pull(&client, &name).expect("pulled").blobs() == image.blobs());
+    assert!(pull(&client, &name).expect("pulled again").blobs() == image.blobs());
+    assert_eq!(mirror.count("GET", layer.digest().as_ref()), 1, "once is enough");
+    assert_eq!(registry.requests().len(), 2, "the damaged blob, each time");
+}
+
+#[test]
 fn a_mirror_that_is_down_costs_one_warning_and_no_pull() {
     #[derive(Default)]
     struct Warnings(Mutex<Vec<String>>);

@@ -10,5 +10,6 @@ mod ranges;
 mod referrers;
 mod registry;
 mod resume;
+mod signatures;
 mod stream;
 mod support;

@@ -139,7 +139,7 @@ fn what_a_registry_was_sent_of_a_recipe_is_looked_for_and_not_streamed_again() {
     let server = FaultServer::start(move |request| keeping.answer(request));
     let repository = repository(server.address());
     put(&repository, |_| true).expect("pushed");
-    put(&repository, |_| true).expect("it is there");
+    assert_eq!(put(&repository, |_| true).expect("it is there").1, Stored::Unsent);
     assert_eq!(methods(&server), ["POST", "PATCH", "PUT", "HEAD"]);
     put_of("other", &repository, |_| true).expect("pushed");
     assert_eq!(server.count("PATCH", ""), 2);
@@ -388,5 +388,6 @@ fn layers_that_are_compressed_anew_go_out_meanwhile() {
     };
     let repacked = RepackedSource::new(&image, &options, &Silent).expect("compressed");
     assert!(repacked.changed().is_some(), "its media type is another one");
+    assert_eq!(repacked.sent_ahead(), 1);
     assert_eq!(methods(&server), ["POST", "PATCH", "PUT"]);
 }

@@ -21,6 +21,7 @@ pub(crate) struct MemoryImage {
     blobs: Mutex<BTreeMap<String, Vec<u8>>>,
     manifests: Mutex<BTreeMap<String, Manifest>>,
     top: Mutex<Option<Manifest>>,
+    tags: Mutex<BTreeMap<String, Manifest>>,
 }
 
 impl MemoryImage {
@@ -143,6 +144,11 @@ impl MemoryImage {
         self.manifests.lock().expect("no panic").insert(manifest.digest().to_string(), manifest);
     }
 
+    /// What lies beside the image under a tag of its own.
+    pub(crate) fn tag(&self, tag: &str) -> Option<Manifest> {
+        self.tags.lock().expect("no panic").get(tag).cloned()
+    }
+
     pub(crate) fn digest(&self) -> Digest {
         self.top().expect("it has a manifest").digest().clone()
     }
@@ -174,6 +180,15 @@ impl Source for MemoryImage {
         let missing = || Error::new("read memory", Cause::Missing("no such blob".to_owned()));
         Ok(Box::new(VerifyingReader::new(Cursor::new(bytes.ok_or_else(missing)?), descriptor)?))
     }
+
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        Ok(self.tag(tag))
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let refers = |manifest: &&Manifest| manifest.subject().is_some_and(|about| about.digest() == subject);
+        Ok(self.manifests.lock().expect("no panic").values().filter(refers).map(Manifest::listed).collect())
+    }
 }
 
 impl Destination for MemoryImage {
@@ -198,6 +213,11 @@ impl Destination for MemoryImage {
         } else {
             self.add_manifest(manifest.clone())
         }
+        Ok(())
+    }
+
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        self.tags.lock().expect("no panic").insert(tag.to_owned(), manifest.clone());
         Ok(())
     }
 }

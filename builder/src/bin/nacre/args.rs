@@ -63,6 +63,10 @@ pub(crate) enum Verb {
     Referrers(commands::referrers::Args),
     /// Attach files to an image at its registry
     Attach(commands::attach::Args),
+    /// Sign an image with a key
+    Sign(commands::sign::Args),
+    /// Make keys for signatures
+    Key(commands::key::Args),
     /// Push and pull files that are no image
     Artifact(commands::artifact::Args),
     /// Make, change, show and push indexes of several platforms
@@ -93,7 +97,7 @@ pub(crate) enum Verb {
     Remove(commands::remove::Args),
     /// Remove what no name leads to
     Prune(commands::prune::Args),
-    /// Read the whole store, and tell what is damaged
+    /// Check the signatures of an image; without one, read the whole store and tell what is damaged
     Verify(commands::verify::Args),
     /// Try out what this host permits
     Doctor(commands::doctor::Args),

@@ -2,6 +2,7 @@
 
 mod agent;
 mod args;
+mod ask;
 mod attestations;
 mod blobs;
 mod commands;
@@ -22,6 +23,7 @@ mod session;
 mod shell;
 mod terminal;
 mod transfer;
+mod trust;
 mod units;
 mod usage;
 mod wanted;
@@ -106,6 +108,8 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Catalog(args) => commands::catalog::run(session, &args),
         Verb::Delete(args) => commands::delete::run(session, &args),
         Verb::Referrers(args) => commands::referrers::run(session, &args),
+        Verb::Sign(args) => commands::sign::run(session, &args),
+        Verb::Key(args) => commands::key::run(session, &args),
         Verb::Attach(args) => commands::attach::run(session, &args),
         Verb::Artifact(args) => commands::artifact::run(session, &args),
         Verb::Manifest(args) => commands::manifest::run(session, &args),

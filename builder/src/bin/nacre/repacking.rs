@@ -21,7 +21,7 @@ const SCRATCH: &str = "/var/tmp";
 #[derive(clap::Args)]
 pub(crate) struct Repacking {
     /// Compress the layers anew: gzip, zstd or none. The image gets another digest
-    #[arg(long, value_name = "KIND")]
+    #[arg(long, value_name = "KIND", conflicts_with = "referrers")]
     compression: Option<String>,
     /// At this level [default: 6 of gzip, 3 of zstd]
     #[arg(long, value_name = "N", requires = "compression")]
@@ -54,7 +54,9 @@ impl Repacking {
             },
             display,
         )?;
-        let copied = copy(&repacked, destination, options, display)?;
+        let mut copied = copy(&repacked, destination, options, display)?;
+        let ahead = repacked.sent_ahead().min(copied.skipped);
+        (copied.sent, copied.skipped) = (copied.sent + ahead, copied.skipped - ahead);
         if let Some(before) = repacked.changed() {
             let after = copied.manifest.digest();
             Events::warning(display, &format!("the layers were compressed anew: {before} is now {after}"));

@@ -203,6 +203,17 @@ pub(crate) fn epoch() -> Option<String> {
     env::var("SOURCE_DATE_EPOCH").ok()
 }
 
+/// The file that says which images are let in, where podman and skopeo have it; `None` if there is none.
+pub(crate) fn signature_policy() -> Option<PathBuf> {
+    let files = [home(".config/containers/policy.json"), Some("/etc/containers/policy.json".into())];
+    files.into_iter().flatten().find(|file| file.exists())
+}
+
+/// The password of a key from the environment: ours, else cosign's. It may be empty.
+pub(crate) fn key_password() -> Option<Secret> {
+    ["NACRE_KEY_PASSWORD", "COSIGN_PASSWORD"].into_iter().find_map(|name| env::var(name).ok()).map(Secret::new)
+}
+
 /// What fetching contexts may use.
 pub(crate) fn fetch_access() -> FetchAccess {
     let names = ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"];

@@ -27,6 +27,9 @@ pub(crate) struct Transfer {
     /// Blobs in flight at once
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
+    /// Also what refers to the image: signatures, bills of material; what cosign keeps under tags too
+    #[arg(long)]
+    pub(crate) referrers: bool,
 }
 
 impl Transfer {
@@ -37,7 +40,7 @@ impl Transfer {
             (Some(platform), false) => PlatformChoice::One(platform.clone()),
             (None, false) => PlatformChoice::One(Platform::host()),
         };
-        CopyOptions { platforms, jobs: usize::from(self.jobs), referrers: false }
+        CopyOptions { platforms, jobs: usize::from(self.jobs), referrers: self.referrers }
     }
 }
 
@@ -123,6 +126,39 @@ pub(crate) fn with_tag(repository: &Reference, tag: &str) -> anyhow::Result<Refe
 /// An image at a registry, with or without skopeo's `docker://`.
 pub(crate) fn at_registry(text: &str) -> Result<Reference, registry_client::Error> {
     text.strip_prefix("docker://").unwrap_or(text).parse()
+}
+
+/// An image at a registry, in a layout or, with a flag of its own, in the store.
+#[derive(clap::Args)]
+pub(crate) struct Place {
+    /// The image: at a registry, or in a layout as oci:DIR[:TAG]
+    #[arg(value_name = "NAME", value_parser = place_name)]
+    name: String,
+    /// Take the name for one of the store
+    #[arg(long)]
+    store: bool,
+}
+
+impl Place {
+    /// What it means.
+    pub(crate) fn image(&self) -> anyhow::Result<ImageName> {
+        image_of(&self.name, self.store)
+    }
+}
+
+/// A name that is one, of whatever place.
+pub(crate) fn place_name(text: &str) -> anyhow::Result<String> {
+    image_of(text, false).map(|_| text.to_owned())
+}
+
+/// A place by its name; a bare one is a registry's unless it is said to be the store's.
+pub(crate) fn image_of(name: &str, in_store: bool) -> anyhow::Result<ImageName> {
+    match name.parse()? {
+        ImageName::Store(name) if !in_store => Ok(ImageName::Registry(name.parse()?)),
+        ImageName::Store(name) => Ok(ImageName::Store(name)),
+        other if in_store => Err(Usage(format!("{other}: it is no name of the store; leave --store away")).into()),
+        other => Ok(other),
+    }
 }
 
 /// A repository, typed without tag.

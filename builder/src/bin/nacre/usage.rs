@@ -15,7 +15,8 @@ use crate::commands::run::OWN_FAILURE;
 use crate::report;
 
 /// Verbs of docker and podman that are none here, and what does their work.
-const VERBS: [(&str, &str); 24] = [
+const VERBS: [(&str, &str); 25] = [
+    ("trust", "`nacre sign` signs, `nacre verify --key` checks; policy.json says what is let in (--signature-policy)"),
     ("exec", "no container goes on in the background; `nacre run IMAGE COMMAND` runs one in a fresh state"),
     ("ps", "no container goes on in the background; `nacre mount` lists what is mounted"),
     ("start", "no container stays: `nacre run IMAGE` runs one in a fresh state"),
@@ -43,7 +44,7 @@ const VERBS: [(&str, &str); 24] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&[&str], &[&str], &str); 22] = [
+const FLAGS: [(&[&str], &[&str], &str); 23] = [
     (&["run"], &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
     (&["run"], &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
@@ -84,6 +85,11 @@ const FLAGS: [(&[&str], &[&str], &str); 22] = [
         &["--creds", "--src-creds", "--dest-creds", "--authfile", "--registry-token"],
         NO_CREDENTIALS_FLAG,
     ),
+    (
+        &["push", "copy"],
+        &["--sign-by", "--sign-by-sigstore", "--sign-by-sigstore-private-key", "--sign-passphrase-file"],
+        "`nacre sign --key KEY NAME` signs an image where it lies",
+    ),
     (&["build"], &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
     (&["build"], &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),
     (
@@ -106,7 +112,7 @@ const NO_DAEMON: &str =
 const NO_PRIVILEGES: &str = "a command has docker's default capabilities and devices, and no others";
 const NO_CONTAINERS: &str = "one instruction is one layer, and no container is left behind that had to be removed";
 /// Verbs that speak with registries.
-const REGISTRY_VERBS: [&str; 15] = [
+const REGISTRY_VERBS: [&str; 17] = [
     "build",
     "run",
     "push",
@@ -117,6 +123,8 @@ const REGISTRY_VERBS: [&str; 15] = [
     "catalog",
     "delete",
     "referrers",
+    "sign",
+    "verify",
     "attach",
     "artifact",
     "manifest",

@@ -4,10 +4,11 @@
 
 use builder::StoredImage;
 use layerfs::Store;
-use registry_client::{Cause, Platform, Reference, RegistrySource};
+use registry_client::{Cause, ImageName, Platform, Reference, RegistrySource};
 
 use crate::report::Hinted;
 use crate::session::Session;
+use crate::trust::TrustFlags;
 
 /// Which image.
 #[derive(clap::Args)]
@@ -18,6 +19,8 @@ pub(crate) struct Wanted {
     /// When the registry is asked
     #[arg(long, value_enum, default_value = "missing", value_name = "WHEN")]
     pull: Pull,
+    #[command(flatten)]
+    trust: TrustFlags,
     /// The image: of the store, or else of its registry
     #[arg(value_name = "IMAGE")]
     image: String,
@@ -51,9 +54,10 @@ impl Wanted {
             return Err(Hinted::error(what, "--pull missing brings it from its registry"));
         }
         let reference: Reference = self.image.parse()?;
-        let source = RegistrySource::new(&session.client, &reference)?;
+        let source = Box::new(RegistrySource::new(&session.client, &reference)?);
+        let source = self.trust.policy()?.guard(source, &ImageName::Registry(reference.clone()), false)?;
         let display = session.display.as_ref();
-        let image = builder::fetch(store, &source, Some(&reference.familiar()), platform, display)?;
+        let image = builder::fetch(store, source.as_ref(), Some(&reference.familiar()), platform, display)?;
         let config = &image.config;
         match &self.platform {
             // An image that is no index is one for its own platform, and came whatever was asked for.

@@ -101,7 +101,12 @@ fn pull(session: &Session, args: &PullArgs) -> anyhow::Result<()> {
     session.display.planned(&layers);
     for (name, descriptor) in files {
         let what = format!("fetch {name}");
-        let fetch = || fetched(session, &source, descriptor, &args.output);
+        let fetch = |is_second| {
+            if is_second {
+                source.distrust(descriptor);
+            }
+            fetched(session, &source, descriptor, &args.output)
+        };
         written.push((name, twice_if_damaged(&what, session.display.as_ref(), fetch)?));
     }
     // All of them came: until now none of them had its name.

@@ -22,6 +22,7 @@ use crate::progress::Display;
 use crate::report::Usage;
 use crate::session::{self, Session};
 use crate::shell::StepFlags;
+use crate::trust::TrustFlags;
 use crate::units::parse_size;
 
 /// Arguments of `nacre build`.
@@ -85,6 +86,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     attestations: AttestationFlags,
     #[command(flatten)]
+    trust: TrustFlags,
+    #[command(flatten)]
     call: CallFlags,
     /// Show nothing but errors, and the digest: --progress=quiet
     #[arg(short, long)]
@@ -124,6 +127,8 @@ fn summarize(display: &Display, started: Instant, built: &Built) {
 }
 
 fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<BuildRequest> {
+    // What makes no sense is told before a file is read or fetched.
+    let (attestations, trust) = (args.attestations.asked()?, args.trust.policy()?);
     let build_args = args.build_arg.iter().filter_map(|text| flags::variable(text).transpose());
     let build_args = build_args.collect::<Result<BTreeMap<_, _>, _>>()?;
     let secrets = args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
@@ -134,7 +139,6 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
     let is_given = build_args.contains_key("SOURCE_DATE_EPOCH") && args.source_date_epoch == session::epoch();
     let epoch = args.source_date_epoch.as_deref().filter(|_| !is_given);
     let named_contexts = args.contexts.named()?;
-    let attestations = args.attestations.asked()?;
     let Opened { dockerfile, dockerfile_path, context } = args.contexts.open(session, &fetch, &secrets, &ssh)?;
     let threads = match args.threads {
         Some(0) => return Err(Usage("--threads must be at least 1".to_owned()).into()),
@@ -165,6 +169,7 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         packing: Packing::default(),
         threads,
         engine: args.engine.request()?,
+        trust,
     })
 }
 

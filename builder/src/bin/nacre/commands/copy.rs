@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-use registry_client::{CopyOptions, ImageName};
+use registry_client::ImageName;
 
 use crate::repacking::Repacking;
 use crate::session::Session;
 use crate::transfer::{Places, Transfer};
+use crate::trust::TrustFlags;
 
 /// Arguments of `nacre copy`.
 #[derive(clap::Args)]
@@ -23,19 +24,18 @@ pub(crate) struct Args {
     destination: ImageName,
     #[command(flatten)]
     transfer: Transfer,
-    /// Also what refers to the image: signatures, bills of material
-    #[arg(long, conflicts_with = "compression")]
-    referrers: bool,
     #[command(flatten)]
     repacking: Repacking,
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 /// Copies an image and prints its digest.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let places = Places::new(session);
-    let source = places.source(&args.source)?;
+    let options = args.transfer.options();
+    let source = args.trust.guard(places.source(&args.source)?, &args.source, options.is_whole())?;
     let destination = places.destination(&args.destination)?;
-    let options = CopyOptions { referrers: args.referrers, ..args.transfer.options() };
     let copied = args.repacking.copy(session, source.as_ref(), destination.as_ref(), &options)?;
     session.display.copied(&source.name(), &destination.name(), &copied);
     session.print(copied.manifest.digest().as_ref())?;

@@ -1,17 +1,20 @@
 //! `nacre login`.
 
-use std::io::{BufRead, Read, Write};
+use std::io::Read;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use registry_client::{Credential, Secret};
-use rustix::termios::{LocalModes, OptionalActions};
 
+use crate::ask::{Shown, ask};
 use crate::report::Usage;
 use crate::session::{Session, login_file};
 
 /// Docker's registry, where no other is named.
 const DEFAULT_REGISTRY: &str = "docker.io";
+
+/// What there is in place of a terminal.
+const HINT: &str = "give -u USER and --password-stdin";
 
 /// Arguments of `nacre login`.
 #[derive(clap::Args)]
@@ -38,12 +41,12 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let registry = registry(args.registry.as_deref())?;
     let user = match &args.username {
         Some(user) => user.clone(),
-        None => ask(session, "Username: ", false)?,
+        None => ask(session, "Username: ", Shown::Yes, HINT)?,
     };
     let password = match &args.password {
         Some(password) => password.clone(),
         None if args.password_stdin => piped_password()?,
-        None => ask(session, "Password: ", true)?,
+        None => ask(session, "Password: ", Shown::No, HINT)?,
     };
     if user.is_empty() || password.is_empty() {
         return Err(Usage("the user name and the password must not be empty".to_owned()).into());
@@ -79,35 +82,6 @@ fn piped_password() -> anyhow::Result<String> {
         .read_to_string(&mut text)
         .context("cannot read the password from standard input")?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-/// Asks a person on the terminal, without showing a secret.
-fn ask(session: &Session, question: &str, is_secret: bool) -> anyhow::Result<String> {
-    let stdin = std::io::stdin();
-    if !rustix::termios::isatty(&stdin) {
-        let what = "there is no terminal to ask on: give -u USER and --password-stdin";
-        return Err(Usage(what.to_owned()).into());
-    }
-    let mut stderr = std::io::stderr();
-    write!(stderr, "{question}").and_then(|()| stderr.flush()).context("cannot write to the terminal")?;
-    let shown = rustix::termios::tcgetattr(&stdin).context("cannot read the settings of the terminal")?;
-    let mut hidden = shown.clone();
-    hidden.local_modes.remove(LocalModes::ECHO);
-    // Ctrl-C shows again what is typed.
-    let _handed_over = session.interrupts.hand_over(&shown, None)?;
-    if is_secret {
-        rustix::termios::tcsetattr(&stdin, OptionalActions::Flush, &hidden)
-            .context("cannot switch the terminal's echo off")?;
-    }
-    let mut line = String::new();
-    let read = stdin.lock().read_line(&mut line);
-    if is_secret {
-        rustix::termios::tcsetattr(&stdin, OptionalActions::Flush, &shown)
-            .context("cannot switch the terminal's echo on")?;
-        writeln!(stderr).context("cannot write to the terminal")?;
-    }
-    read.context("cannot read from the terminal")?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 #[cfg(test)]

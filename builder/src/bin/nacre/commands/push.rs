@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Blobs in flight at once
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
+    /// Also what refers to the image: signatures, bills of material; what cosign keeps under tags too
+    #[arg(long, conflicts_with = "compression")]
+    referrers: bool,
     #[command(flatten)]
     repacking: Repacking,
 }
@@ -37,7 +40,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let source = StorePlace::existing(&store, &args.name, manifest);
     let destination = RegistryDestination::new(&session.client, &reference)?;
     let platforms = PlatformChoice::All;
-    let options = CopyOptions { platforms, jobs: usize::from(args.jobs), ..CopyOptions::default() };
+    let options = CopyOptions { platforms, jobs: usize::from(args.jobs), referrers: args.referrers };
     let copied = args.repacking.copy(session, &source, &destination, &options)?;
     session.display.copied(&args.name, &Destination::name(&destination), &copied);
     session.print(copied.manifest.digest().as_ref())?;

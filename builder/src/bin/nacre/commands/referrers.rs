@@ -4,20 +4,19 @@ use std::collections::HashSet;
 use std::process::ExitCode;
 
 use oci_spec::image::{Descriptor, Digest};
-use registry_client::{Platform, Reference, RegistrySource, Repository, Selector, choose_image};
+use registry_client::{Error, ImageName, Platform, Reference, RegistrySource, Repository, Selector, choose_image};
 use serde::Serialize;
 
 use crate::format::{Format, Table};
 use crate::session::Session;
-use crate::transfer::at_registry;
+use crate::transfer::{Place, Places};
 use crate::units::human_size;
 
 /// Arguments of `nacre referrers`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The image at its registry
-    #[arg(value_name = "NAME", value_parser = at_registry)]
-    name: Reference,
+    #[command(flatten)]
+    place: Place,
     /// Only those of this artifact type, such as application/spdx+json
     #[arg(long, value_name = "TYPE")]
     artifact_type: Option<String>,
@@ -43,10 +42,31 @@ struct Node {
 
 /// Lists signatures, bills of material and whatever else refers to an image.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let repository = session.client.repository(&args.name)?;
-    let subject = subject(session, &repository, &args.name, args.platform.as_ref())?;
-    let mut seen = HashSet::from([subject.digest().clone()]);
-    let nodes = listed(&repository, subject.digest(), args, &mut seen)?;
+    let nodes = match args.place.image()? {
+        ImageName::Registry(name) => {
+            let repository = session.client.repository(&name)?;
+            let subject = subject(session, &repository, &name, args.platform.as_ref())?;
+            let referring = |subject: &Digest| repository.referrers(subject, args.artifact_type.as_deref());
+            tree(subject.digest(), args.all, &referring)?
+        }
+        name => {
+            let places = Places::new(session);
+            let source = places.source(&name)?;
+            let subject = match &args.platform {
+                Some(platform) => choose_image(source.as_ref(), platform)?,
+                None => source.manifest(None)?,
+            };
+            let is_wanted = |one: &Descriptor| {
+                let own = one.artifact_type().as_ref().map(ToString::to_string);
+                args.artifact_type.is_none() || own == args.artifact_type
+            };
+            let referring = |subject: &Digest| {
+                let found = source.referrers(subject)?;
+                Ok(found.into_iter().filter(is_wanted).collect())
+            };
+            tree(subject.digest(), args.all, &referring)?
+        }
+    };
     match args.format {
         Format::Json => session.print(&serde_json::to_string_pretty(&nodes)?)?,
         Format::Table => {
@@ -75,20 +95,29 @@ pub(super) fn subject(
     })
 }
 
-/// What refers to a manifest; each once, since a hostile list could lead in a circle.
-fn listed(
-    repository: &Repository,
+/// What refers to a manifest, and with `all` what refers to that; each once, since a hostile list could lead in a circle.
+fn tree(
     subject: &Digest,
-    args: &Args,
+    all: bool,
+    referring: &dyn Fn(&Digest) -> Result<Vec<Descriptor>, Error>,
+) -> anyhow::Result<Vec<Node>> {
+    let mut seen = HashSet::from([subject.clone()]);
+    below(subject, all, referring, &mut seen)
+}
+
+fn below(
+    subject: &Digest,
+    all: bool,
+    referring: &dyn Fn(&Digest) -> Result<Vec<Descriptor>, Error>,
     seen: &mut HashSet<Digest>,
 ) -> anyhow::Result<Vec<Node>> {
     let mut nodes = Vec::new();
-    for descriptor in repository.referrers(subject, args.artifact_type.as_deref())? {
+    for descriptor in referring(subject)? {
         if !seen.insert(descriptor.digest().clone()) {
             continue;
         }
-        let referrers = match args.all {
-            true => listed(repository, descriptor.digest(), args, seen)?,
+        let referrers = match all {
+            true => below(descriptor.digest(), all, referring, seen)?,
             false => Vec::new(),
         };
         nodes.push(Node { descriptor, referrers });

@@ -10,7 +10,10 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 
 use anyhow::Context;
-use registry_client::{CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Reference, choose_image, copy};
+use registry_client::{
+    CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, choose_image, companion_subject,
+    copy,
+};
 use serde::Serialize;
 
 use self::list::{Line, Names};
@@ -18,6 +21,7 @@ use crate::format::Format;
 use crate::report::{self, Usage};
 use crate::session::Session;
 use crate::transfer::{Places, with_tag};
+use crate::trust::{self, TrustFlags};
 use crate::units::human_size;
 
 /// A list of images is text that people write; what is longer is something else.
@@ -41,9 +45,11 @@ pub(crate) struct Args {
     /// Only this platform of each index
     #[arg(long)]
     platform: Option<Platform>,
-    /// Also what refers to the images: signatures, bills of material
+    /// Also what refers to the images: signatures, bills of material; what cosign keeps under tags too
     #[arg(long)]
     referrers: bool,
+    #[command(flatten)]
+    trust: TrustFlags,
     /// Copy nothing; tell what would be copied
     #[arg(long)]
     dry_run: bool,
@@ -88,7 +94,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let lines = list::parse(&args.list.display().to_string(), &read(&args.list)?)?;
     let (mut jobs, mut outcomes) = (VecDeque::new(), Vec::new());
     for line in &lines {
-        match expanded(session, line) {
+        match expanded(session, line, args.referrers) {
             Ok(more) => jobs.extend(more),
             Err(error) => outcomes.push(failed(&line.source.to_string(), &line.destination.to_string(), &error)),
         }
@@ -99,12 +105,13 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         jobs: usize::from(args.jobs) / workers,
         referrers: args.referrers,
     };
+    let policy = args.trust.policy()?;
     let (queue, done) = (Mutex::new(jobs), Mutex::new(outcomes));
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(job) = locked(&queue).pop_front() {
-                    let outcome = outcome(session, &job, &options, args.dry_run);
+                    let outcome = outcome(session, &job, &options, &policy, args.dry_run);
                     locked(&done).push(outcome);
                 }
             });
@@ -131,7 +138,7 @@ fn read(path: &std::path::Path) -> anyhow::Result<String> {
 }
 
 /// The images that a line means.
-fn expanded(session: &Session, line: &Line) -> anyhow::Result<Vec<Job>> {
+fn expanded(session: &Session, line: &Line, with_referrers: bool) -> anyhow::Result<Vec<Job>> {
     let names = match (&line.names, &line.source) {
         (Names::One, source) => {
             let destination = match source {
@@ -149,7 +156,9 @@ fn expanded(session: &Session, line: &Line) -> anyhow::Result<Vec<Job>> {
         // A layout may name its images in full.
         let tag = name.parse::<Reference>().ok().and_then(|full| full.tag().map(str::to_owned));
         let tag = tag.filter(|_| name.contains(':')).unwrap_or_else(|| name.clone());
-        if line.names.fits(&tag) {
+        // What lies beside an image comes with it, if that was asked for.
+        let comes_along = with_referrers && companion_subject(&tag).is_some();
+        if line.names.fits(&tag) && !comes_along {
             let source = match &line.source {
                 ImageName::Registry(reference) => ImageName::Registry(with_tag(reference, &name)?),
                 ImageName::OciLayout { directory, .. } => {
@@ -166,8 +175,8 @@ fn expanded(session: &Session, line: &Line) -> anyhow::Result<Vec<Job>> {
     Ok(jobs)
 }
 
-fn outcome(session: &Session, job: &Job, options: &CopyOptions, is_dry: bool) -> Outcome {
-    match moved(session, job, options, is_dry) {
+fn outcome(session: &Session, job: &Job, options: &CopyOptions, policy: &Policy, is_dry: bool) -> Outcome {
+    match moved(session, job, options, policy, is_dry) {
         Ok((fate, digest)) => Outcome {
             source: job.source.to_string(),
             destination: job.destination.to_string(),
@@ -180,9 +189,15 @@ fn outcome(session: &Session, job: &Job, options: &CopyOptions, is_dry: bool) ->
     }
 }
 
-fn moved(session: &Session, job: &Job, options: &CopyOptions, is_dry: bool) -> anyhow::Result<(Fate, String)> {
+fn moved(
+    session: &Session,
+    job: &Job,
+    options: &CopyOptions,
+    policy: &Policy,
+    is_dry: bool,
+) -> anyhow::Result<(Fate, String)> {
     let places = Places::new(session);
-    let source = places.source(&job.source)?;
+    let source = trust::guard(policy, places.source(&job.source)?, &job.source, options.is_whole())?;
     let destination = places.destination(&job.destination)?;
     let wanted = match &options.platforms {
         PlatformChoice::All => source.digest()?,

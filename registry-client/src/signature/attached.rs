@@ -1,0 +1,288 @@
+//! Where signatures lie: beside the image, as the layers of an image of their own under the tag `sha256-<hex>.sig`
+//! (<https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md>), and as referrers.
+//!
+//! Invariant: signatures that are there stay as they are when one is added. What is read is bounded, and not to be
+//! trusted before it is verified.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use serde_json::{Value, json};
+
+use super::key::{PrivateKey, PublicKey};
+use super::payload::Payload;
+use crate::artifact::Artifact;
+use crate::digest::digest_of;
+use crate::error::{Cause, Error};
+use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, OCI_MANIFEST};
+use crate::place::{Content, Destination, Source};
+use crate::referrers::fallback_tag;
+
+/// The media type of a payload.
+const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+/// The annotation that holds the signature of a payload.
+const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+/// The artifact type of signatures that are referrers.
+const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+/// How the artifact types of cosign 3's bundles begin, whatever their version.
+const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.";
+/// As cosign has it. Each one may cost a request and a check.
+const SIGNATURES_LIMIT: usize = 1000;
+/// Payloads have some hundred bytes. All of them are held in memory while they are checked.
+const PAYLOAD_LIMIT_BYTES: u64 = 64 << 10;
+/// A signature of RSA with 8192 bits has 1024 bytes, in base64; nothing longer is looked at.
+const SIGNATURE_LIMIT_BYTES: usize = 4 << 10;
+/// Of the digest of a payload, as text: longer than that of any algorithm that is checked.
+const DIGEST_LIMIT_BYTES: usize = 256;
+/// Two writers take turns quickly.
+const UPDATE_TRIES: usize = 10;
+
+/// What cosign keeps beside a manifest, each under a tag of this ending: signatures, attestations, bills of material.
+const COMPANIONS: [&str; 3] = ["sig", "att", "sbom"];
+
+/// The tags of these for a manifest.
+pub(crate) fn companion_tags(digest: &Digest) -> [String; 3] {
+    COMPANIONS.map(|kind| format!("{}.{kind}", fallback_tag(digest)))
+}
+
+/// The manifest that something lies beside under one of these tags.
+pub fn companion_subject(tag: &str) -> Option<Digest> {
+    let (hex, kind) = tag.strip_prefix("sha256-")?.split_once('.')?;
+    Digest::try_from(format!("sha256:{hex}")).ok().filter(|_| COMPANIONS.contains(&kind))
+}
+
+fn signature_tag(digest: &Digest) -> String {
+    let [tag, ..] = companion_tags(digest);
+    tag
+}
+
+/// A signature as it lies beside an image; of anyone.
+#[derive(Debug, Clone)]
+pub(super) struct Attached {
+    payload: Descriptor,
+    signature: Vec<u8>,
+}
+
+impl Attached {
+    /// What it says, if it is one of these keys' for its payload.
+    pub(super) fn verified(
+        &self,
+        keys: &[PublicKey],
+        payloads: &mut Payloads<'_>,
+    ) -> Result<(Payload, PublicKey), String> {
+        let bytes = payloads.bytes(&self.payload)?;
+        let key = keys.iter().find(|key| key.verifies(bytes, &self.signature));
+        let key = key.ok_or("it is of another key, or damaged")?;
+        Ok((Payload::parse(bytes).map_err(|why| format!("what is signed is odd: {why}"))?, key.clone()))
+    }
+}
+
+/// The payloads of one place, each read once: many signatures have the same.
+pub(super) struct Payloads<'a> {
+    source: &'a dyn Source,
+    read: HashMap<Digest, Result<Vec<u8>, String>>,
+}
+
+impl<'a> Payloads<'a> {
+    pub(super) fn of(source: &'a dyn Source) -> Self {
+        Self { source, read: HashMap::new() }
+    }
+
+    fn bytes(&mut self, descriptor: &Descriptor) -> Result<&[u8], String> {
+        let source = self.source;
+        let read = self.read.entry(descriptor.digest().clone());
+        let bytes = read.or_insert_with(|| blob(source, descriptor, PAYLOAD_LIMIT_BYTES).map_err(|e| e.to_string()));
+        bytes.as_deref().map_err(Clone::clone)
+    }
+}
+
+/// A small blob, whole and verified.
+fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Result<Vec<u8>, Error> {
+    let doing = || format!("read the blob {} of {}", descriptor.digest(), source.name());
+    if descriptor.size() > limit_bytes {
+        return Err(Error::new(doing(), Cause::Malformed(format!("it is larger than {limit_bytes} bytes"))));
+    }
+    let mut bytes = Vec::new();
+    let read = source.open_blob(descriptor)?.take(limit_bytes + 1).read_to_end(&mut bytes);
+    read.map_err(|error| Error::from_io(doing(), source.name(), error))?;
+    Ok(bytes)
+}
+
+/// The signatures beside a manifest, those under the tag first; and whether there are bundles too, which are another
+/// form of signatures and not read.
+pub(super) fn attached(source: &dyn Source, subject: &Digest) -> Result<(Vec<Attached>, bool), Error> {
+    let mut found = Vec::new();
+    if let Some(manifest) = source.tagged(&signature_tag(subject))? {
+        collect(source, &manifest, &mut found)?;
+    }
+    let has_bundles = referring(source, subject, &mut found)?;
+    Ok((found, has_bundles))
+}
+
+/// Those that are referrers, and whether there are bundles among these.
+fn referring(source: &dyn Source, subject: &Digest, found: &mut Vec<Attached>) -> Result<bool, Error> {
+    let listed = match source.referrers(subject) {
+        // A place without such lists has none.
+        Err(error) if matches!(error.cause(), Cause::Input(_)) => Vec::new(),
+        listed => listed?,
+    };
+    let kind_of = |one: &Descriptor| one.artifact_type().as_ref().map(ToString::to_string).unwrap_or_default();
+    for (number, referrer) in listed.iter().filter(|one| kind_of(one) == ARTIFACT).enumerate() {
+        if number >= SIGNATURES_LIMIT {
+            return Err(too_many(source));
+        }
+        collect(source, &source.manifest(Some(referrer.digest()))?, found)?;
+    }
+    Ok(listed.iter().any(|one| kind_of(one).starts_with(BUNDLE)))
+}
+
+fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) -> Result<(), Error> {
+    let ManifestContent::Image { layers, .. } = manifest.content() else { return Ok(()) };
+    for layer in layers {
+        let text = layer.annotations().as_ref().and_then(|annotations| annotations.get(SIGNATURE));
+        let is_payload =
+            layer.media_type().to_string() == PAYLOAD && layer.digest().as_ref().len() < DIGEST_LIMIT_BYTES;
+        let text = text.filter(|text| is_payload && text.len() <= SIGNATURE_LIMIT_BYTES);
+        let Some(signature) = text.and_then(|text| STANDARD.decode(text).ok()) else { continue };
+        if found.len() >= SIGNATURES_LIMIT {
+            return Err(too_many(source));
+        }
+        // Without what else is said of it, which may be much.
+        let payload = Descriptor::new(layer.media_type().clone(), layer.size(), layer.digest().clone());
+        found.push(Attached { payload, signature });
+    }
+    Ok(())
+}
+
+fn too_many(source: &dyn Source) -> Error {
+    let what = format!("there are more than {SIGNATURES_LIMIT} of them");
+    Error::new(format!("read the signatures of {}", source.name()), Cause::Malformed(what))
+}
+
+/// Signs what a payload names, beside it: under its tag, and if it is asked for also as a referrer. Signing the same
+/// again with the same key changes nothing; false if there was nothing to change.
+///
+/// `source` and `destination` are the same place; `subject` is the manifest there.
+///
+/// # Errors
+/// If the place keeps no tags beside an image, or fails; if other clients change the tag again and again.
+pub fn sign(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    subject: &Manifest,
+    payload: &Payload,
+    key: &PrivateKey,
+    as_referrer: bool,
+) -> Result<bool, Error> {
+    let public = [key.public()];
+    let is_signed = |found: &[Attached]| {
+        let mut payloads = Payloads::of(source);
+        found.iter().any(|one| one.verified(&public, &mut payloads).is_ok_and(|(found, _)| found == *payload))
+    };
+    let tag = signature_tag(subject.digest());
+    let bytes = payload.to_bytes();
+    let mut has_changed = false;
+    for _ in 0..UPDATE_TRIES {
+        let existing = source.tagged(&tag)?;
+        let mut found = Vec::new();
+        if let Some(existing) = &existing {
+            collect(source, existing, &mut found)?;
+        }
+        if is_signed(&found) {
+            let mut referrers = Vec::new();
+            if as_referrer {
+                referring(source, subject.digest(), &mut referrers)?;
+            }
+            if as_referrer && !is_signed(&referrers) {
+                attach(destination, subject, &bytes, &key.sign(&bytes)?)?;
+                has_changed = true;
+            }
+            return Ok(has_changed);
+        }
+        // What another client puts there at the same time is found the next time round.
+        let mut drawer = Drawer::of(source, existing.as_ref())?;
+        drawer.add(&bytes, &key.sign(&bytes)?);
+        put_blob(destination, &payload_descriptor(&bytes), &bytes)?;
+        let config = drawer.config.to_string().into_bytes();
+        let described = Descriptor::new(MediaType::ImageConfig, config.len() as u64, digest_of(&config));
+        put_blob(destination, &described, &config)?;
+        drawer.manifest["config"] = json!(described);
+        let doing = || format!("sign {}", source.name());
+        let manifest = Manifest::new(None, drawer.manifest.to_string().into_bytes());
+        let digest_of = |manifest: Option<Manifest>| manifest.map(|manifest| manifest.digest().clone());
+        // Another client may have been here while the blobs were on their way.
+        if digest_of(source.tagged(&tag)?) != digest_of(existing) {
+            continue;
+        }
+        destination.put_tagged(&manifest.map_err(|cause| Error::new(doing(), cause))?, &tag)?;
+        has_changed = true;
+    }
+    let cause = Cause::Malformed("other clients changed its signatures again and again".to_owned());
+    Err(Error::new(format!("sign {}", source.name()), cause))
+}
+
+fn attach(destination: &dyn Destination, subject: &Manifest, payload: &[u8], signature: &[u8]) -> Result<(), Error> {
+    let mut layer = payload_descriptor(payload);
+    layer.set_annotations(Some(HashMap::from([(SIGNATURE.to_owned(), STANDARD.encode(signature))])));
+    let content = payload.to_vec();
+    let artifact = Artifact {
+        artifact_type: ARTIFACT.to_owned(),
+        subject: Some(subject.descriptor()),
+        layers: vec![(layer, &content)],
+        annotations: BTreeMap::new(),
+    };
+    artifact.put(destination)?;
+    Ok(())
+}
+
+fn payload_descriptor(payload: &[u8]) -> Descriptor {
+    Descriptor::new(MediaType::from(PAYLOAD), payload.len() as u64, digest_of(payload))
+}
+
+fn put_blob(destination: &dyn Destination, descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Error> {
+    if !destination.has_blob(descriptor)? {
+        destination.put_blob(descriptor, &bytes.to_vec() as &dyn Content)?;
+    }
+    Ok(())
+}
+
+/// The image that holds signatures, as documents to be added to: all that is in them stays.
+struct Drawer {
+    manifest: Value,
+    config: Value,
+}
+
+impl Drawer {
+    fn of(source: &dyn Source, existing: Option<&Manifest>) -> Result<Self, Error> {
+        let Some(existing) = existing else {
+            return Ok(Self {
+                manifest: json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}),
+                config: json!({"architecture": "", "os": "", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}),
+            });
+        };
+        let odd = || {
+            let what = "what is under their tag is no image of signatures".to_owned();
+            Error::new(format!("add to the signatures of {}", source.name()), Cause::Malformed(what))
+        };
+        let ManifestContent::Image { config, .. } = existing.content() else { return Err(odd()) };
+        let config = serde_json::from_slice::<Value>(&blob(source, &config, MANIFEST_LIMIT_BYTES)?);
+        let manifest = serde_json::from_slice::<Value>(existing.bytes());
+        let (Ok(manifest), Ok(config)) = (manifest, config) else { return Err(odd()) };
+        let has_lists =
+            manifest["layers"].is_array() && config.pointer("/rootfs/diff_ids").is_some_and(Value::is_array);
+        if has_lists { Ok(Self { manifest, config }) } else { Err(odd()) }
+    }
+
+    fn add(&mut self, payload: &[u8], signature: &[u8]) {
+        let mut layer = json!(payload_descriptor(payload));
+        layer["annotations"] = json!({SIGNATURE: STANDARD.encode(signature)});
+        let digest = layer["digest"].clone();
+        let lists = [self.manifest.get_mut("layers"), self.config.pointer_mut("/rootfs/diff_ids")];
+        for (list, entry) in lists.into_iter().zip([layer, digest]) {
+            list.and_then(Value::as_array_mut).expect("the lists were looked for when this was made").push(entry);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! Signatures of images: keys, what is signed, where it lies, and what a policy demands.
+//!
+//! The form is that of cosign with keys, which containers/image reads and writes too
+//! (<https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md>): a payload that names a manifest's digest
+//! and the image's name, signed, beside the image under the tag `sha256-<hex>.sig`.
+//!
+//! Invariant: nothing that a registry says about a signature counts before the signature was verified with a key
+//! that somebody trusts; all of it is bounded in size and number.
+
+mod attached;
+mod guard;
+mod identity;
+mod key;
+mod payload;
+mod pem;
+mod policy;
+mod sealed;
+
+pub(crate) use self::attached::companion_tags;
+pub use self::attached::{companion_subject, sign};
+pub use self::identity::SignedIdentity;
+pub use self::key::{KeyFile, PrivateKey, PublicKey, SealedKey};
+pub use self::payload::Payload;
+pub use self::policy::{Accepted, Demands, Policy};

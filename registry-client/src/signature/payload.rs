@@ -1,0 +1,225 @@
+//! What is signed: which manifest, under which name
+//! (<https://github.com/containers/image/blob/main/docs/containers-signature.5.md>).
+//!
+//! Invariant: a payload that is read has no part that we do not know and no key twice, so that no two tools read it
+//! differently. Whether it is to be trusted is for others to say.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use oci_spec::image::Digest;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value, json};
+
+use super::identity::Name;
+use crate::error::{Cause, Error};
+
+/// What cosign and containers/image write and demand.
+const TYPE: &str = "cosign container image signature";
+
+/// The content of a signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Payload {
+    /// The digest of the manifest.
+    pub digest: Digest,
+    /// The image's name, as the signer had it: with a tag or digest, or the repository alone.
+    pub identity: String,
+    /// What the signer said besides.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl Payload {
+    /// What is to be signed: a manifest under a name, which is written in full, with its tag or else its digest, or
+    /// with neither.
+    ///
+    /// # Errors
+    /// If the name is none, or an annotation has a key that is not the signer's to give.
+    pub fn new(digest: Digest, name: &str, annotations: BTreeMap<String, String>) -> Result<Self, Error> {
+        let refuse = |what| Error::local("sign", Cause::Input(what));
+        // containers/image reads it as a number.
+        if annotations.contains_key("timestamp") {
+            return Err(refuse("an annotation of the name timestamp has a meaning of its own".to_owned()));
+        }
+        let name = Name::parse(name).map_err(refuse)?;
+        Ok(Self { digest, identity: format!("{}{}", name.repository, name.tail), annotations })
+    }
+
+    /// The bytes that are signed; the same for the same payload.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let optional = if self.annotations.is_empty() { Value::Null } else { json!(self.annotations) };
+        let document = json!({
+            "critical": {
+                "identity": {"docker-reference": self.identity},
+                "image": {"docker-manifest-digest": self.digest.as_ref()},
+                "type": TYPE,
+            },
+            "optional": optional,
+        });
+        document.to_string().into_bytes()
+    }
+
+    /// Reads it.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        let document = strict(bytes)?;
+        let [critical, optional] = exactly(&document, "the payload", ["critical", "optional"])?;
+        let [identity, image, kind] = exactly(critical, "critical", ["identity", "image", "type"])?;
+        let [identity] = exactly(identity, "identity", ["docker-reference"])?;
+        let [digest] = exactly(image, "image", ["docker-manifest-digest"])?;
+        let text = |value: &Value, what| value.as_str().map(str::to_owned).ok_or(format!("its {what} is no text"));
+        let kind = text(kind, "type")?;
+        if kind != TYPE {
+            return Err(format!("it is of type {kind:?}, not {TYPE:?}"));
+        }
+        let digest =
+            Digest::try_from(text(digest, "digest")?).map_err(|error| format!("its digest is none: {error}"))?;
+        let annotations = match optional {
+            Value::Null => BTreeMap::new(),
+            // The values of others may be of any kind: `timestamp` is a number.
+            Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
+            _ => return Err("its optional part is no object".to_owned()),
+        };
+        Ok(Self { digest, identity: text(identity, "identity")?, annotations })
+    }
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// The values of an object that has these keys and no others.
+fn exactly<'a, const N: usize>(value: &'a Value, what: &str, keys: [&str; N]) -> Result<[&'a Value; N], String> {
+    let object = value.as_object().filter(|object| object.len() == N);
+    let found: Vec<&Value> = keys.iter().filter_map(|key| object?.get(*key)).collect();
+    found.try_into().ok().ok_or_else(|| format!("{what} has not exactly the parts {}", keys.join(", ")))
+}
+
+/// A JSON document in which no object has a key twice.
+pub(super) fn strict(bytes: &[u8]) -> Result<Value, String> {
+    serde_json::from_slice(bytes).map(|Strict(value)| value).map_err(|error| format!("it is not valid JSON: {error}"))
+}
+
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(Strict(value)) = list.next_element()? {
+            values.push(value);
+        }
+        Ok(values.into())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some((key, Strict(value))) = map.next_entry::<String, Strict>()? {
+            if object.insert(key.clone(), value).is_some() {
+                return Err(A::Error::custom(format!("it has the key {key:?} twice")));
+            }
+        }
+        Ok(object.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::digest_of;
+    use proptest::prelude::*;
+
+    fn payload() -> Payload {
+        let annotations = BTreeMap::from([("commit".to_owned(), "abc".to_owned())]);
+        Payload { digest: digest_of(b"manifest"), identity: "r.example/app:1".to_owned(), annotations }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_always_the_same() {
+        let bytes = payload().to_bytes();
+        assert_eq!(Payload::parse(&bytes), Ok(payload()));
+        assert_eq!(bytes, payload().to_bytes());
+        let bare = Payload { annotations: BTreeMap::new(), ..payload() };
+        assert!(bare.to_bytes().ends_with(br#""optional":null}"#));
+        assert_eq!(Payload::parse(&bare.to_bytes()), Ok(bare));
+    }
+
+    #[test]
+    fn what_others_write_is_read() {
+        let digest = digest_of(b"manifest");
+        let theirs = format!(
+            r#"{{"critical":{{"identity":{{"docker-reference":"app"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":{{"creator":"containers/image 5.23.1","timestamp":1700000000}}}}"#
+        );
+        let read = Payload::parse(theirs.as_bytes()).expect("read");
+        assert_eq!((read.digest, read.identity.as_str()), (digest, "app"));
+        assert_eq!(read.annotations["timestamp"], "1700000000");
+    }
+
+    #[test]
+    fn odd_payloads_are_refused() {
+        let good = String::from_utf8(payload().to_bytes()).expect("text");
+        for (from, to) in [
+            ("\"optional\"", "\"more\":1,\"optional\""),
+            ("\"optional\":{\"commit\":\"abc\"}", "\"optional\":[]"),
+            (",\"optional\":{\"commit\":\"abc\"}", ""),
+            ("\"type\"", "\"kind\""),
+            ("cosign container image signature", "atomic container signature"),
+            ("sha256:", "sha256-"),
+            ("\"r.example/app:1\"", "7"),
+            ("\"docker-reference\":", "\"docker-reference\":\"other\",\"docker-reference\":"),
+            ("{\"docker-reference\":\"r.example/app:1\"}", "[\"r.example/app:1\"]"),
+        ] {
+            let odd = good.replacen(from, to, 1);
+            assert_ne!(odd, good, "{from}");
+            assert!(Payload::parse(odd.as_bytes()).is_err(), "{odd}");
+        }
+        let deep = "[".repeat(1 << 20);
+        assert!(Payload::parse(deep.as_bytes()).is_err() && Payload::parse(b"").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..250, byte: u8) {
+            let _ = Payload::parse(&bytes);
+            let mut near = payload().to_bytes();
+            let at = at % near.len();
+            near[at] = byte;
+            let _ = Payload::parse(&near);
+        }
+    }
+}

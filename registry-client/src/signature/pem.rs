@@ -1,0 +1,95 @@
+//! Keys as text (RFC 7468), and the few pieces of DER that a public key is made of.
+//!
+//! Invariant: no text makes it panic, and what is read is not longer than the text. It knows no key.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// The first block of a text: its label and its bytes.
+pub(super) fn decode(text: &[u8]) -> Result<(String, Vec<u8>), String> {
+    let text = std::str::from_utf8(text).map_err(|_| "it is no text".to_owned())?;
+    if text.trim().is_empty() {
+        return Err("it is empty".to_owned());
+    }
+    let begin = |line: &str| Some(line.strip_prefix("-----BEGIN ")?.strip_suffix("-----")?.to_owned());
+    let mut lines = text.lines().map(str::trim);
+    let label = lines.by_ref().find_map(begin).ok_or("it has no line -----BEGIN ...-----")?;
+    let end = format!("-----END {label}-----");
+    let mut body = String::new();
+    for line in lines {
+        if line == end {
+            let bytes = STANDARD.decode(&body).map_err(|error| format!("what it holds is not base64: {error}"))?;
+            return Ok((label, bytes));
+        }
+        body.push_str(line);
+    }
+    Err(format!("it has no line {end}"))
+}
+
+/// Bytes under a label, 64 characters a line.
+pub(super) fn encode(label: &str, bytes: &[u8]) -> String {
+    let body = STANDARD.encode(bytes);
+    let mut text = format!("-----BEGIN {label}-----\n");
+    for line in body.as_bytes().chunks(64) {
+        text.extend(line.iter().map(|byte| char::from(*byte)));
+        text.push('\n');
+    }
+    text + &format!("-----END {label}-----\n")
+}
+
+/// The content of a DER value with this tag, and what follows it.
+pub(super) fn value(tag: u8, der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (&first, rest) = der.split_first()?;
+    let (&short, rest) = rest.split_first()?;
+    let (length, rest) = match short {
+        0..=0x7f => (usize::from(short), rest),
+        // Longer than any key that is read here.
+        0x81 | 0x82 => {
+            let (bytes, rest) = rest.split_at_checked(usize::from(short & 0x7f))?;
+            (bytes.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
+        }
+        _ => return None,
+    };
+    (first == tag).then(|| rest.split_at_checked(length)).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes: Vec<u8> = (0..100).collect();
+        let text = encode("SOME KEY", &bytes);
+        assert!(text.lines().all(|line| line.len() <= 64));
+        assert_eq!(decode(text.as_bytes()), Ok(("SOME KEY".to_owned(), bytes.clone())));
+        let framed = format!("a comment\r\n{}more", text.replace('\n', "\r\n"));
+        assert_eq!(decode(framed.as_bytes()), Ok(("SOME KEY".to_owned(), bytes)));
+    }
+
+    #[test]
+    fn what_is_no_key_says_why() {
+        for (text, why) in [
+            ("", "empty"),
+            (" \n", "empty"),
+            ("x", "no line -----BEGIN"),
+            ("-----BEGIN A-----\nAAAA\n", "no line -----END A-----"),
+            ("-----BEGIN A-----\n!\n-----END A-----\n", "not base64"),
+            ("-----BEGIN A-----\nAAAA\n-----END B-----\n", "no line -----END A-----"),
+        ] {
+            assert!(decode(text.as_bytes()).expect_err(text).contains(why), "{text}");
+        }
+        assert!(decode(b"\xff\xfe").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), tag in any::<u8>()) {
+            let _ = decode(&bytes);
+            if let Some((content, rest)) = value(tag, &bytes) {
+                prop_assert!(content.len() + rest.len() <= bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! What an image must have before it is let in: policy.json, as podman and skopeo have it
+//! (<https://github.com/containers/image/blob/main/docs/containers-policy.json.5.md>).
+//!
+//! Invariant: what is not understood is an error, and what is understood but not supported lets nothing in. It
+//! decides; what guards a place is [`super::guard`].
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use super::attached::{Payloads, attached};
+use super::identity::{Name, SignedIdentity};
+use super::key::PublicKey;
+use super::payload::{Payload, strict};
+use crate::error::{Cause, Error};
+use crate::manifest::Manifest;
+use crate::place::Source;
+use crate::reference::ImageName;
+
+/// Larger than any policy.
+const FILE_LIMIT_BYTES: u64 = 4 << 20;
+/// Reasons that are told; thousands of bad signatures do not fill the screen.
+const REASONS_SHOWN: usize = 3;
+
+/// Which images are let in.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// What it was read from, for messages.
+    origin: String,
+    rules: Rules,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rules {
+    default: Vec<Requirement>,
+    /// By transport, then by scope.
+    #[serde(default)]
+    transports: BTreeMap<String, BTreeMap<String, Vec<Requirement>>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
+enum Requirement {
+    InsecureAcceptAnything {},
+    Reject {},
+    SigstoreSigned(Box<SigstoreSigned>),
+    // GPG's. It lets nothing in, whatever its fields are; the same goes for the next one.
+    SignedBy(IgnoredAny),
+    SignedBaseLayer(IgnoredAny),
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SigstoreSigned {
+    key_path: Option<PathBuf>,
+    key_paths: Option<Vec<PathBuf>>,
+    key_data: Option<String>,
+    key_datas: Option<Vec<String>>,
+    signed_identity: Option<SignedIdentity>,
+    // Known, and not supported: whoever writes them wants more than a key's signature.
+    fulcio: Option<Value>,
+    pki: Option<Value>,
+    rekor_public_key_path: Option<Value>,
+    rekor_public_key_paths: Option<Value>,
+    rekor_public_key_data: Option<Value>,
+    rekor_public_key_datas: Option<Value>,
+}
+
+impl Default for Policy {
+    /// Everything is let in.
+    fn default() -> Self {
+        let rules = Rules { default: vec![Requirement::InsecureAcceptAnything {}], transports: BTreeMap::new() };
+        Self { origin: "the default".to_owned(), rules }
+    }
+}
+
+impl Policy {
+    /// Reads a policy from a file.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is none.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let doing = "read the signature policy";
+        let mut bytes = Vec::new();
+        let read = File::open(path).and_then(|file| file.take(FILE_LIMIT_BYTES + 1).read_to_end(&mut bytes));
+        read.map_err(|error| Error::disk(doing, path, error))?;
+        let in_file = |what: String| Error::local(doing, Cause::Input(format!("{}: {what}", path.display())));
+        if bytes.len() as u64 > FILE_LIMIT_BYTES {
+            return Err(in_file("it is larger than a policy".to_owned()));
+        }
+        let rules = Rules::parse(&bytes).map_err(in_file)?;
+        Ok(Self { origin: path.display().to_string(), rules })
+    }
+
+    /// What it demands of the images of a place.
+    ///
+    /// # Errors
+    /// If it lets nothing in from there, demands what is not supported, or names a key that cannot be read.
+    pub fn demands(&self, place: &ImageName) -> Result<Demands, Error> {
+        let scope = Scope::of(place);
+        let refuse = |what: String| {
+            Error::local(format!("accept {place}"), Cause::Untrusted(format!("the policy {} {what}", self.origin)))
+        };
+        let mut signed = Vec::new();
+        for requirement in self.rules.requirements(&scope) {
+            match requirement {
+                Requirement::InsecureAcceptAnything {} => {}
+                Requirement::Reject {} => return Err(refuse("lets no image in from there".to_owned())),
+                Requirement::SignedBy(_) => {
+                    return Err(refuse(
+                        "demands signatures of the type signedBy (GPG), which is not supported; sigstoreSigned is"
+                            .to_owned(),
+                    ));
+                }
+                Requirement::SignedBaseLayer(_) => {
+                    return Err(refuse("demands the type signedBaseLayer, which is not supported".to_owned()));
+                }
+                Requirement::SigstoreSigned(sigstore) => {
+                    let keys = sigstore.keys().map_err(&refuse)?;
+                    let identity = sigstore.signed_identity.clone();
+                    let identity = identity.unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
+                    signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
+                }
+            }
+        }
+        Ok(Demands { place: place.to_string(), name: scope.name, signed })
+    }
+}
+
+impl Rules {
+    fn parse(bytes: &[u8]) -> Result<Self, String> {
+        // Typed, for it tells what is wrong where; and once more, for it does not see all that is.
+        strict(bytes)?;
+        let rules: Self = serde_json::from_slice(bytes).map_err(|error| format!("it is no policy: {error}"))?;
+        let scopes = rules.transports.values().flat_map(BTreeMap::values);
+        for requirements in scopes.chain([&rules.default]) {
+            if requirements.is_empty() {
+                return Err(
+                    "a list of requirements is empty; insecureAcceptAnything and reject say what is meant".to_owned()
+                );
+            }
+            requirements.iter().try_for_each(Requirement::check)?;
+        }
+        Ok(rules)
+    }
+
+    /// Those of the narrowest scope that the place is in.
+    fn requirements(&self, scope: &Scope) -> &[Requirement] {
+        let scopes = self.transports.get(scope.transport);
+        let found = scopes.and_then(|scopes| scope.names.iter().find_map(|name| scopes.get(name)).or(scopes.get("")));
+        found.unwrap_or(&self.default)
+    }
+}
+
+impl Requirement {
+    /// Whether it is well formed, in scope or not.
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::SigstoreSigned(sigstore) => sigstore.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SigstoreSigned {
+    fn check(&self) -> Result<(), String> {
+        let sources = [
+            self.key_path.is_some(),
+            self.key_paths.is_some(),
+            self.key_data.is_some(),
+            self.key_datas.is_some(),
+            self.fulcio.is_some(),
+            self.pki.is_some(),
+        ];
+        if sources.into_iter().filter(|is_there| *is_there).count() != 1 {
+            let what = "sigstoreSigned has not exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio and pki";
+            return Err(what.to_owned());
+        }
+        if self.key_paths.as_ref().is_some_and(Vec::is_empty) || self.key_datas.as_ref().is_some_and(Vec::is_empty) {
+            return Err("sigstoreSigned has a list of no keys".to_owned());
+        }
+        self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
+    }
+
+    /// The keys of which one must have signed; all must be sound, so that a broken one is noticed before it is needed.
+    fn keys(&self) -> Result<Vec<PublicKey>, String> {
+        let unsupported = [
+            ("fulcio", &self.fulcio),
+            ("pki", &self.pki),
+            ("rekorPublicKeyPath", &self.rekor_public_key_path),
+            ("rekorPublicKeyPaths", &self.rekor_public_key_paths),
+            ("rekorPublicKeyData", &self.rekor_public_key_data),
+            ("rekorPublicKeyDatas", &self.rekor_public_key_datas),
+        ];
+        if let Some((field, _)) = unsupported.into_iter().find(|(_, value)| value.is_some()) {
+            return Err(format!("demands sigstoreSigned with {field}, which is not supported; keys are"));
+        }
+        let of_path = |path: &PathBuf| PublicKey::open(path).map_err(|error| format!("has a key of no use: {error}"));
+        let of_data = |data: &String| {
+            let pem = STANDARD.decode(data).map_err(|error| format!("has a keyData that is not base64: {error}"))?;
+            PublicKey::from_pem(&pem).map_err(|error| format!("has a keyData of no use: {error}"))
+        };
+        let paths = self.key_path.iter().chain(self.key_paths.iter().flatten()).map(of_path);
+        paths.chain(self.key_data.iter().chain(self.key_datas.iter().flatten()).map(of_data)).collect()
+    }
+}
+
+/// What signatures an image must have; all of these.
+#[derive(Debug, Clone)]
+pub struct Demands {
+    /// The place in words.
+    place: String,
+    /// The name of the image there, if it has one.
+    name: Option<Name>,
+    signed: Vec<Signed>,
+}
+
+/// One signature: of one of these keys, for a name that agrees.
+#[derive(Debug, Clone)]
+struct Signed {
+    keys: Vec<PublicKey>,
+    identity: SignedIdentity,
+    annotations: BTreeMap<String, String>,
+}
+
+/// A signature that counts.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// What was signed.
+    pub payload: Payload,
+    /// The key of it.
+    pub key: PublicKey,
+}
+
+impl Demands {
+    /// That one of these keys signed the image, for a name that agrees, with these annotations among others.
+    ///
+    /// # Errors
+    /// If the identity is not well formed.
+    pub fn of_keys(
+        place: &ImageName,
+        keys: Vec<PublicKey>,
+        identity: SignedIdentity,
+        annotations: BTreeMap<String, String>,
+    ) -> Result<Self, Error> {
+        identity.check().map_err(|what| Error::local("check signatures", Cause::Input(what)))?;
+        let signed = vec![Signed { keys, identity, annotations }];
+        Ok(Self { place: place.to_string(), name: Scope::of(place).name, signed })
+    }
+
+    /// Whether nothing is demanded.
+    pub fn is_empty(&self) -> bool {
+        self.signed.is_empty()
+    }
+
+    /// Checks the signatures that lie beside a manifest; all that count.
+    ///
+    /// # Errors
+    /// If one that is demanded is not there; if they cannot be read.
+    pub fn check(&self, source: &dyn Source, manifest: &Manifest) -> Result<Vec<Accepted>, Error> {
+        if self.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (found, has_bundles) = attached(source, manifest.digest())?;
+        let mut payloads = Payloads::of(source);
+        let mut all = Vec::new();
+        for signed in &self.signed {
+            let (mut accepted, mut reasons) = (Vec::new(), BTreeMap::<String, usize>::new());
+            for one in &found {
+                let outcome = one.verified(&signed.keys, &mut payloads).and_then(|(payload, key)| {
+                    signed.check(self.name.as_ref(), manifest, &payload).map(|()| Accepted { payload, key })
+                });
+                match outcome {
+                    Ok(one) => accepted.push(one),
+                    Err(reason) => *reasons.entry(reason).or_default() += 1,
+                }
+            }
+            if accepted.is_empty() {
+                let what = refused(manifest, &reasons, has_bundles);
+                return Err(Error::local(format!("accept {}", self.place), Cause::Untrusted(what)));
+            }
+            all.extend(accepted);
+        }
+        Ok(all)
+    }
+}
+
+/// Why no signature counts.
+fn refused(manifest: &Manifest, reasons: &BTreeMap<String, usize>, has_bundles: bool) -> String {
+    let image = format!("no signature of {}", manifest.digest());
+    if reasons.is_empty() && has_bundles {
+        return format!("there is {image} but bundles, which are not supported: cosign sign --new-bundle-format=false");
+    }
+    if reasons.is_empty() {
+        return format!("there is {image}");
+    }
+    let told = reasons.iter().take(REASONS_SHOWN).map(|(reason, count)| match count {
+        1 => reason.clone(),
+        count => format!("{reason} ({count} of them)"),
+    });
+    let more = reasons.len().saturating_sub(REASONS_SHOWN);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("{image} counts: {}{more}", told.collect::<Vec<_>>().join("; "))
+}
+
+impl Signed {
+    /// Whether what one of the keys signed is about this image.
+    fn check(&self, name: Option<&Name>, manifest: &Manifest, payload: &Payload) -> Result<(), String> {
+        if payload.digest != *manifest.digest() {
+            return Err(format!("it is of another image, {}", payload.digest));
+        }
+        if !self.identity.accepts(name, &payload.identity) {
+            return Err(format!("it is for another name, {:?}", payload.identity));
+        }
+        let missing = self.annotations.iter().find(|(key, value)| payload.annotations.get(*key) != Some(value));
+        match missing {
+            Some((key, value)) => Err(format!("it does not say {key}={value}")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Where an image comes from, as policies name it.
+struct Scope {
+    transport: &'static str,
+    /// The narrowest first.
+    names: Vec<String>,
+    name: Option<Name>,
+}
+
+impl Scope {
+    fn of(place: &ImageName) -> Self {
+        let at = |transport, names| Self { transport, names, name: None };
+        match place {
+            ImageName::Registry(reference) => {
+                let name = Name::of(reference);
+                let names = registry_scopes(&name);
+                Self { transport: "docker", names, name: Some(name) }
+            }
+            ImageName::OciLayout { directory, tag } => {
+                let directories = path_scopes(directory);
+                let tag = tag.as_deref().unwrap_or_default();
+                let own = directories.first().map(|directory| format!("{directory}:{tag}"));
+                at("oci", own.into_iter().chain(directories).collect())
+            }
+            ImageName::Directory(path) => at("dir", path_scopes(path)),
+            ImageName::OciArchive { file, .. } => at("oci-archive", path_scopes(file)),
+            ImageName::DockerArchive { .. } => at("docker-archive", Vec::new()),
+            ImageName::Store(name) => {
+                Self { name: name.parse().ok().map(|name| Name::of(&name)), ..at("store", Vec::new()) }
+            }
+        }
+    }
+}
+
+/// The name, the repository and what it is in, the registry, and its domains with a wildcard.
+fn registry_scopes(name: &Name) -> Vec<String> {
+    let mut names = vec![format!("{}{}", name.repository, name.tail)];
+    let mut rest = name.repository.as_str();
+    names.push(rest.to_owned());
+    while let Some((before, _)) = rest.rsplit_once('/') {
+        names.push(before.to_owned());
+        rest = before;
+    }
+    let mut host = rest.split(':').next().unwrap_or_default();
+    while let Some((_, domain)) = host.split_once('.') {
+        names.push(format!("*.{domain}"));
+        host = domain;
+    }
+    names
+}
+
+/// A path without links, and the directories that it is in, but not the root.
+fn path_scopes(path: &Path) -> Vec<String> {
+    let whole = path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
+    let below_root = |path: &&Path| path.parent().is_some();
+    whole.ancestors().filter(below_root).map(|path| path.to_string_lossy().into_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::PrivateKey;
+    use super::*;
+    use serde_json::json;
+
+    fn policy(rules: &Value) -> Result<Policy, String> {
+        let rules = Rules::parse(rules.to_string().as_bytes())?;
+        Ok(Policy { origin: "test".to_owned(), rules })
+    }
+
+    fn is_open(policy: &Policy, place: &str) -> bool {
+        policy.demands(&place.parse().expect("a place")).is_ok()
+    }
+
+    #[test]
+    fn the_narrowest_scope_counts() {
+        let (accept, reject) = (json!([{"type": "insecureAcceptAnything"}]), json!([{"type": "reject"}]));
+        let tests = [
+            ("docker.io", "docker://app", "docker://r.example/app"),
+            ("docker.io/library/app:1", "docker://app:1", "docker://app:2"),
+            ("docker.io/library/app", "docker://app:2", "docker://app2"),
+            ("r.example:5000", "docker://r.example:5000/a/b", "docker://r.example/a/b"),
+            ("r.example/team", "docker://r.example/team/deep/app", "docker://r.example/team2/app"),
+            ("*.example", "docker://r.example:5000/app", "docker://example/app"),
+            ("*.com", "docker://a.b.com/app", "docker://a.b.org/app"),
+        ];
+        for (scope, inside, outside) in tests {
+            let policy = policy(&json!({"default": reject, "transports": {"docker": {scope: accept}}})).expect("valid");
+            assert!(is_open(&policy, inside) && !is_open(&policy, outside), "{scope}");
+            assert!(!is_open(&policy, "oci:/tmp/x"), "{scope}");
+        }
+        let both = json!({"default": accept, "transports": {
+            "docker": {"": reject, "r.example": accept, "r.example/closed": reject, "r.example/closed/but:this": accept},
+            "dir": {"/tmp/closed": reject},
+        }});
+        let policy = policy(&both).expect("valid");
+        for (place, expected) in [
+            ("docker://app", false),
+            ("docker://r.example/app", true),
+            ("docker://r.example/closed/app", false),
+            ("docker://r.example/closed/but:this", true),
+            ("dir:/tmp/closed/below", false),
+            ("dir:/tmp/closed2", true),
+            ("oci:/tmp/closed", true),
+        ] {
+            assert_eq!(is_open(&policy, place), expected, "{place}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_lets_nothing_in_where_it_applies_and_only_there() {
+        let data = STANDARD.encode(PrivateKey::generate().expect("made").public().to_pem());
+        for (requirement, word) in [
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/key.gpg"}), "signedBy"),
+            (json!({"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}), "signedBaseLayer"),
+            (json!({"type": "sigstoreSigned", "fulcio": {}}), "fulcio"),
+            (json!({"type": "sigstoreSigned", "pki": {}}), "pki"),
+            (json!({"type": "sigstoreSigned", "keyData": data, "rekorPublicKeyPath": "/x"}), "rekorPublicKeyPath"),
+            (json!({"type": "sigstoreSigned", "keyPath": "/no/such/key"}), "/no/such/key"),
+            (json!({"type": "sigstoreSigned", "keyPath": "/tmp"}), "directory"),
+            (json!({"type": "sigstoreSigned", "keyData": "AAAA"}), "keyData"),
+        ] {
+            let rules = json!({"default": [{"type": "insecureAcceptAnything"}],
+                "transports": {"docker": {"r.example": [requirement]}}});
+            let policy = policy(&rules).expect("valid");
+            let error = policy.demands(&"docker://r.example/app".parse().expect("a place")).expect_err(word);
+            assert!(error.to_string().contains(word), "{error}");
+            assert!(matches!(error.cause(), Cause::Untrusted(_)));
+            assert!(is_open(&policy, "docker://app"), "{word}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_policy_is_an_error() {
+        let reject = json!([{"type": "reject"}]);
+        for bad in [
+            json!({}),
+            json!({"default": []}),
+            json!({"default": [{"type": "accept"}]}),
+            json!({"default": [{"type": "reject", "more": 1}]}),
+            json!({"default": reject, "more": 1}),
+            json!({"default": reject, "transports": {"docker": {"": []}}}),
+            json!({"default": [{"type": "sigstoreSigned"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "keyData": "b"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPaths": []}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "signedIdentity": {"type": "all"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "keypath": "/b"}]}),
+        ] {
+            assert!(policy(&bad).is_err(), "{bad}");
+        }
+        let twice = r#"{"default":[{"type":"reject"}],"transports":{"docker":{"":[{"type":"reject"}],"":[{"type":"insecureAcceptAnything"}]}}}"#;
+        assert!(Rules::parse(twice.as_bytes()).expect_err("twice").contains("twice"));
+        assert!(Policy::load(Path::new("/no/such/policy")).is_err() && Policy::load(Path::new("/tmp")).is_err());
+    }
+}
