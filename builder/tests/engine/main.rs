@@ -1,4 +1,4 @@
-//! The binary `nacre build`, run for real. Needs root, /dev/fuse, /bin/busybox (statically linked), useradd and skopeo.
+//! The binary `nacre build`, run for real. Needs root, /dev/fuse, /bin/busybox (statically linked), useradd, sshd and skopeo.
 
 mod attestations;
 mod build;
