@@ -175,6 +175,10 @@ impl Destination for StorePlace<'_> {
         }
     }
 
+    fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
+        Ok(Box::new(self.clone()))
+    }
+
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
         let Some(subject) = companion_subject(tag) else {
             let what = "it is no tag of what lies beside an image".to_owned();

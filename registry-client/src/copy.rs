@@ -1,6 +1,7 @@
 //! Copies an image from one place to another.
 //!
-//! Invariant: nothing is changed on the way: manifests go byte for byte, blobs as they are, each once.
+//! Invariant: nothing is changed on the way: manifests go byte for byte, blobs as they are, each once. Only signatures
+//! that both places have of an image are joined under their tag.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{self, Read};
@@ -15,7 +16,7 @@ use crate::place::{Content, Destination, Origin, Source, Stored};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::retry::twice_if_damaged;
-use crate::signature::companion_tags;
+use crate::signature::{companion_tags, put_companion};
 
 /// Which images of an index are copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct CopyOptions {
     /// Blobs in flight at once.
     pub jobs: usize,
     /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to
-    /// that; also what cosign keeps under tags made from their digests.
+    /// that; also what cosign keeps under tags made from their digests, joined with what the destination has there.
     pub referrers: bool,
 }
 
@@ -90,14 +91,18 @@ pub fn copy(
     // The largest first: begun last, it would keep one lane busy while the others are idle.
     plan.blobs.make_contiguous().sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size()));
     let blobs = Vec::from(plan.blobs);
+    let there = plan.has_more.then(|| destination.beside()).transpose()?;
     progress.planned(&blobs);
     let results = Transfer::new(source, destination, progress, blobs.clone().into()).run(options.jobs);
     let results = results.inspect_err(|_| progress.abandoned(&blobs))?;
+    // First what may be refused: a place that has something else under the tag.
+    if let Some(there) = &there {
+        for (tag, companion) in &plan.companions {
+            put_companion(source, destination, there.as_ref(), tag, companion)?;
+        }
+    }
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;
-    }
-    for (tag, manifest) in &plan.companions {
-        destination.put_tagged(manifest, tag)?;
     }
     destination.put_manifest(&top, true)?;
     Ok(Copied { manifest: top, sent: results.sent, skipped: results.skipped })
@@ -160,6 +165,8 @@ struct Plan {
     children: Vec<Manifest>,
     /// What lies beside an image under a tag of its own.
     companions: Vec<(String, Manifest)>,
+    /// Whether there is more than the image: companions or referrers.
+    has_more: bool,
     with_referrers: bool,
 }
 
@@ -179,6 +186,7 @@ impl Plan {
             if !referrers.is_empty() && (depth >= REFERRERS_DEPTH_LIMIT || self.children.len() > MANIFESTS_LIMIT) {
                 return Err(too_deep(source));
             }
+            self.has_more |= !referrers.is_empty();
             // Before what they refer to has its tag: whoever checks signatures finds them from the first moment on.
             self.add_children(source, referrers, depth)?;
             self.add_companions(source, manifest.digest())?;
@@ -207,6 +215,7 @@ impl Plan {
             if let ManifestContent::Image { config, layers } = companion.content() {
                 self.add_blobs(source, *config, layers)?;
                 self.companions.push((tag, companion));
+                self.has_more = true;
             }
         }
         Ok(())

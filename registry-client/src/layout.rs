@@ -197,6 +197,10 @@ impl Destination for OciLayout {
         if is_top || manifest.subject().is_some() { self.list_manifest(manifest, is_top) } else { Ok(()) }
     }
 
+    fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
+        Ok(Box::new(self.clone()))
+    }
+
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
         Self::new(&self.directory, Some(tag.to_owned())).put_manifest(manifest, true)
     }

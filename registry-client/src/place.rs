@@ -167,13 +167,23 @@ pub trait Destination: Send + Sync {
     /// If the place refuses it.
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error>;
 
-    /// Puts a manifest whose blobs were put before under a tag of its own, beside the image and before that.
+    /// The same place to be read, for what lies beside the image: its tags and referrers. A place that holds one image
+    /// only takes none of these.
     ///
     /// # Errors
-    /// If the place refuses it, or holds one image only.
-    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+    /// If it is such a place.
+    fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
         let what = "it holds one image; registries, layouts and the store hold more".to_owned();
-        let doing = format!("put {} as {tag} beside {}", manifest.digest(), self.name());
-        Err(Error::local(doing, Cause::Input(what)))
+        Err(Error::local(format!("put something beside the image in {}", self.name()), Cause::Input(what)))
+    }
+
+    /// Puts a manifest whose blobs were put before under a tag of its own, beside the image and before that; what was
+    /// under the tag is there no more.
+    ///
+    /// # Errors
+    /// If the place refuses it, or as [`Self::beside`].
+    fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
+        let _ = (manifest, tag);
+        self.beside().map(drop)
     }
 }

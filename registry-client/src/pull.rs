@@ -34,6 +34,10 @@ impl RegistrySource {
         Ok(Self { repository, selector: selector(reference), reference: reference.clone() })
     }
 
+    pub(crate) fn at(repository: Repository, selector: Selector, reference: Reference) -> Self {
+        Self { repository, selector, reference }
+    }
+
     /// The same, read where it is written to and not from a mirror, which may not have yet what was pushed.
     #[must_use]
     pub fn without_mirrors(self) -> Self {

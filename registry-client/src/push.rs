@@ -9,9 +9,9 @@ use crate::error::{Answer, Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::kept::KeptSession;
 use crate::manifest::Manifest;
-use crate::place::{Content, Destination, Stored};
+use crate::place::{Content, Destination, Source, Stored};
 use crate::progress::Progress;
-use crate::pull::selector;
+use crate::pull::{RegistrySource, selector};
 use crate::reference::Reference;
 use crate::repository::{Repository, Selector};
 
@@ -81,6 +81,11 @@ impl Destination for RegistryDestination {
             return Err(Error::new(format!("push the manifest of {}", self.reference), cause));
         }
         self.repository.put_manifest(manifest, &self.selector)
+    }
+
+    fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
+        let Self { repository, selector, reference } = self.clone();
+        Ok(Box::new(RegistrySource::at(repository, selector, reference)))
     }
 
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {

@@ -137,6 +137,10 @@ impl Destination for OciArchiveDestination {
         self.pack().map_err(|error| Error::disk(format!("write {}", self.words), &self.file, error))
     }
 
+    fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
+        self.layout.beside()
+    }
+
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
         self.layout.put_tagged(manifest, tag).map_err(|error| self.of_archive(error))
     }

@@ -4,7 +4,7 @@
 //! Invariant: signatures that are there stay as they are when one is added. What is read is bounded, and not to be
 //! trusted before it is verified.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read as _;
 
 use base64::Engine as _;
@@ -22,7 +22,7 @@ use crate::place::{Content, Destination, Source};
 use crate::referrers::fallback_tag;
 
 /// The media type of a payload.
-const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+pub(super) const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// The annotation that holds the signature of a payload.
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
 /// The artifact type of signatures that are referrers.
@@ -30,7 +30,7 @@ const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 /// How the artifact types of cosign 3's bundles begin, whatever their version.
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.";
 /// As cosign has it. Each one may cost a request and a check.
-const SIGNATURES_LIMIT: usize = 1000;
+pub(super) const SIGNATURES_LIMIT: usize = 1000;
 /// Payloads have some hundred bytes. All of them are held in memory while they are checked.
 const PAYLOAD_LIMIT_BYTES: u64 = 64 << 10;
 /// A signature of RSA with 8192 bits has 1024 bytes, in base64; nothing longer is looked at.
@@ -38,7 +38,7 @@ const SIGNATURE_LIMIT_BYTES: usize = 4 << 10;
 /// Of the digest of a payload, as text: longer than that of any algorithm that is checked.
 const DIGEST_LIMIT_BYTES: usize = 256;
 /// Two writers take turns quickly.
-const UPDATE_TRIES: usize = 10;
+pub(super) const UPDATE_TRIES: usize = 10;
 
 /// What cosign keeps beside a manifest, each under a tag of this ending: signatures, attestations, bills of material.
 const COMPANIONS: [&str; 3] = ["sig", "att", "sbom"];
@@ -157,7 +157,7 @@ fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) 
     Ok(())
 }
 
-fn too_many(source: &dyn Source) -> Error {
+pub(super) fn too_many(source: &dyn Source) -> Error {
     let what = format!("there are more than {SIGNATURES_LIMIT} of them");
     Error::new(format!("read the signatures of {}", source.name()), Cause::Malformed(what))
 }
@@ -206,19 +206,7 @@ pub fn sign(
         let mut drawer = Drawer::of(source, existing.as_ref())?;
         drawer.add(&bytes, &key.sign(&bytes)?);
         put_blob(destination, &payload_descriptor(&bytes), &bytes)?;
-        let config = drawer.config.to_string().into_bytes();
-        let described = Descriptor::new(MediaType::ImageConfig, config.len() as u64, digest_of(&config));
-        put_blob(destination, &described, &config)?;
-        drawer.manifest["config"] = json!(described);
-        let doing = || format!("sign {}", source.name());
-        let manifest = Manifest::new(None, drawer.manifest.to_string().into_bytes());
-        let digest_of = |manifest: Option<Manifest>| manifest.map(|manifest| manifest.digest().clone());
-        // Another client may have been here while the blobs were on their way.
-        if digest_of(source.tagged(&tag)?) != digest_of(existing) {
-            continue;
-        }
-        destination.put_tagged(&manifest.map_err(|cause| Error::new(doing(), cause))?, &tag)?;
-        has_changed = true;
+        has_changed |= drawer.put(source, destination, &tag, existing.as_ref())?;
     }
     let cause = Cause::Malformed("other clients changed its signatures again and again".to_owned());
     Err(Error::new(format!("sign {}", source.name()), cause))
@@ -249,14 +237,14 @@ fn put_blob(destination: &dyn Destination, descriptor: &Descriptor, bytes: &[u8]
     Ok(())
 }
 
-/// The image that holds signatures, as documents to be added to: all that is in them stays.
-struct Drawer {
+/// The image that holds signatures or attestations, as documents to be added to: all that is in them stays.
+pub(super) struct Drawer {
     manifest: Value,
     config: Value,
 }
 
 impl Drawer {
-    fn of(source: &dyn Source, existing: Option<&Manifest>) -> Result<Self, Error> {
+    pub(super) fn of(source: &dyn Source, existing: Option<&Manifest>) -> Result<Self, Error> {
         let Some(existing) = existing else {
             return Ok(Self {
                 manifest: json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": []}),
@@ -279,10 +267,55 @@ impl Drawer {
     fn add(&mut self, payload: &[u8], signature: &[u8]) {
         let mut layer = json!(payload_descriptor(payload));
         layer["annotations"] = json!({SIGNATURE: STANDARD.encode(signature)});
+        self.push(layer);
+    }
+
+    /// Adds what another drawer has and this one has not, as it is: the same content may be signed many times.
+    pub(super) fn add_all(&mut self, other: &Self) {
+        let identity = |layer: &Value| {
+            (layer["digest"].clone(), layer.pointer("/annotations").and_then(|said| said.get(SIGNATURE)).cloned())
+        };
+        let mut known: HashSet<_> = self.layers().iter().map(identity).collect();
+        for layer in other.layers() {
+            if known.insert(identity(layer)) {
+                self.push(layer.clone());
+            }
+        }
+    }
+
+    pub(super) fn layers(&self) -> &[Value] {
+        self.manifest["layers"].as_array().expect("the list was looked for when this was made")
+    }
+
+    fn push(&mut self, layer: Value) {
         let digest = layer["digest"].clone();
         let lists = [self.manifest.get_mut("layers"), self.config.pointer_mut("/rootfs/diff_ids")];
         for (list, entry) in lists.into_iter().zip([layer, digest]) {
             list.and_then(Value::as_array_mut).expect("the lists were looked for when this was made").push(entry);
         }
+    }
+
+    /// Puts it under a tag in place of `existing`; its layers are there. False if another client has been there since
+    /// that was read: then nothing is replaced.
+    ///
+    /// `source` and `destination` are the same place.
+    pub(super) fn put(
+        mut self,
+        source: &dyn Source,
+        destination: &dyn Destination,
+        tag: &str,
+        existing: Option<&Manifest>,
+    ) -> Result<bool, Error> {
+        let config = self.config.to_string().into_bytes();
+        let described = Descriptor::new(MediaType::ImageConfig, config.len() as u64, digest_of(&config));
+        put_blob(destination, &described, &config)?;
+        self.manifest["config"] = json!(described);
+        let manifest = Manifest::new(None, self.manifest.to_string().into_bytes())
+            .map_err(|cause| Error::new(format!("put {tag} beside {}", source.name()), cause))?;
+        if source.tagged(tag)?.as_ref().map(Manifest::digest) != existing.map(Manifest::digest) {
+            return Ok(false);
+        }
+        destination.put_tagged(&manifest, tag)?;
+        Ok(true)
     }
 }

@@ -8,6 +8,7 @@
 //! that somebody trusts; all of it is bounded in size and number.
 
 mod attached;
+mod companion;
 mod guard;
 mod identity;
 mod key;
@@ -18,6 +19,7 @@ mod sealed;
 
 pub(crate) use self::attached::companion_tags;
 pub use self::attached::{companion_subject, sign};
+pub(crate) use self::companion::put_companion;
 pub use self::identity::SignedIdentity;
 pub use self::key::{KeyFile, PrivateKey, PublicKey, SealedKey};
 pub use self::payload::Payload;

@@ -1,5 +1,6 @@
 //! The tests of this crate from outside: one program, so that it links once.
 
+mod companions;
 mod contract;
 mod faults;
 mod hosts;

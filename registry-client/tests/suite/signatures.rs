@@ -241,31 +241,6 @@ fn pulled(policy: &Policy, image: Box<dyn Source + '_>, all: bool) -> Result<Dig
     Ok(copied?.manifest.digest().clone())
 }
 
-/// An image of another owner, as a source.
-struct Borrowed<'a>(&'a MemoryImage);
-
-impl Source for Borrowed<'_> {
-    fn name(&self) -> String {
-        Source::name(self.0)
-    }
-
-    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
-        self.0.manifest(digest)
-    }
-
-    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
-        self.0.open_blob(descriptor)
-    }
-
-    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
-        self.0.tagged(tag)
-    }
-
-    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
-        self.0.referrers(subject)
-    }
-}
-
 #[test]
 fn an_index_speaks_for_its_images_and_an_image_for_itself_alone() {
     let host = Platform::host().to_string();

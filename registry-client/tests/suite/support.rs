@@ -191,6 +191,31 @@ impl Source for MemoryImage {
     }
 }
 
+/// An image of another owner, as a source.
+pub(crate) struct Borrowed<'a>(pub(crate) &'a MemoryImage);
+
+impl Source for Borrowed<'_> {
+    fn name(&self) -> String {
+        Source::name(self.0)
+    }
+
+    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+        self.0.manifest(digest)
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.0.open_blob(descriptor)
+    }
+
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        self.0.tagged(tag)
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.0.referrers(subject)
+    }
+}
+
 impl Destination for MemoryImage {
     fn name(&self) -> String {
         "memory".to_owned()
@@ -214,6 +239,10 @@ impl Destination for MemoryImage {
             self.add_manifest(manifest.clone())
         }
         Ok(())
+    }
+
+    fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
+        Ok(Box::new(Borrowed(self)))
     }
 
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
