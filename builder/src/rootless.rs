@@ -219,6 +219,8 @@ fn map(child: Pid, maps: Option<Maps>, ready: &OwnedFd, mapped: OwnedFd) -> Resu
     if let Some(maps) = maps {
         maps.apply(child)?;
     }
+    // What comes once the program runs is meant for it; before that, and in newuidmap, a signal ends all of it.
+    sys::block_all_signals().during("block signals")?;
     rustix::io::write(&mapped, b"m").during("tell the child")?;
     Ok(())
 }
@@ -227,7 +229,7 @@ fn map(child: Pid, maps: Option<Maps>, ready: &OwnedFd, mapped: OwnedFd) -> Resu
 fn wait_for(child: Pid) -> Result<u8, Error> {
     sys::block_all_signals().during("block signals")?;
     loop {
-        // Looked at first: the child may have ended before signals were blocked.
+        // Looked at first: the child may have ended before signals were blocked here.
         if let Some((_, status)) =
             rustix::process::waitpid(Some(child), WaitOptions::NOHANG).during("wait for the child")?
         {

@@ -2,17 +2,21 @@
 //! extended attributes. A build that finds a file's status unchanged needs not open it.
 //!
 //! Invariant: facts are kept only for a status that a later change of the file cannot leave as it is. The kernel sets
-//! ctime at every change of content, attributes or mode, and nobody can set it back; so all that could deceive is a
-//! change within the same tick of the clock, and a file whose times were not clearly older than its reading is not
-//! remembered (git calls it racily clean: <https://git-scm.com/docs/racy-git>). Nothing here is ever trusted without
-//! its checksum.
+//! ctime at every change by a system call, and nobody can set it back. Two changes could deceive: one within the same
+//! tick of the clock, so a file whose times were not clearly older than its reading is not remembered (git calls it
+//! racily clean: <https://git-scm.com/docs/racy-git>); and one through a mapping of the file to a page that is dirty
+//! already, which sets no time (mmap(2)), so a file's pages are made clean before it is read, and where they cannot be,
+//! nothing is remembered. Nothing here is ever trusted without its checksum.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::directory::{Entry, EntryKind, Identity};
+use crate::sys;
 
 /// Changes with the form of the records.
-const MAGIC: &[u8; 8] = b"nacrefs2";
+const MAGIC: &[u8; 8] = b"nacrefs3";
 /// Numbers of a status.
 const STATUS_NUMBERS: usize = 8;
 /// Behind them the digest, and whether there are extended attributes.
@@ -24,6 +28,12 @@ const CHECKSUM_BYTES: usize = 71;
 const TICK: Duration = Duration::from_millis(50);
 /// File systems that keep no nanoseconds keep whole seconds, or pairs of them.
 const COARSE_TICK: Duration = Duration::from_millis(2100);
+/// A page is written to its disk when it has been dirty for 30 seconds, and Linux looks every 5
+/// (vm.dirty_expire_centisecs, vm.dirty_writeback_centisecs): what changed earlier than this is clean.
+const WRITTEN_BACK: Duration = Duration::from_secs(60);
+/// File systems whose pages are never clean, as statfs(2) has their types: tmpfs, ramfs, hugetlbfs; and overlayfs, which
+/// passes no writing back on to the file system below, and that may be one of these.
+const NEVER_CLEAN: [u64; 4] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6, 0x794c_7630];
 
 /// The status of a file: what changes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +71,11 @@ impl Status {
         })
     }
 
+    /// The number of the file system.
+    pub(crate) fn device(&self) -> u64 {
+        self.identity.device
+    }
+
     /// The length of the content.
     pub(crate) fn size_bytes(&self) -> u64 {
         self.size_bytes
@@ -69,13 +84,13 @@ impl Status {
     /// Whether a change after `reading` began would show in the status.
     pub(crate) fn is_settled(&self, reading: SystemTime) -> bool {
         let tick = if (self.modified.1, self.changed.1) == (0, 0) { COARSE_TICK } else { TICK };
-        let is_older = |(seconds, nanoseconds): (i64, u32)| {
-            // A time before 1970 is old enough; one that the clock cannot hold is not.
-            let Ok(seconds) = u64::try_from(seconds) else { return true };
-            let time = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds));
-            time.and_then(|time| time.checked_add(tick)).is_some_and(|time| time < reading)
-        };
-        is_older(self.modified) && is_older(self.changed)
+        is_older(self.modified, tick, reading) && is_older(self.changed, tick, reading)
+    }
+
+    /// Makes the content clean, so that the next change shows even if it comes through a mapping that was written
+    /// before; false where that cannot be. To be asked before the content is read.
+    pub(crate) fn is_clean(&self, file: &File, reading: SystemTime) -> bool {
+        is_older(self.changed, WRITTEN_BACK, reading) || sys::write_back(file.as_fd()).is_ok()
     }
 
     fn numbers(&self) -> [u64; STATUS_NUMBERS] {
@@ -84,6 +99,19 @@ impl Status {
         let (modified, changed) = (modified.0 as u64, changed.0 as u64);
         [identity.device, identity.inode, size_bytes, modified, changed, nanoseconds, u64::from(mode), 0]
     }
+}
+
+/// Whether the pages of a file can be clean at all.
+pub(crate) fn has_clean_pages(file: &File) -> bool {
+    // As wide as the kernel has it, whatever the sign of the type here.
+    rustix::fs::fstatfs(file).is_ok_and(|found| !NEVER_CLEAN.contains(&(found.f_type as u64 & 0xffff_ffff)))
+}
+
+fn is_older((seconds, nanoseconds): (i64, u32), age: Duration, reading: SystemTime) -> bool {
+    // A time before 1970 is old enough; one that the clock cannot hold is not.
+    let Ok(seconds) = u64::try_from(seconds) else { return true };
+    let time = UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds));
+    time.and_then(|time| time.checked_add(age)).is_some_and(|time| time < reading)
 }
 
 impl KnownFacts {

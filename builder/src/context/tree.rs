@@ -26,6 +26,8 @@ pub struct ContextTree {
     open: Mutex<Option<(TreeInode, Arc<File>)>>,
     /// What an earlier build learned.
     known: KnownFacts,
+    /// By the number of a file system, whether the pages of its files can be clean.
+    clean: Mutex<HashMap<u64, bool>>,
 }
 
 struct Inode {
@@ -58,6 +60,7 @@ impl ContextTree {
             inodes: vec![Inode { entry: root, children: Vec::new(), links: 2, facts: OnceLock::new() }],
             open: Mutex::default(),
             known: KnownFacts::decode(facts),
+            clean: Mutex::default(),
         };
         let mut by_identity: HashMap<Identity, usize> = HashMap::new();
         // The directories that lead to the last entry: where their paths end, and their inodes.
@@ -152,6 +155,7 @@ impl ContextTree {
         let path = &self.inode(inode)?.entry.path;
         let mut file = self.directory.open_file(path).map_err(io_error)?;
         let has_xattrs = self.directory.has_xattrs(&file, path).map_err(io_error)?;
+        let can_be_kept = status.is_settled(reading) && self.is_clean(&file, status, reading);
         let mut digester = Digester::new();
         let mut buffer = vec![0; READ_BYTES.min(status.size_bytes() as usize + 1)];
         loop {
@@ -164,8 +168,16 @@ impl ContextTree {
         }
         self.check_unchanged(inode, &file)?;
         let after = self.directory.entry_of(&file, path).map_err(io_error)?;
-        let is_settled = status.is_settled(reading) && Status::of(&after) == Some(*status);
+        let is_settled = can_be_kept && Status::of(&after) == Some(*status);
         Ok(Learned { facts: Facts { content: digester.sum(), has_xattrs }, is_settled, is_new: true })
+    }
+
+    /// Whether the content is clean, or was made so, before it is read.
+    fn is_clean(&self, file: &File, status: &Status, reading: SystemTime) -> bool {
+        let mut clean = self.clean.lock().unwrap_or_else(PoisonError::into_inner);
+        let can_be = *clean.entry(status.device()).or_insert_with(|| facts::has_clean_pages(file));
+        drop(clean);
+        can_be && status.is_clean(file, reading)
     }
 
     /// What this build knows about the files and another one may rely on; `None` if that is nothing new.
@@ -314,6 +326,7 @@ fn io_error(error: ContextError) -> io::Error {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::fd::AsFd;
 
     use super::*;
     use crate::context::Patterns;
@@ -326,9 +339,25 @@ mod tests {
         tree.lookup(TreeInode::ROOT, b"a").expect("a directory").expect("there")
     }
 
-    /// A file whose times are long past; ctime follows the clock, so the clock has to pass.
+    /// A directory on a disk, where that of temporary files may be in memory.
+    fn on_disk() -> tempfile::TempDir {
+        let program = std::env::current_exe().expect("a program");
+        tempfile::tempdir_in(program.parent().expect("in a directory")).expect("a directory")
+    }
+
+    fn digest(bytes: &[u8]) -> Option<[u8; 32]> {
+        let mut digester = Digester::new();
+        digester.update(bytes);
+        Some(digester.sum())
+    }
+
+    /// A file whose times are past; ctime follows the clock, so the clock has to pass.
     fn settled(directory: &Path) {
         fs::write(directory.join("a"), "content").expect("written");
+        settle(directory);
+    }
+
+    fn settle(directory: &Path) {
         let is_settled = || {
             let entry = Directory::open(directory, Patterns::default()).expect("opened").entry(Path::new("a"));
             Status::of(&entry.expect("there")).expect("a file").is_settled(SystemTime::now())
@@ -340,19 +369,45 @@ mod tests {
 
     #[test]
     fn a_file_of_a_known_status_is_not_opened_again() {
-        let directory = tempfile::tempdir().expect("a directory");
+        let directory = on_disk();
         settled(directory.path());
         let first = tree(directory.path(), Vec::new());
-        let digest = first.content_digest(file(&first)).expect("read");
-        let mut digester = Digester::new();
-        digester.update(b"content");
-        assert_eq!(digest, Some(digester.sum()));
+        let content = first.content_digest(file(&first)).expect("read");
+        assert_eq!(content, digest(b"content"));
         let facts = first.facts().expect("something new");
         let second = tree(directory.path(), facts);
         fs::remove_file(directory.path().join("a")).expect("removed");
-        assert_eq!(second.content_digest(file(&second)).expect("known"), digest);
+        assert_eq!(second.content_digest(file(&second)).expect("known"), content);
         assert_eq!(second.xattrs(file(&second)).expect("known"), []);
         assert_eq!(second.facts(), None, "nothing new");
+    }
+
+    /// Writes a file through a mapping before a build and again after it; what the next build takes it for.
+    fn mapped(directory: &Path) -> (Option<[u8; 32]>, Option<Vec<u8>>) {
+        fs::write(directory.join("a"), "content").expect("written");
+        let opened = File::options().read(true).write(true).open(directory.join("a")).expect("opened");
+        let mut byte = crate::sys::SharedByte::of(opened.as_fd()).expect("mapped");
+        byte.write(b'C');
+        settle(directory);
+        let first = tree(directory, Vec::new());
+        assert_eq!(first.content_digest(file(&first)).expect("read"), digest(b"Content"));
+        let facts = first.facts();
+        byte.write(b'K');
+        let second = tree(directory, facts.clone().unwrap_or_default());
+        (second.content_digest(file(&second)).expect("read"), facts)
+    }
+
+    #[test]
+    fn a_change_through_a_mapping_that_was_written_before_is_seen() {
+        let (content, facts) = mapped(on_disk().path());
+        assert_eq!(content, digest(b"Kontent"));
+        assert!(facts.is_some(), "it was clean when it was read");
+    }
+
+    #[test]
+    fn nothing_is_remembered_of_a_file_in_memory() {
+        let directory = tempfile::tempdir_in("/dev/shm").expect("a directory");
+        assert_eq!(mapped(directory.path()), (digest(b"Kontent"), None));
     }
 
     #[test]

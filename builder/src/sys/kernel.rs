@@ -42,6 +42,36 @@ pub(crate) fn install_seccomp_filter(program: &[sock_filter]) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Writes what is changed of a file's content to its disk, and waits for that; its pages are clean then, and the next
+/// change of one, through a mapping too, shows in the file's times. Nothing is flushed for good.
+pub(crate) fn write_back(file: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: the call takes an open descriptor and numbers; no bytes means to the end of the file.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The first byte of a file, to be written as other programs write through their mappings. Never unmapped.
+#[cfg(test)]
+pub(crate) struct SharedByte(*mut u8);
+
+#[cfg(test)]
+impl SharedByte {
+    pub(crate) fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a new mapping, at an address that the kernel chooses, is nobody else's memory.
+        let address = unsafe {
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            libc::mmap(std::ptr::null_mut(), 1, access, libc::MAP_SHARED, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(Self(address.cast())) }
+    }
+
+    pub(crate) fn write(&mut self, byte: u8) {
+        // SAFETY: it is mapped for writing; the tests that use it cut no file short.
+        unsafe { self.0.write_volatile(byte) }
+    }
+}
+
 /// Brings up the device `lo` of the current network namespace; the kernel adds 127.0.0.1 and ::1 by itself.
 pub(crate) fn bring_loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
