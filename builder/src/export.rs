@@ -1,7 +1,7 @@
 //! A tree to plain files: a directory, or one tar of the whole root.
 //!
 //! Invariant: nothing is written outside the destination: directories are made here and are opened
-//! without following links.
+//! without following links. Nothing is removed but what makes way for the tree, and what was made here.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use layerfs::{Attributes, Entry, EntryKind, EntryPath, FileKind, TarWriter, Tree, TreeInode};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::changeset::{ChangeSet, Content, join};
 use crate::error::BuildError;
@@ -138,36 +139,45 @@ impl Exporter<'_> {
             }
             _ => {}
         }
-        let temporary = format!(".nacre-{}", std::process::id()).into_bytes();
-        let draft = if there.is_some() { temporary.as_slice() } else { name };
-        let written = self.write(at, draft, inode, &attributes).and_then(|()| match there {
+        let make = |name: &[u8]| self.make(at, name, inode, &attributes);
+        let (draft, file) = match there {
+            None => (name.to_vec(), make(name)?),
+            Some(_) => under_a_free_name(make)?,
+        };
+        let written = self.fill(at, &draft, inode, &attributes, file).and_then(|()| match there {
             None => Ok(()),
             Some(kind) => {
                 if kind.is_dir() {
                     remove_directory(self.tree, at, name)?;
                 }
-                Ok(rustix::fs::renameat(at, draft, at, name)?)
+                Ok(rustix::fs::renameat(at, draft.as_slice(), at, name)?)
             }
         });
         if written.is_err() {
-            // Nothing is there as a part; what went wrong is told already.
-            _ = rustix::fs::unlinkat(at, draft, AtFlags::empty());
+            // It was made here, and nothing is left as a part; what went wrong is told already.
+            _ = rustix::fs::unlinkat(at, draft.as_slice(), AtFlags::empty());
         } else if attributes.links > 1 {
             self.links.entry(inode).or_insert_with(|| path.to_vec());
         }
         written
     }
 
-    /// Makes what is no directory under a name that is free.
-    fn write(&self, at: BorrowedFd<'_>, name: &[u8], inode: TreeInode, attributes: &Attributes) -> io::Result<()> {
+    /// Makes what is no directory under a name that must be free; a file, which is given back, is still empty.
+    fn make(
+        &self,
+        at: BorrowedFd<'_>,
+        name: &[u8],
+        inode: TreeInode,
+        attributes: &Attributes,
+    ) -> io::Result<Option<File>> {
         if let Some(first) = self.links.get(&inode) {
-            return Ok(rustix::fs::linkat(self.root, first.as_slice(), at, name, AtFlags::empty())?);
+            rustix::fs::linkat(self.root, first.as_slice(), at, name, AtFlags::empty())?;
+            return Ok(None);
         }
         match attributes.kind {
             FileKind::File => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let mut file = File::from(rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?);
-                io::copy(&mut Content::Tree(Arc::clone(self.tree), inode).reader(), &mut file)?;
+                return Ok(Some(rustix::fs::openat(at, name, flags, Mode::RUSR | Mode::WUSR)?.into()));
             }
             FileKind::Symlink => rustix::fs::symlinkat(self.tree.read_link(inode)?.as_slice(), at, name)?,
             FileKind::Fifo => rustix::fs::mknodat(at, name, FileType::Fifo, Mode::RUSR, 0)?,
@@ -177,6 +187,24 @@ impl Exporter<'_> {
                 let kind = if is_block { FileType::BlockDevice } else { FileType::CharacterDevice };
                 rustix::fs::mknodat(at, name, kind, Mode::RUSR, rustix::fs::makedev(major, minor))?;
             }
+        }
+        Ok(None)
+    }
+
+    /// Gives what was just made its content and attributes; one more name of a file has them.
+    fn fill(
+        &self,
+        at: BorrowedFd<'_>,
+        name: &[u8],
+        inode: TreeInode,
+        attributes: &Attributes,
+        file: Option<File>,
+    ) -> io::Result<()> {
+        if self.links.contains_key(&inode) {
+            return Ok(());
+        }
+        if let Some(mut file) = file {
+            io::copy(&mut Content::Tree(Arc::clone(self.tree), inode).reader(), &mut file)?;
         }
         self.finish(at, name, attributes)
     }
@@ -194,6 +222,23 @@ impl Exporter<'_> {
             Timespec { tv_sec: attributes.modified.seconds, tv_nsec: i64::from(attributes.modified.nanoseconds) };
         let times = Timestamps { last_access: time, last_modification: time };
         Ok(rustix::fs::utimensat(at, name, &times, AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+}
+
+/// Makes something under a name that nobody can foresee, and so occupy.
+fn under_a_free_name<T>(make: impl Fn(&[u8]) -> io::Result<T>) -> io::Result<(Vec<u8>, T)> {
+    /// Of names with 64 random bits not even the second is taken by chance.
+    const TRIES: usize = 10;
+    let mut tries = 0;
+    loop {
+        let mut random = [0; 8];
+        getrandom(&mut random, GetRandomFlags::empty())?;
+        let name = format!(".nacre-{:016x}", u64::from_ne_bytes(random)).into_bytes();
+        tries += 1;
+        match make(&name) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => {}
+            made => return Ok((name, made?)),
+        }
     }
 }
 
@@ -299,5 +344,70 @@ fn with_path(path: &[u8], error: &io::Error) -> io::Error {
     match error.get_ref() {
         Some(_) => io::Error::new(error.kind(), error.to_string()),
         None => io::Error::new(error.kind(), format!("/{}: {error}", path.escape_ascii())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::context::{ContextTree, Directory, Patterns};
+
+    fn tree(directory: &Path) -> Arc<dyn Tree> {
+        let directory = Directory::open(directory, Patterns::default()).expect("opened");
+        Arc::new(ContextTree::new(directory, Vec::new(), 1).expect("walked"))
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).expect("listed").map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<String> = entries.map(|name| name.into_string().expect("text")).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_of_another_is_neither_written_to_nor_removed() {
+        let (from, to) = (tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made"));
+        fs::write(from.path().join("a"), "new").expect("written");
+        std::os::unix::fs::symlink("new", from.path().join("b")).expect("linked");
+        for name in ["a", "b"] {
+            fs::write(to.path().join(name), "old").expect("written");
+        }
+        let other = format!(".nacre-{}", std::process::id());
+        fs::write(to.path().join(&other), "another's").expect("written");
+        to_directory(&tree(from.path()), b"", to.path(), Ownership::Own).expect("exported");
+        assert_eq!(fs::read_to_string(to.path().join("a")).expect("there"), "new");
+        assert_eq!(fs::read_to_string(to.path().join(&other)).expect("there"), "another's");
+        assert_eq!(names(to.path()), [other.as_str(), "a", "b"]);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_makes_way_for_another_one() {
+        let tried = std::cell::RefCell::new(Vec::new());
+        let taken_at_first = |name: &[u8]| {
+            tried.borrow_mut().push(name.to_vec());
+            if tried.borrow().len() < 3 { Err(io::ErrorKind::AlreadyExists.into()) } else { Ok(()) }
+        };
+        let (name, ()) = under_a_free_name(taken_at_first).expect("made");
+        let tried = tried.into_inner();
+        assert!(tried[2] == name && tried[0] != tried[1] && tried[1] != name);
+        let error = under_a_free_name(|_| io::Result::<()>::Err(io::ErrorKind::AlreadyExists.into()));
+        assert_eq!(error.expect_err("never free").kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn an_export_that_fails_leaves_what_was_there_and_no_part() {
+        let (from, to) = (tempfile::tempdir().expect("made"), tempfile::tempdir().expect("made"));
+        fs::write(from.path().join("a"), "new").expect("written");
+        let source = tree(from.path());
+        fs::write(from.path().join("a"), "newer").expect("written");
+        fs::write(to.path().join("a"), "old").expect("written");
+        to_directory(&source, b"", to.path(), Ownership::Own).expect_err("it changed meanwhile");
+        assert_eq!(names(to.path()), ["a"]);
+        assert_eq!(fs::read_to_string(to.path().join("a")).expect("there"), "old");
+        fs::remove_file(to.path().join("a")).expect("removed");
+        to_directory(&source, b"", to.path(), Ownership::Own).expect_err("it changed meanwhile");
+        assert!(names(to.path()).is_empty());
     }
 }
