@@ -357,3 +357,30 @@ fn what_refers_to_an_image_travels_through_the_store_and_layouts() {
     desk.run(&["verify", "--signature-policy", "none"]).failure(2, "give its name");
     desk.run(&["verify", "--key", "release.pub"]).failure(2, "required");
 }
+
+#[test]
+fn signatures_of_the_place_an_image_comes_to_stay_there() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    let (name, identity) = (desk.at("app:1"), desk.at("app"));
+    desk.run(&["key", "generate", "other", "--no-password"]).success();
+    // The same image in a layout and in the store, signed there by another key before the registry's signature comes.
+    desk.run(&["copy", "--all", &name, "oci:mine:1"]).success();
+    for place in [&["oci:mine:1", "--identity", &name][..], &["--store", &name]] {
+        desk.run(&[&["sign", "--key", "other.key"], place].concat()).success();
+    }
+    desk.sign("app:1", &[]).success();
+    let verified = |place: &[&str]| {
+        for key in ["release.pub", "other.pub"] {
+            desk.run(&[&["verify", "--key", key], place].concat()).success();
+        }
+    };
+    desk.run(&["copy", "--all", "--referrers", &format!("docker://{name}"), "oci:mine:1"]).success();
+    verified(&["oci:mine:1", "--identity", &identity]);
+    desk.run(&["pull", "--referrers", &name]).success();
+    verified(&["--store", &name]);
+    desk.run(&["push", "--referrers", &name]).success();
+    verified(&[&name]);
+    desk.run(&["copy", "--referrers", &name, "dir:plain"]).failure(1, "it holds one image");
+    assert!(!desk.path("plain").exists());
+}

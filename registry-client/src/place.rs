@@ -174,7 +174,7 @@ pub trait Destination: Send + Sync {
     /// If it is such a place.
     fn beside(&self) -> Result<Box<dyn Source + '_>, Error> {
         let what = "it holds one image; registries, layouts and the store hold more".to_owned();
-        Err(Error::local(format!("put something beside the image in {}", self.name()), Cause::Input(what)))
+        Err(Error::local(format!("put what refers to the image in {}", self.name()), Cause::Input(what)))
     }
 
     /// Puts a manifest whose blobs were put before under a tag of its own, beside the image and before that; what was
