@@ -174,8 +174,9 @@ fn what_is_attached_is_listed_and_travels_with_its_image() {
     assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
     assert_eq!(desk.run(&["copy", "--referrers", &layout, &unnamed]).success(), copied);
     assert_eq!(desk.run(&["copy", &unnamed, &desk.place("third:1")]).success(), copied);
-    desk.run(&["copy", "--referrers", &layout, &format!("dir:{}", desk.text("plain"))]).success();
     let plain = format!("dir:{}", desk.text("plain"));
+    desk.run(&["copy", "--referrers", &layout, &plain]).failure(1, "it holds one image");
+    desk.run(&["copy", &layout, &plain]).success();
     desk.run(&["copy", "--referrers", &plain, "oci:nowhere"]).failure(1, "keeps no list");
 }
 
