@@ -16,7 +16,7 @@ use crate::place::{Content, Destination, Origin, Source, Stored};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::retry::twice_if_damaged;
-use crate::signature::{companion_tags, put_companion};
+use crate::signature::{check_companion, companion_tags, put_companion};
 
 /// Which images of an index are copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,14 +91,18 @@ pub fn copy(
     // The largest first: begun last, it would keep one lane busy while the others are idle.
     plan.blobs.make_contiguous().sort_by_key(|descriptor| std::cmp::Reverse(descriptor.size()));
     let blobs = Vec::from(plan.blobs);
+    // What the destination does not take is told before anything is moved.
     let there = plan.has_more.then(|| destination.beside()).transpose()?;
+    if let Some(there) = &there {
+        plan.companions.iter().try_for_each(|(tag, companion)| check_companion(there.as_ref(), tag, companion))?;
+    }
     progress.planned(&blobs);
     let results = Transfer::new(source, destination, progress, blobs.clone().into()).run(options.jobs);
     let results = results.inspect_err(|_| progress.abandoned(&blobs))?;
-    // First what may be refused: a place that has something else under the tag.
+    // First what may still be refused: another client may have put something else under the tag.
     if let Some(there) = &there {
         for (tag, companion) in &plan.companions {
-            put_companion(source, destination, there.as_ref(), tag, companion)?;
+            put_companion(destination, there.as_ref(), tag, companion)?;
         }
     }
     for manifest in &plan.children {

@@ -12,13 +12,12 @@ use crate::place::{Destination, Source};
 const ENVELOPE: &str = "application/vnd.dsse.envelope.v1+json";
 
 /// Puts `companion`, whose blobs are there, under its tag beside the image at `destination`, together with what is there
-/// already. `origin` is where it was read, `there` the destination as a source.
+/// already. `there` is the destination as a source.
 ///
 /// # Errors
 /// If something else is under the tag, which is then not replaced; if a place fails, or other clients change the tag
 /// again and again.
 pub(crate) fn put_companion(
-    origin: &dyn Source,
     destination: &dyn Destination,
     there: &dyn Source,
     tag: &str,
@@ -34,14 +33,10 @@ pub(crate) fn put_companion(
         if existing.digest() == companion.digest() {
             return Ok(());
         }
-        if !is_collection(&existing) || !is_collection(companion) {
-            let what =
-                "something else is there, and only signatures and attestations can be joined; nothing was replaced";
-            return Err(Error::local(doing(), Cause::Input(what.to_owned())));
-        }
-        let mut drawer = Drawer::of(there, Some(&existing))?;
+        check_joins(there, tag, companion, &existing)?;
+        let mut drawer = drawer_of(there, tag, &existing)?;
         let before = drawer.layers().len();
-        drawer.add_all(&Drawer::of(origin, Some(companion))?);
+        drawer.add_all(&drawer_of(there, tag, companion)?);
         match drawer.layers().len() {
             after if after == before => return Ok(()),
             after if after > SIGNATURES_LIMIT => return Err(too_many(there)),
@@ -50,6 +45,34 @@ pub(crate) fn put_companion(
     }
     let cause = Cause::Malformed("other clients changed it again and again".to_owned());
     Err(Error::new(doing(), cause))
+}
+
+/// An error if [`put_companion`] would be one for what is under the tag now: for who has much to move before.
+pub(crate) fn check_companion(there: &dyn Source, tag: &str, companion: &Manifest) -> Result<(), Error> {
+    match there.tagged(tag) {
+        Ok(Some(existing)) => check_joins(there, tag, companion, &existing),
+        // Some registries refuse to be asked about a repository that only the first blob makes; it is asked again then.
+        Ok(None) | Err(_) => Ok(()),
+    }
+}
+
+fn check_joins(there: &dyn Source, tag: &str, companion: &Manifest, existing: &Manifest) -> Result<(), Error> {
+    if existing.digest() == companion.digest() || (is_collection(existing) && is_collection(companion)) {
+        return Ok(());
+    }
+    Err(unlike(there, tag))
+}
+
+fn drawer_of(there: &dyn Source, tag: &str, manifest: &Manifest) -> Result<Drawer, Error> {
+    Drawer::of(there, Some(manifest)).map_err(|error| match error.cause() {
+        Cause::Malformed(_) => unlike(there, tag),
+        _ => error,
+    })
+}
+
+fn unlike(there: &dyn Source, tag: &str) -> Error {
+    let what = "something else is there, and only signatures and attestations can be joined; nothing was replaced";
+    Error::local(format!("put {tag} beside {}", there.name()), Cause::Input(what.to_owned()))
 }
 
 /// Whether its layers stand each for itself.

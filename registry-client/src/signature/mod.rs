@@ -19,7 +19,7 @@ mod sealed;
 
 pub(crate) use self::attached::companion_tags;
 pub use self::attached::{companion_subject, sign};
-pub(crate) use self::companion::put_companion;
+pub(crate) use self::companion::{check_companion, put_companion};
 pub use self::identity::SignedIdentity;
 pub use self::key::{KeyFile, PrivateKey, PublicKey, SealedKey};
 pub use self::payload::Payload;

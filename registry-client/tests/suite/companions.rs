@@ -40,6 +40,16 @@ fn tag(image: &MemoryImage, kind: &str) -> String {
 
 /// Puts an image of these layers under a tag.
 fn put(image: &MemoryImage, tag: &str, media_type: &str, contents: &[&str]) {
+    put_with(image, tag, media_type, contents, |diff_ids| json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}));
+}
+
+fn put_with(
+    image: &MemoryImage,
+    tag: &str,
+    media_type: &str,
+    contents: &[&str],
+    config: impl Fn(&[&str]) -> serde_json::Value,
+) {
     let layer = |text: &&str| {
         let mut layer = image.add_blob(MediaType::from(media_type), text.as_bytes().to_vec());
         layer.set_annotations(Some(HashMap::from([("predicateType".to_owned(), format!("type of {text}"))])));
@@ -47,8 +57,7 @@ fn put(image: &MemoryImage, tag: &str, media_type: &str, contents: &[&str]) {
     };
     let layers: Vec<Descriptor> = contents.iter().map(layer).collect();
     let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.digest().as_ref()).collect();
-    let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string();
-    let config = image.add_blob(MediaType::ImageConfig, config.into_bytes());
+    let config = image.add_blob(MediaType::ImageConfig, config(&diff_ids).to_string().into_bytes());
     let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": config, "layers": layers});
     let manifest = Manifest::new(None, manifest.to_string().into_bytes()).expect("a manifest");
@@ -105,7 +114,7 @@ fn what_cannot_be_joined_is_an_error_and_stays() {
         ("att", ENVELOPE, "application/json"),
         ("sig", "application/json", ENVELOPE),
     ] {
-        let (from, to) = (MemoryImage::sample("a"), MemoryImage::sample("a"));
+        let (from, to) = (MemoryImage::sample("a"), MemoryImage::empty());
         let tag = tag(&from, kind);
         put(&from, &tag, theirs, &["theirs"]);
         put(&to, &tag, ours, &["ours"]);
@@ -113,9 +122,24 @@ fn what_cannot_be_joined_is_an_error_and_stays() {
         let error = copy(&from, &to, &with_referrers(), &Silent).expect_err(kind).to_string();
         assert!(error.contains(&tag) && error.contains("nothing was replaced"), "{error}");
         assert_eq!(to.tag(&tag), before);
+        assert!(!to.has_blob(&from.layers()[0]).expect("asked"), "nothing was moved");
         // The same on both sides is nothing to be joined.
         put(&to, &tag, theirs, &["theirs"]);
         copy(&from, &to, &with_referrers(), &Silent).expect("nothing to do");
+    }
+}
+
+#[test]
+fn nothing_is_joined_with_an_image_of_attestations_that_is_odd() {
+    for config in [json!({}), json!([]), json!({"rootfs": {"diff_ids": 7}})] {
+        let (from, to) = (MemoryImage::sample("a"), MemoryImage::empty());
+        let tag = tag(&from, "att");
+        put(&from, &tag, ENVELOPE, &["theirs"]);
+        put_with(&to, &tag, ENVELOPE, &["ours"], |_| config.clone());
+        let before = to.tag(&tag);
+        let error = copy(&from, &to, &with_referrers(), &Silent).expect_err("odd").to_string();
+        assert!(error.contains(&tag) && error.contains("nothing was replaced"), "{error}");
+        assert!(to.tag(&tag) == before && to.top().is_none());
     }
 }
 
