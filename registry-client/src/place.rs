@@ -49,10 +49,10 @@ pub trait Source: Send + Sync {
         self.open_blob(descriptor)
     }
 
-    /// The content of a blob that came last was not what it should be: whoever else has it is asked next.
-    fn distrust(&self, descriptor: &Descriptor) {
-        let _ = descriptor;
-    }
+    /// The content of a blob that came last was not what it should be: whoever else has it is asked next. Of a place
+    /// that has it once nothing is asked; there is no such default, which a place that stands before another would
+    /// be given unnoticed.
+    fn distrust(&self, descriptor: &Descriptor);
 
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {

@@ -19,7 +19,9 @@ use crate::digest::digest_of;
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, OCI_MANIFEST};
 use crate::place::{Content, Destination, Source};
+use crate::progress::Silent;
 use crate::referrers::fallback_tag;
+use crate::retry::twice_if_damaged;
 
 /// The media type of a payload.
 const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -105,10 +107,16 @@ fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Resul
     if descriptor.size() > limit_bytes {
         return Err(Error::new(doing(), Cause::Malformed(format!("it is larger than {limit_bytes} bytes"))));
     }
-    let mut bytes = Vec::new();
-    let read = source.open_blob(descriptor)?.take(limit_bytes + 1).read_to_end(&mut bytes);
-    read.map_err(|error| Error::from_io(doing(), source.name(), error))?;
-    Ok(bytes)
+    let fetch = |is_second| {
+        if is_second {
+            source.distrust(descriptor);
+        }
+        let mut bytes = Vec::new();
+        let read = source.open_blob(descriptor)?.take(limit_bytes + 1).read_to_end(&mut bytes);
+        read.map_err(|error| Error::from_io(doing(), source.name(), error))?;
+        Ok(bytes)
+    };
+    twice_if_damaged(&doing(), &Silent, fetch)
 }
 
 /// What was found beside a manifest so far; good signatures stay what they are, whatever else is found.

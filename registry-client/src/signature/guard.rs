@@ -102,6 +102,10 @@ impl Source for Guarded<'_> {
         self.source.open_blob(descriptor)
     }
 
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.source.distrust(descriptor);
+    }
+
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.source.open_unverified_blob(descriptor)
     }

@@ -257,6 +257,10 @@ impl Source for Borrowed<'_> {
         self.0.open_blob(descriptor)
     }
 
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.0.distrust(descriptor);
+    }
+
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         self.0.tagged(tag)
     }
@@ -280,6 +284,10 @@ impl Source for Untagged<'_> {
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.0.open_blob(descriptor)
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.0.distrust(descriptor);
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
@@ -306,6 +314,10 @@ impl Source for Listing<'_> {
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.0.open_blob(descriptor)
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.0.distrust(descriptor);
     }
 
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
@@ -378,6 +390,10 @@ fn what_is_let_in_is_what_was_verified_wherever_the_tag_moves() {
         fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             self.0.open_blob(descriptor)
         }
+
+        fn distrust(&self, descriptor: &Descriptor) {
+            self.0.distrust(descriptor);
+        }
         fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
             self.0.tagged(tag)
         }
@@ -405,6 +421,8 @@ fn a_policy_decides_before_anything_is_asked() {
         fn open_blob(&self, _: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             unreachable!("it is asked for a blob")
         }
+
+        fn distrust(&self, _: &Descriptor) {}
     }
     let policy = policy(&PrivateKey::generate().expect("made"));
     let elsewhere = "docker://other.example/app".parse().expect("a name");
@@ -524,6 +542,10 @@ fn a_signature_that_came_while_another_was_made_stays() {
         }
         fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             self.0.open_blob(descriptor)
+        }
+
+        fn distrust(&self, descriptor: &Descriptor) {
+            self.0.distrust(descriptor);
         }
         fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
             let found = self.0.tagged(tag);

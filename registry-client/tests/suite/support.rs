@@ -181,6 +181,8 @@ impl Source for MemoryImage {
         Ok(Box::new(VerifyingReader::new(Cursor::new(bytes.ok_or_else(missing)?), descriptor)?))
     }
 
+    fn distrust(&self, _: &Descriptor) {}
+
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         Ok(self.tag(tag))
     }
