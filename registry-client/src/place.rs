@@ -12,6 +12,7 @@ use crate::error::{Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::manifest::Manifest;
 use crate::progress::Progress;
+use crate::referrers::bare;
 
 /// A place that holds one image (or index), named when the value is made.
 pub trait Source: Send + Sync {
@@ -76,6 +77,14 @@ pub trait Source: Send + Sync {
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         let what = "it keeps no list of what refers to an image; registries and layouts do".to_owned();
         Err(Error::local(format!("list what refers to {subject} in {}", self.name()), Cause::Input(what)))
+    }
+
+    /// The same with nothing but digest, size and types told of each: for who looks for some among very many.
+    ///
+    /// # Errors
+    /// As [`Self::referrers`].
+    fn bare_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        Ok(self.referrers(subject)?.iter().map(bare).collect())
     }
 }
 

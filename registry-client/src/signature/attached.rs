@@ -140,7 +140,7 @@ impl Found {
 
     /// Looks among the referrers.
     pub(super) fn add_referrers(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
-        let listed = match source.referrers(subject) {
+        let listed = match source.bare_referrers(subject) {
             // A place without such lists has none.
             Err(error) if matches!(error.cause(), Cause::Input(_)) => Vec::new(),
             listed => listed?,
