@@ -204,6 +204,65 @@ fn a_policy_keeps_out_what_is_not_signed_on_every_way_in() {
 }
 
 #[test]
+fn an_index_is_made_of_what_the_policy_lets_in() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    desk.push("app:2", "linux/arm64", "two");
+    let place = |name: &str| format!("docker://{}", desk.at(name));
+    desk.run(&["copy", &place("app:1"), "oci:uns:1"]).success();
+    fs::write(desk.path("none.json"), r#"{"default":[{"type":"reject"}]}"#).expect("written");
+    desk.run_afresh(&["manifest", "create", "--signature-policy", "none.json", "stolen:1", "oci:uns:1"])
+        .failure(1, "none.json lets no image in from there");
+    desk.policy(None);
+    // The store holds the images of `desk` already: what is there is in.
+    let fresh = |line: &[&str]| desk.run_afresh(&[&["manifest"], line, &["--signature-policy", "policy.json"]].concat());
+    let (one, two) = (desk.at("app:1"), desk.at("app:2"));
+    for list in ["mine:1", &place("app:list")] {
+        fresh(&["create", list, &one]).failure(1, "there is no signature of sha256:");
+    }
+    desk.sign("app:1", &[]).success();
+    for list in ["mine:1", &place("app:list")] {
+        fresh(&["create", list, &one]).success();
+        fresh(&["create", list, &one, &two]).failure(1, "there is no signature of sha256:");
+    }
+    fresh(&["add", &place("app:list"), &two]).failure(1, "there is no signature of sha256:");
+    desk.sign("app:2", &[]).success();
+    fresh(&["add", &place("app:list"), &two]).success();
+    fresh(&["create", "mine:1", &place("app:list")]).failure(1, "there is no signature of sha256:");
+    desk.sign("app:list", &[]).success();
+    fresh(&["create", "mine:1", &place("app:list")]).success();
+}
+
+#[test]
+fn a_cache_that_the_policy_does_not_let_in_is_not_used() {
+    let desk = Desk::new();
+    let context = desk.path("context");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::write(context.join("file"), "one").expect("written");
+    fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
+    let cache = desk.at("app:cache");
+    let build = ["build", "--progress", "plain", "--platform", "linux/amd64", "context"];
+    let with = |more: &[&str]| desk.run_afresh(&[&build[..], more].concat());
+    for to in [&format!("type=registry,ref={cache}"), "type=local,dest=cache"] {
+        with(&["--cache-to", to]).success();
+    }
+    desk.policy(None);
+    for (from, why) in [
+        (format!("type=registry,ref={cache}"), "there is no signature of sha256:"),
+        ("type=local,src=cache".to_owned(), "policy.json lets no image in from there"),
+    ] {
+        let ended = with(&["--cache-from", &from, "--signature-policy", "policy.json"]);
+        assert!(ended.stderr.contains("is not used: ") && ended.stderr.contains(why), "{}", ended.stderr);
+        ended.success();
+        assert!(!with(&["--cache-from", &from]).stderr.contains("is not used"));
+    }
+    desk.sign("app:cache", &[]).success();
+    let ended = with(&["--cache-from", &cache, "--signature-policy", "policy.json"]);
+    assert!(!ended.stderr.contains("is not used"), "{}", ended.stderr);
+    ended.success();
+}
+
+#[test]
 fn names_are_those_of_the_policy() {
     let desk = Desk::new();
     let digest = desk.push("app:1", "linux/amd64", "one");
