@@ -95,7 +95,7 @@ impl Source for Guarded<'_> {
     }
 
     fn digest(&self) -> Result<Digest, Error> {
-        self.source.digest()
+        Ok(self.top()?.manifest.digest().clone())
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {

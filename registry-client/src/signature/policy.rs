@@ -282,12 +282,7 @@ impl Demands {
     }
 
     /// All that count, if each demand is met, else why one is not.
-    fn met_by(
-        &self,
-        found: &Found,
-        manifest: &Manifest,
-        payloads: &mut Payloads<'_>,
-    ) -> Result<Vec<Accepted>, String> {
+    fn met_by(&self, found: &Found, manifest: &Manifest, payloads: &mut Payloads<'_>) -> Result<Vec<Accepted>, String> {
         let mut all = Vec::new();
         for signed in &self.signed {
             let (mut accepted, mut reasons) = (Vec::new(), BTreeMap::<String, usize>::new());

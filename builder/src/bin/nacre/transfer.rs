@@ -8,8 +8,8 @@ use std::str::FromStr;
 use builder::StorePlace;
 use layerfs::Store;
 use registry_client::{
-    CopyOptions, Destination, ImageName, OciLayout, Platform, PlatformChoice, Reference, RegistryDestination,
-    Source, open_destination, open_source,
+    CopyOptions, Destination, ImageName, OciLayout, Platform, PlatformChoice, Reference, RegistryDestination, Source,
+    open_destination, open_source,
 };
 
 use crate::report::Usage;
