@@ -9,7 +9,7 @@ use layerfs::{DiffId, Layer, Packing, StepClaim, Store, Tree};
 use oci_spec::image::Descriptor;
 use registry_client::{Client, Platform};
 
-use crate::attestation::{self, Materials, Predicate};
+use crate::attestation::{self, Attached, Materials, Predicate};
 use crate::cache::{self, StepKey, Work};
 use crate::check::{self, Checked};
 use crate::commit::commit_changeset;
@@ -41,6 +41,8 @@ pub struct Built {
     pub images: Vec<BuiltImage>,
     /// How the layers that the build made are packed.
     pub packing: Packing,
+    /// The statements about the images that go where these go.
+    pub(crate) attached: Vec<Attached>,
     /// What each step gave, for remote caches.
     pub(crate) steps: Vec<StepResult>,
 }
@@ -94,7 +96,7 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
             manifest::store_index(store, &entries, Types::Oci, &BTreeMap::new())?
         }
     };
-    Ok(Built { manifest, images, packing: request.packing, steps: caches.steps() })
+    Ok(Built { manifest, images, packing: request.packing, attached: Vec::new(), steps: caches.steps() })
 }
 
 /// Parses the Dockerfile and tells what the build checks find; an error if the Dockerfile says that they are one.

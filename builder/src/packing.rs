@@ -204,7 +204,7 @@ struct Watch<'p, 'a> {
 impl PackingWatch for Watch<'_, '_> {
     fn began(&self, blob: File, tar_bytes: u64) {
         if let Some(ahead) = self.packer.ahead().as_ref().filter(|_| tar_bytes >= STREAMED_FROM_BYTES) {
-            let recipe = format!("{} {}", self.diff_id, self.packer.packing);
+            let recipe = format!("{} {}", self.diff_id, self.packer.packing.format());
             let maker = self.maker.get_or_init(|| BlobMaker::new(blob, &recipe));
             _ = ahead.uploads.send(Upload::Growing(Arc::clone(maker.blob()))); // nobody listens any more: it is pushed
         }

@@ -13,6 +13,7 @@ use registry_client::{
     VerifyingReader, companion_subject,
 };
 
+use crate::attestation::Attached;
 use crate::image::ImageConfig;
 use crate::schedule::Stop;
 
@@ -27,17 +28,20 @@ pub struct StorePlace<'a> {
     manifest: Option<Descriptor>,
     origin: Option<Origin>,
     stop: Stop,
+    /// The referrers that count, and what each is about; `None` for all that the store has.
+    referrers: Option<Vec<Attached>>,
 }
 
 impl<'a> StorePlace<'a> {
     /// An image that is there, by its manifest; `name` is for messages.
     pub fn existing(store: &'a Store, name: &str, manifest: Descriptor) -> Self {
-        Self { store, name: Some(name.to_owned()), manifest: Some(manifest), origin: None, stop: Stop::default() }
+        Self { name: Some(name.to_owned()), manifest: Some(manifest), ..Self::new(store, None) }
     }
 
     /// Where an image goes; `None` gives it no name.
     pub fn new(store: &'a Store, name: Option<&str>) -> Self {
-        Self { store, name: name.map(str::to_owned), manifest: None, origin: None, stop: Stop::default() }
+        let name = name.map(str::to_owned);
+        Self { store, name, manifest: None, origin: None, stop: Stop::default(), referrers: None }
     }
 
     /// The same place, with the repository that its blobs came from: a registry may take them from there.
@@ -48,6 +52,11 @@ impl<'a> StorePlace<'a> {
     /// The same place, whose transfers end when the mark is set.
     pub(crate) fn until(self, stop: Stop) -> Self {
         Self { stop, ..self }
+    }
+
+    /// The same place, as if nothing else referred to its images.
+    pub(crate) fn with_no_referrers_but(self, referrers: Vec<Attached>) -> Self {
+        Self { referrers: Some(referrers), ..self }
     }
 
     fn error(&self, doing: &str, error: StoreError) -> Error {
@@ -111,11 +120,18 @@ impl Source for StorePlace<'_> {
 
     /// Only what lies beside an image; other tags are other images' names.
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        if self.referrers.is_some() {
+            return Ok(None);
+        }
         let found = self.store.beside(tag).map_err(|error| self.error("look for what lies beside an image", error))?;
         found.map(|manifest| Self::existing(self.store, tag, manifest).manifest(None)).transpose()
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        if let Some(referrers) = &self.referrers {
+            let about = |(of, _): &&Attached| of == subject;
+            return Ok(referrers.iter().filter(about).map(|(_, listed)| listed.clone()).collect());
+        }
         let listed = self.store.unnamed().map_err(|error| self.error("list referrers", error))?;
         let refers = |entry: &Descriptor| {
             // What is too large, gone or no manifest refers to nothing.

@@ -3,7 +3,7 @@
 //! Invariant: each is noted once, whichever stage took it first, and lists of them are sorted: they do not depend on
 //! which stage was faster.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 
 use registry_client::{Platform, Reference};
@@ -33,16 +33,16 @@ impl Material {
 
 /// All that a build took.
 #[derive(Debug, Default)]
-pub(crate) struct Materials(Mutex<BTreeMap<String, Material>>);
+pub(crate) struct Materials(Mutex<BTreeSet<Material>>);
 
 impl Materials {
     pub(crate) fn note(&self, material: Material) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(material.uri.clone(), material);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(material);
     }
 
     /// In the order of their places.
     pub(crate) fn list(&self) -> Vec<Material> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
@@ -102,10 +102,11 @@ mod tests {
     #[test]
     fn materials_are_noted_once_and_listed_in_order() {
         let materials = Materials::default();
-        for (uri, id) in [("b", "2"), ("a", "1"), ("b", "2")] {
+        for (uri, id) in [("b", "3"), ("a", "1"), ("b", "2"), ("b", "3")] {
             materials.note(Material::commit(uri.to_owned(), id));
         }
-        assert_eq!(materials.list().iter().map(|material| material.uri.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(materials.list()[0].digest["sha1"], "1");
+        let listed = materials.list();
+        let listed: Vec<_> = listed.iter().map(|found| (found.uri.as_str(), found.digest["sha1"].as_str())).collect();
+        assert_eq!(listed, [("a", "1"), ("b", "2"), ("b", "3")], "one place may have had two contents");
     }
 }

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use layerfs::{Store, Tree};
-use oci_spec::image::{Descriptor, MediaType};
+use oci_spec::image::{Descriptor, Digest, MediaType};
 use registry_client::{Artifact, EMPTY, Reference};
 use serde_json::{Value, json};
 
@@ -90,8 +90,13 @@ pub(crate) fn predicates(
     Ok(predicates)
 }
 
-/// Puts what is said about the images of a build beside them.
-pub(crate) fn attach(store: &Store, built: &Built, names: &[String]) -> Result<(), BuildError> {
+/// A statement in the store, and the image that it is about.
+pub(crate) type Attached = (Digest, Descriptor);
+
+/// Puts what is said about the images of a build beside them. What an earlier build said of the same image stays there,
+/// but goes nowhere with this one: it need not be true of it, nor be meant for others.
+pub(crate) fn attach(store: &Store, built: &mut Built, names: &[String]) -> Result<(), BuildError> {
+    built.attached.clear();
     for image in &built.images {
         for predicate in &image.predicates {
             let statement = predicate.about(image, names)?.to_string().into_bytes();
@@ -108,6 +113,7 @@ pub(crate) fn attach(store: &Store, built: &Built, names: &[String]) -> Result<(
             store.put_blob_bytes(MediaType::EmptyJSON, EMPTY)?;
             store.put_blob_bytes(MediaType::ImageManifest, manifest.bytes())?;
             store.add_unnamed(&manifest.listed())?;
+            built.attached.push((image.image.manifest.digest().clone(), manifest.listed()));
         }
     }
     Ok(())

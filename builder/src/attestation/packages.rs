@@ -1,18 +1,24 @@
 //! The packages that an image holds, from the databases of its package managers: dpkg's and apk's.
 //!
-//! Invariant: what is found depends on the files of the image alone. A database that is damaged gives what can be read of
-//! it; one of another package manager is not read.
+//! Invariant: what is found depends on the files of the image alone, and no image can have us take more memory than
+//! [`MOST_PACKAGES`] need. A database that is damaged gives what can be read of it; one of another package manager is an
+//! error, because a list without its packages would be untrue.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use layerfs::{Tree, TreeInode};
+use layerfs::{FileKind, Tree};
 
 use crate::changeset::{ChangeSet, join};
 
-/// More than any real database of packages has; what is larger is no list of packages.
-const MOST_DATABASE_BYTES: u64 = 256 << 20;
+/// In all databases of an image: some ten times what a machine with everything on it has.
+const MOST_BYTES: u64 = 32 << 20;
+/// As many are some 200 MB as a document.
+const MOST_PACKAGES: usize = 20_000;
+
+/// Databases that are not read, by their directories. What has one is not said to have no packages.
+const UNREAD: [(&str, &[u8]); 3] =
+    [("rpm", b"var/lib/rpm"), ("rpm", b"usr/lib/sysimage/rpm"), ("pacman", b"var/lib/pacman/local")];
 
 /// One package.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,47 +43,100 @@ pub(super) struct Packages {
 }
 
 /// Reads the databases of an image.
+///
+/// # Errors
+/// What cannot be read, is too large, or is of a package manager that is not known.
 pub(super) fn find(tree: &Arc<dyn Tree>) -> io::Result<Packages> {
-    let files = ChangeSet::new(Arc::clone(tree));
-    let read = |path: &[u8]| {
-        // Links that lead nowhere, and what is too large: no database.
-        let Ok(path) = files.resolve(path) else { return Ok(Vec::new()) };
-        match files.read_file(&path, MOST_DATABASE_BYTES) {
-            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Ok(Vec::new()),
-            found => Ok::<_, io::Error>(found?.unwrap_or_default()),
+    let mut image = Image { files: ChangeSet::new(Arc::clone(tree)), left_bytes: MOST_BYTES };
+    for (manager, directory) in UNREAD {
+        if !image.names(directory)?.is_empty() {
+            let what =
+                format!("its packages of {manager} cannot be listed; `nacre attach` attaches what another tool finds");
+            return Err(io::Error::other(what));
         }
-    };
-    let release = read(b"etc/os-release")?;
-    let release = if release.is_empty() { read(b"usr/lib/os-release")? } else { release };
-    let (distribution, distribution_version) = (released(&release, "ID"), released(&release, "VERSION_ID"));
-    let mut list = Vec::new();
-    list.extend(paragraphs(&read(b"var/lib/dpkg/status")?).filter_map(|fields| debian(&fields)));
-    // Images without a package manager have a file for each package there.
-    for name in names(&files, b"var/lib/dpkg/status.d")? {
-        let fields = paragraphs(&read(&join(b"var/lib/dpkg/status.d", &name))?).collect::<Vec<_>>();
-        list.extend(fields.iter().filter_map(debian_without_status));
     }
-    list.extend(paragraphs(&read(b"lib/apk/db/installed")?).filter_map(|fields| alpine(&fields)));
-    list.extend(paragraphs(&read(b"usr/lib/apk/db/installed")?).filter_map(|fields| alpine(&fields)));
-    list.sort();
-    list.dedup();
-    Ok(Packages { list, distribution, distribution_version })
+    let release = image.read(b"etc/os-release")?;
+    let release = if release.is_empty() { image.read(b"usr/lib/os-release")? } else { release };
+    let mut found = Packages {
+        list: Vec::new(),
+        distribution: released(&release, "ID"),
+        distribution_version: released(&release, "VERSION_ID"),
+    };
+    found.add(&image.read(b"var/lib/dpkg/status")?, debian)?;
+    // Images without a package manager have a file for each package there, and lists of their files beside them.
+    for name in image.names(b"var/lib/dpkg/status.d")?.iter().filter(|name| !name.ends_with(b".md5sums")) {
+        found.add(&image.read(&join(b"var/lib/dpkg/status.d", name))?, debian_without_status)?;
+    }
+    for database in [&b"lib/apk/db/installed"[..], b"usr/lib/apk/db/installed"] {
+        found.add(&image.read(database)?, alpine)?;
+    }
+    found.list.sort();
+    found.list.dedup();
+    Ok(found)
 }
 
-fn names(files: &ChangeSet, directory: &[u8]) -> io::Result<Vec<Vec<u8>>> {
-    let tree = files.below();
-    let Some(inode) = files.resolve(directory).ok().and_then(|path| files.below_at(&path).transpose()).transpose()?
-    else {
-        return Ok(Vec::new());
-    };
-    let is_directory =
-        |inode: TreeInode| Ok::<_, io::Error>(tree.attributes(inode)?.kind == layerfs::FileKind::Directory);
-    if !is_directory(inode)? {
-        return Ok(Vec::new());
+impl Packages {
+    /// Adds what the paragraphs of a database say.
+    fn add(&mut self, bytes: &[u8], package: fn(&Fields<'_>) -> Option<Package>) -> io::Result<()> {
+        let text = String::from_utf8_lossy(bytes);
+        for package in text.split("\n\n").filter_map(|paragraph| package(&Fields(paragraph))) {
+            if self.list.len() == MOST_PACKAGES {
+                return Err(io::Error::other(format!("it has more than {MOST_PACKAGES} packages")));
+            }
+            self.list.push(package);
+        }
+        Ok(())
     }
-    let entries = tree.entries(inode, 0, usize::MAX)?;
-    // The lists of files beside them.
-    Ok(entries.into_iter().map(|entry| entry.name).filter(|name| !name.ends_with(b".md5sums")).collect())
+}
+
+/// The files of an image.
+struct Image {
+    files: ChangeSet,
+    left_bytes: u64,
+}
+
+impl Image {
+    /// The content of a file; nothing where there is none.
+    fn read(&mut self, path: &[u8]) -> io::Result<Vec<u8>> {
+        // A link that leads nowhere.
+        let Ok(path) = self.files.resolve(path) else { return Ok(Vec::new()) };
+        let bytes = self.files.read_file(&path, self.left_bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => {
+                io::Error::other(format!("its lists of packages have more than {MOST_BYTES} bytes"))
+            }
+            _ => error,
+        })?;
+        let bytes = bytes.unwrap_or_default();
+        self.left_bytes -= bytes.len() as u64;
+        Ok(bytes)
+    }
+
+    /// The names in a directory; none where there is none.
+    fn names(&self, path: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let tree = self.files.below();
+        let Ok(path) = self.files.resolve(path) else { return Ok(Vec::new()) };
+        let Some(inode) = self.files.below_at(&path)? else { return Ok(Vec::new()) };
+        if tree.attributes(inode)?.kind != FileKind::Directory {
+            return Ok(Vec::new());
+        }
+        // More than the most packages are refused later.
+        let entries = tree.entries(inode, 0, 2 * MOST_PACKAGES + 2)?;
+        Ok(entries.into_iter().map(|entry| entry.name).collect())
+    }
+}
+
+/// A paragraph of a database: `Name: value` of dpkg, `N:value` of apk. Of a name that comes again the first counts; lines
+/// that continue another have none.
+struct Fields<'a>(&'a str);
+
+impl Fields<'_> {
+    fn find(&self, name: &str) -> Option<&str> {
+        self.0.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        self.find(name).filter(|text| !text.is_empty()).map(str::to_owned)
+    }
 }
 
 /// A value of os-release, without quotes.
@@ -87,49 +146,33 @@ fn released(text: &[u8], key: &str) -> Option<String> {
     Some(value.trim().trim_matches(['"', '\'']).to_owned()).filter(|value| !value.is_empty())
 }
 
-/// The paragraphs of a database: `Name: value` of dpkg, `N:value` of apk. Of a name that comes again the first counts;
-/// lines that continue another are left out.
-fn paragraphs(bytes: &[u8]) -> impl Iterator<Item = BTreeMap<String, String>> {
-    let text = String::from_utf8_lossy(bytes).into_owned();
-    let blocks: Vec<_> = text.split("\n\n").map(str::to_owned).collect();
-    blocks.into_iter().map(|block| {
-        let fields =
-            block.lines().filter(|line| !line.starts_with([' ', '\t'])).filter_map(|line| line.split_once(':'));
-        let mut found = BTreeMap::new();
-        for (name, value) in fields {
-            found.entry(name.to_owned()).or_insert_with(|| value.trim().to_owned());
-        }
-        found
-    })
-}
-
 /// <https://man7.org/linux/man-pages/man5/deb-control.5.html>
-fn debian(fields: &BTreeMap<String, String>) -> Option<Package> {
+fn debian(fields: &Fields<'_>) -> Option<Package> {
     // What was removed and has its configuration left is listed, too.
-    fields.get("Status").filter(|status| status.ends_with(" installed"))?;
+    fields.find("Status").filter(|status| status.ends_with(" installed"))?;
     debian_without_status(fields)
 }
 
-fn debian_without_status(fields: &BTreeMap<String, String>) -> Option<Package> {
+fn debian_without_status(fields: &Fields<'_>) -> Option<Package> {
     Some(Package {
         kind: "deb",
-        name: fields.get("Package")?.clone(),
-        version: fields.get("Version")?.clone(),
-        architecture: fields.get("Architecture").cloned(),
+        name: fields.text("Package")?,
+        version: fields.text("Version")?,
+        architecture: fields.text("Architecture"),
         license: None,
-        supplier: fields.get("Maintainer").cloned(),
+        supplier: fields.text("Maintainer"),
     })
 }
 
 /// <https://wiki.alpinelinux.org/wiki/Apk_spec#Install_DB>
-fn alpine(fields: &BTreeMap<String, String>) -> Option<Package> {
+fn alpine(fields: &Fields<'_>) -> Option<Package> {
     Some(Package {
         kind: "apk",
-        name: fields.get("P")?.clone(),
-        version: fields.get("V")?.clone(),
-        architecture: fields.get("A").cloned(),
-        license: fields.get("L").filter(|license| !license.is_empty()).cloned(),
-        supplier: fields.get("m").cloned(),
+        name: fields.text("P")?,
+        version: fields.text("V")?,
+        architecture: fields.text("A"),
+        license: fields.text("L"),
+        supplier: fields.text("m"),
     })
 }
 
@@ -142,17 +185,29 @@ mod tests {
         let status = "Package: a\nStatus: install ok installed\nMaintainer: M <m@x>\nArchitecture: amd64\nVersion: 1:2-3\n\
             Description: one\n Package: no\n\nPackage: gone\nStatus: deinstall ok config-files\nVersion: 1\n\n\
             Package: broken\nStatus: install ok installed\n";
-        let found: Vec<_> = paragraphs(status.as_bytes()).filter_map(|fields| debian(&fields)).collect();
+        let listed = |text: &[u8], package| {
+            let mut found = Packages::default();
+            found.add(text, package).expect("few");
+            found.list
+        };
+        let found = listed(status.as_bytes(), debian);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].name.as_str(), found[0].version.as_str()), ("a", "1:2-3"));
         assert_eq!(found[0].supplier.as_deref(), Some("M <m@x>"));
         let installed =
             "C:Q1abc=\nP:musl\nV:1.2.5-r0\nA:x86_64\nL:MIT\nF:lib\nR:ld-musl-x86_64.so.1\na:0:0:755\n\nP:x\n";
-        let found: Vec<_> = paragraphs(installed.as_bytes()).filter_map(|fields| alpine(&fields)).collect();
+        let found = listed(installed.as_bytes(), alpine);
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].name.as_str(), found[0].license.as_deref()), ("musl", Some("MIT")));
-        let damaged: Vec<_> = paragraphs(b"\xff\xfe\n\n:\n\n::\nP:\n").filter_map(|fields| alpine(&fields)).collect();
-        assert_eq!(damaged, []);
+        assert_eq!(listed(b"\xff\xfe\n\n:\n\n::\nP:\n", alpine), []);
+    }
+
+    #[test]
+    fn a_list_without_end_is_refused() {
+        let many = "P:a\nV:1\n\n".repeat(MOST_PACKAGES + 1);
+        let error = Packages::default().add(many.as_bytes(), alpine).expect_err("too many").to_string();
+        assert!(error.contains("more than 20000 packages"), "{error}");
+        Packages::default().add(&vec![b'\n'; 1 << 20], alpine).expect("nothing");
     }
 
     #[test]

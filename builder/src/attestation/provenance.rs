@@ -28,8 +28,8 @@ pub(super) fn predicate(request: &BuildRequest, asked: &Provenance, materials: &
     let mut metadata = json!({
         // The same for every build of the same: nothing else is known of the one that it was.
         "invocationID": layerfs::digest_of(definition.to_string().as_bytes()).digest(),
-        // Files of this machine and steps with a network are no materials.
-        "buildkit_completeness": {"request": asked.is_whole, "resolvedDependencies": false},
+        // The context's files and what steps fetch are no materials, and not every flag is a parameter.
+        "buildkit_completeness": {"request": false, "resolvedDependencies": false},
     });
     if asked.is_whole {
         let data = BASE64.encode(request.dockerfile.bytes());

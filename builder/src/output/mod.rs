@@ -161,14 +161,14 @@ impl Output {
         let Delivery { store, threads, .. } = delivery;
         match &self.target {
             OutputTarget::Image(naming) => {
-                let built = self.form.apply(store, built, threads)?;
-                attestation::attach(store, &built, names_of(&naming.names, delivery))?;
+                let mut built = self.form.apply(store, built, threads)?;
+                attestation::attach(store, &mut built, names_of(&naming.names, delivery))?;
                 naming.write(&built, delivery)?;
                 Ok(Some(built))
             }
             OutputTarget::Oci(archive) => {
-                let shaped = self.form.apply(store, built, threads)?;
-                attestation::attach(store, &shaped, names_of(&archive.names, delivery))?;
+                let mut shaped = self.form.apply(store, built, threads)?;
+                attestation::attach(store, &mut shaped, names_of(&archive.names, delivery))?;
                 archive.write_layout(&shaped, self.form.entry_annotations(&shaped), delivery)?;
                 Ok(Some(shaped))
             }
@@ -366,12 +366,13 @@ fn write_directories(
 }
 
 fn copy_to(built: &Built, destination: &dyn Destination, delivery: Delivery<'_>) -> Result<(), BuildError> {
-    let has_statements = built.images.iter().any(|image| !image.predicates.is_empty());
+    let has_statements = !built.attached.is_empty();
     // A registry takes a manifest only when it has what that points to: one question instead of one a blob.
     if !has_statements && destination.named()?.as_ref() == Some(built.manifest.digest()) {
         return Ok(());
     }
     let source = StorePlace::existing(delivery.store, built.manifest.digest().as_ref(), built.manifest.clone());
+    let source = source.with_no_referrers_but(built.attached.clone());
     let options = CopyOptions { platforms: PlatformChoice::All, referrers: has_statements, ..CopyOptions::default() };
     copy(&source, destination, &options, delivery.progress)?;
     Ok(())

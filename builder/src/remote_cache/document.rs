@@ -24,9 +24,9 @@ const MEDIA_TYPE: &str = "application/vnd.nacre.buildcache.v1+json";
 /// Which steps gave which layers.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Steps {
-    /// How the layers are packed, where that is not as a build packs them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    packing: Option<String>,
+    /// How the layers are packed: a name of `Packing::format`.
+    #[serde(default)]
+    packing: String,
     /// A layer's number in the manifest, by the key of its step.
     steps: BTreeMap<String, usize>,
 }
@@ -52,8 +52,8 @@ pub(super) struct Offered {
 pub(super) struct Offers {
     /// Layers by the keys of their steps.
     pub(super) layers: BTreeMap<String, Offered>,
-    /// How they are packed.
-    pub(super) packing: Packing,
+    /// How they are packed, if that is a way of this version.
+    pub(super) packing: Option<Packing>,
 }
 
 /// Takes away what a base image says of caches.
@@ -67,7 +67,7 @@ pub(super) fn describe(config: &mut ImageConfig, layers: &[Layer], steps: &[Step
     let numbers: BTreeMap<DiffId, usize> =
         layers.iter().enumerate().map(|(number, layer)| (layer.diff_id, number)).collect();
     let found = |step: &StepResult| Some((step.key.clone(), *numbers.get(&step.diff_id)?));
-    let steps = Steps { packing: named(packing), steps: steps.iter().filter_map(found).collect() };
+    let steps = Steps { packing: packing.format(), steps: steps.iter().filter_map(found).collect() };
     let value = serde_json::to_value(steps).expect("keys are strings");
     config.rest.insert(FIELD.to_owned(), value);
 }
@@ -76,13 +76,9 @@ pub(super) fn describe(config: &mut ImageConfig, layers: &[Layer], steps: &[Step
 pub(super) fn cache_config(layers: &[Layer], steps: BTreeMap<String, usize>, packing: Packing) -> (MediaType, Vec<u8>) {
     let diff_ids = layers.iter().map(|layer| layer.diff_id.to_string()).collect();
     let rootfs = RootFs { diff_ids, ..RootFs::default() };
-    let document = CacheConfig { rootfs, cache: Some(Steps { packing: named(packing), steps }) };
+    let document = CacheConfig { rootfs, cache: Some(Steps { packing: packing.format(), steps }) };
     let bytes = serde_json::to_vec(&document).expect("keys are strings");
     (MediaType::from(MEDIA_TYPE), bytes)
-}
-
-fn named(packing: Packing) -> Option<String> {
-    Some(packing).filter(|packing| *packing != Packing::default()).map(|packing| packing.to_string())
 }
 
 /// Reads a configuration whose manifest has these layers. Steps that make no sense are left out; the number of these
@@ -98,8 +94,7 @@ pub(super) fn read(config: &[u8], layers: &[Descriptor]) -> Result<(Offers, usiz
     if diff_ids.len() != layers.len() {
         return Err(format!("it describes {} layers, but has {}", diff_ids.len(), layers.len()));
     }
-    let packing = steps.packing.map(|text| text.parse::<Packing>()).transpose().map_err(|error| error.to_string())?;
-    let mut offers = Offers { packing: packing.unwrap_or_default(), ..Offers::default() };
+    let mut offers = Offers { packing: Packing::of_format(&steps.packing), ..Offers::default() };
     let mut left_out = 0;
     for (key, number) in steps.steps {
         let offered = layers.get(number).zip(diff_ids.get(number)).and_then(|(descriptor, diff_id)| {

@@ -103,8 +103,8 @@ impl Imported {
             }
         };
         // Blobs of other packings are no part of an image: its digest may not depend on where a layer came from.
-        if compression(&layer.descriptor) == Some(self.offers.packing.compression()) {
-            store.adopt_blob(&layer, self.offers.packing)?;
+        if let Some(packing) = self.offers.packing.filter(|p| compression(&layer.descriptor) == Some(p.compression())) {
+            store.adopt_blob(&layer, packing)?;
         }
         cache::record(store, key, layer.diff_id)?;
         Ok(Some(layer.diff_id))

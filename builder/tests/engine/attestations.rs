@@ -5,7 +5,7 @@ use std::fs;
 use fixtures::registry::Registry;
 use serde_json::{Value, json};
 
-use crate::support::{Bench, run};
+use crate::support::{Bench, names, run};
 
 const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
 const PACKAGES: &str = "https://spdx.dev/Document";
@@ -129,4 +129,35 @@ fn statements_have_no_place_in_an_output_of_files() {
     let said = bench.build(&["--sbom=true", "-o", "type=local,dest=out"]).fails(2);
     assert!(said.contains("attestations need an output of type image, registry or oci"), "{said}");
     assert!(!bench.path("out").exists());
+}
+
+#[test]
+fn what_an_earlier_build_said_of_the_same_image_goes_nowhere_with_a_later_one() {
+    let bench = Bench::new();
+    // The argument counts in no layer of the image.
+    bench.file("a", "a").dockerfile("FROM scratch AS other\nARG TOKEN\nFROM scratch\nCOPY a /a\n");
+    let image = ["-o", "type=image,name=app:1"];
+    let told = ["--build-arg", "TOKEN=spoken", "--provenance=mode=max"];
+    let digest = bench.build(&[&image[..], &told].concat()).digest();
+    let brief = ["--provenance=mode=min", "-o", "type=oci,dest=layout,tar=false"];
+    assert_eq!(bench.build(&brief).digest(), digest);
+    let blobs = names(&bench.path("layout/blobs/sha256"));
+    let text = |name: &String| {
+        let bytes = fs::read(bench.path("layout/blobs/sha256").join(name)).expect("a blob");
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    assert_eq!(blobs.iter().filter(|name| text(name).contains(PROVENANCE) && text(name).contains("_type")).count(), 1);
+    assert!(blobs.iter().all(|name| !text(name).contains("spoken")));
+}
+
+#[test]
+fn an_image_whose_packages_cannot_be_listed_is_not_said_to_have_none() {
+    let bench = Bench::new();
+    bench.file("rpmdb.sqlite", "x").dockerfile("FROM scratch\nCOPY rpmdb.sqlite /var/lib/rpm/\n");
+    let said = bench.build(&["--sbom=true"]).fails(1);
+    assert!(said.contains("its packages of rpm cannot be listed"), "{said}");
+    bench.file("status", "Package: a\nVersion: 1\nStatus: install ok installed\n\n".repeat(700_000));
+    bench.dockerfile("FROM scratch\nCOPY status /var/lib/dpkg/\n");
+    let said = bench.build(&["--sbom=true"]).fails(1);
+    assert!(said.contains("lists of packages have more than"), "{said}");
 }

@@ -91,7 +91,7 @@ fn the_epoch_is_the_newest_time_in_an_image() {
     assert_eq!(found, "", "these are newer than the epoch");
 }
 
-/// The digests of format version 1. A change here is a change of the format: images that were built before get
+/// The digests of these formats. A change here is a change of the format: images that were built before get
 /// another digest when they are built again.
 #[test]
 fn two_fixed_images_have_their_golden_digests() {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::{Compression, version};
 use crate::digest::Digester;
 
 /// Tars consist of these: what comes behind a changed file is moved by a multiple of them.
@@ -53,8 +54,8 @@ pub(super) fn is_cut(sector: &[u8]) -> bool {
 /// The key of a block of gzip. `bytes` begin with the window before it, which is `window` long.
 pub(super) fn key(bytes: &[u8], window: usize, is_last: bool, level: u32) -> BlockKey {
     let mut digester = Digester::new();
-    // Changes with what the compressor makes of the same: the golden digests tell when.
-    digester.update(b"nacre gzip block 1");
+    digester.update(b"nacre gzip block");
+    digester.update(&version(Compression::Gzip).to_le_bytes());
     digester.update(&[level as u8, u8::from(is_last)]);
     digester.update(&(window as u64).to_le_bytes());
     digester.update(bytes);

@@ -1,7 +1,7 @@
 //! Compression of layer blobs: told by their first bytes, undone as a stream, done reproducibly.
 //!
 //! Invariant: what [`Encoder`] writes is a function of its input and the [`Packing`] alone, for
-//! any number of threads and on any processor; it is part of format version 1 and held by golden
+//! any number of threads and on any processor; it is named by [`Packing::format`] and held by golden
 //! digests in the tests. It sets no limit on what a blob expands to: the reader of the stream does.
 
 mod blocks;
@@ -17,6 +17,7 @@ use flate2::bufread::MultiGzDecoder;
 use blocks::Known;
 pub(crate) use blocks::{BlockKey, KnownBlocks, MadeBlock};
 use gzip::GzipWriter;
+pub(crate) use packing::version;
 pub use packing::{Packing, PackingError};
 
 /// 128 MiB: what zstd's command accepts by default, and all that a hostile blob can make us allocate.
@@ -248,7 +249,8 @@ mod tests {
     const GOLDEN_LEVELS: &str = "80db0df19ed914bb 57d90d429109098a e98dc34f5bf46399 4b382fbbd50ac354 f7b4b92101e4d4df";
 
     #[test]
-    fn compressed_bytes_are_those_of_format_version_1() {
+    fn compressed_bytes_are_those_of_their_format() {
+        assert_eq!([Compression::Gzip, Compression::Zstd].map(version), [2, 1], "these digests are theirs");
         let digests = [Compression::Gzip, Compression::Zstd].map(|compression| {
             [0, 1, 1 << 20, 3_000_000]
                 .map(|length| digest_of(&encoded(&sample(length), compression, 2)).digest()[..16].to_owned())

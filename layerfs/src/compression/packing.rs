@@ -1,7 +1,7 @@
 //! How layer blobs are packed: the compression and its level.
 //!
-//! Invariant: a level is one that the compression has. The text of a packing (`gzip:6`) is the name of the bytes that
-//! it gives: one text, one blob for a layer.
+//! Invariant: a level is one that the compression has. The format of a packing (`gzip:6/2`) is the name of the bytes that
+//! it gives: one name, one blob for a layer, whichever version of this program made it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,6 +10,9 @@ use super::Compression;
 
 /// gzip's default: docker and buildah write the same level.
 const GZIP_LEVEL: u8 = 6;
+/// Counts up when the same tar gives other bytes: version 1 was cut every mebibyte. The golden digests of the tests tell.
+const GZIP_VERSION: u32 = 2;
+const ZSTD_VERSION: u32 = 1;
 /// zstd's own default; higher levels cost more time than they save in transfer.
 const ZSTD_LEVEL: u8 = 3;
 
@@ -63,6 +66,29 @@ impl Packing {
     /// The level; 0 where nothing is compressed.
     pub fn level(self) -> u8 {
         self.level
+    }
+
+    /// The name of the bytes that it gives of a tar, in every version of this program: `gzip:6/2`.
+    pub fn format(self) -> String {
+        match self.compression {
+            Compression::None => self.to_string(),
+            compression => format!("{self}/{}", version(compression)),
+        }
+    }
+
+    /// The packing that gives the bytes of such a name; `None` for one that no packing of this version does.
+    pub fn of_format(name: &str) -> Option<Self> {
+        let packing: Self = name.split('/').next()?.parse().ok()?;
+        (packing.format() == name).then_some(packing)
+    }
+}
+
+/// How often the bytes that a compression gives have changed.
+pub(crate) fn version(compression: Compression) -> u32 {
+    match compression {
+        Compression::None => 1,
+        Compression::Gzip => GZIP_VERSION,
+        Compression::Zstd => ZSTD_VERSION,
     }
 }
 
@@ -137,6 +163,17 @@ mod tests {
             [("gzip", "gzip:6"), ("zstd", "zstd:3"), ("zstd:22", "zstd:22"), ("uncompressed", "uncompressed")]
         {
             assert_eq!(given.parse::<Packing>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_format_is_that_of_one_packing_of_this_version_or_of_none() {
+        for name in ["gzip", "gzip:9", "zstd", "uncompressed"] {
+            let packing: Packing = name.parse().unwrap();
+            assert_eq!(Packing::of_format(&packing.format()), Some(packing));
+        }
+        for name in ["gzip:6", "gzip:6/1", "gzip/2", "gzip:6/2/2", "zstd:3/2", "", "/"] {
+            assert_eq!(Packing::of_format(name), None, "{name}");
         }
     }
 

@@ -16,7 +16,7 @@ use super::error::{AtPath, Result, StoreError};
 use super::files::{Draft, link, sync_directory_of};
 use super::ingest::finish_index;
 use super::{Layer, Store, packed};
-use crate::compression::{Compression, Encoder, MadeBlock, Packing};
+use crate::compression::{Compression, Encoder, MadeBlock, Packing, version};
 use crate::digest::{DiffId, Digest, Digesting};
 use crate::index::index_tar;
 use crate::tar::{TarError, TarReader, TarWriter};
@@ -226,18 +226,21 @@ impl Store {
     }
 }
 
-/// The extension of the link from a layer to the blob that format version 1 makes of it: `gzip`, `zstd-19`.
+/// The extensions of the links that garbage collection keeps with their layers, and what these lead to; other levels it
+/// keeps only where a manifest names them.
+pub(super) fn kept_extensions() -> [String; 3] {
+    [Compression::None, Compression::Gzip, Compression::Zstd].map(|compression| extension(compression.into()))
+}
+
+/// The extension of the link from a layer to the blob that we make of it: `gzip2` of the second format, `zstd1-19`.
 fn extension(packing: Packing) -> String {
-    let name = match packing.compression() {
-        Compression::None => "plain",
-        Compression::Gzip => "gzip",
-        Compression::Zstd => "zstd",
+    let compression = packing.compression();
+    let name = match compression {
+        Compression::None => "plain".to_owned(),
+        Compression::Gzip => format!("gzip{}", version(compression)),
+        Compression::Zstd => format!("zstd{}", version(compression)),
     };
-    match packing == packing.compression().into() {
-        // Garbage collection keeps these with their layers; other levels only where a manifest names them.
-        true => name.to_owned(),
-        false => format!("{name}-{}", packing.level()),
-    }
+    if packing == compression.into() { name } else { format!("{name}-{}", packing.level()) }
 }
 
 fn compress<W: Write>(mut tar: impl Read, mut encoder: Encoder<W>) -> io::Result<(W, Vec<MadeBlock>)> {

@@ -10,7 +10,7 @@
 //! layers/<diff id>.tar          the uncompressed layer                                  ingest.rs, create.rs
 //! layers/<diff id>.idx          its index; derived                                      trees.rs
 //! layers/<diff id>.blob         digest of the blob it was last read from or written to; derived
-//! layers/<diff id>.gzip, ...    digest of the blob that we made of it; derived         create.rs
+//! layers/<diff id>.gzip2, ...   digest of the blob that we made of it; derived         create.rs
 //! layers/<blob>.diff            diff id of a layer blob; derived
 //! layers/<blob>.blocks          what a blob of ours was compressed from, block by block; derived      packed.rs
 //! trees/<chain id>.idx          merged index of a stack; derived                        trees.rs

@@ -13,6 +13,7 @@ use std::path::Path;
 use oci_spec::image::ImageIndex;
 use serde_json::Value;
 
+use super::create::kept_extensions;
 use super::error::{AtPath, Result};
 use super::files::{read_if_present, remove_if_present, taken_bytes};
 use super::lock::Lock;
@@ -152,7 +153,7 @@ impl Store {
             }
             // A layer blob keeps its layer, and a layer its blobs.
             let mut is_layer = false;
-            for extension in ["diff", "blob", "plain", "gzip", "zstd"] {
+            for extension in ["diff".to_owned(), "blob".to_owned()].into_iter().chain(kept_extensions()) {
                 let path = self.root.join("layers").join(format!("{digest}.{extension}"));
                 let text = read_if_present(&path)?.and_then(|bytes| String::from_utf8(bytes).ok());
                 is_layer |= text.is_some();

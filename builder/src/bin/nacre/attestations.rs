@@ -28,7 +28,7 @@ impl AttestationFlags {
     pub(crate) fn asked(&self) -> Result<Attestations, Usage> {
         let mut asked = Attestations::default();
         for text in &self.attest {
-            let words: Vec<_> = text.split(',').collect();
+            let words = words("--attest", text)?;
             let kind = words.iter().find_map(|word| word.strip_prefix("type="));
             let others = words.iter().filter(|word| !word.starts_with("type=")).copied();
             match kind {
@@ -39,13 +39,25 @@ impl AttestationFlags {
             }
         }
         if let Some(text) = &self.provenance {
-            asked.provenance = provenance("--provenance", text.split(','))?;
+            asked.provenance = provenance("--provenance", words("--provenance", text)?.into_iter())?;
         }
         if let Some(text) = &self.sbom {
-            asked.packages = packages("--sbom", text.split(','))?;
+            asked.packages = packages("--sbom", words("--sbom", text)?.into_iter())?;
         }
         Ok(asked)
     }
+}
+
+/// The words of a specification, each said once.
+fn words<'a>(flag: &str, text: &'a str) -> Result<Vec<&'a str>, Usage> {
+    let words: Vec<_> = text.split(',').collect();
+    let key = |word: &str| match word.split_once('=') {
+        Some((key, _)) if key != "disabled" => key.to_owned(),
+        // All others say whether it is wanted.
+        _ => String::new(),
+    };
+    let again = words.iter().enumerate().find(|(at, word)| words[..*at].iter().any(|other| key(other) == key(word)));
+    again.map_or(Ok(words.clone()), |(_, word)| Err(Usage(format!("{flag} {text} says twice what {word} is about"))))
 }
 
 fn provenance<'a>(flag: &str, words: impl Iterator<Item = &'a str>) -> Result<Option<Provenance>, Usage> {
@@ -55,6 +67,7 @@ fn provenance<'a>(flag: &str, words: impl Iterator<Item = &'a str>) -> Result<Op
             ("mode", "min") => provenance.is_whole = false,
             ("mode", "max") => provenance.is_whole = true,
             ("mode", other) => return Err(Usage(format!("{flag} mode={other} is not min or max"))),
+            ("builder-id", "") => return Err(Usage(format!("{flag} builder-id needs a URI"))),
             ("builder-id", id) => id.clone_into(&mut provenance.builder),
             ("version", "v1") => {}
             ("version", other) => return Err(Usage(format!("{flag} version={other} is not supported: SLSA v1 is"))),
@@ -119,6 +132,9 @@ mod tests {
             (asked(None, Some("generator=me/scanner"), &[]), "me/scanner"),
             (asked(None, None, &["type=vex"]), "vex"),
             (asked(None, None, &["mode=max"]), "mode=max"),
+            (asked(None, None, &["type=sbom,type=provenance"]), "type=provenance"),
+            (asked(None, Some("false,true"), &[]), "true"),
+            (asked(Some("builder-id"), None, &[]), "builder-id"),
         ];
         for (asked, name) in cases {
             let error = asked.expect_err(name).0;

@@ -93,7 +93,7 @@ impl Repacker for Layers {
     }
 
     fn name(&self) -> String {
-        self.0.to_string()
+        self.0.format()
     }
 
     fn repack(&self, layer: &mut (dyn Read + Send), out: &mut (dyn Write + Send)) -> io::Result<()> {
