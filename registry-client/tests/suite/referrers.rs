@@ -144,7 +144,7 @@ fn paged(pages: usize, entries: usize, annotation_bytes: usize) -> FaultServer {
     FaultServer::start(move |request| {
         let page = request.path.split_once("page=").map_or(1, |(_, page)| page.parse().expect("a number"));
         let reply = Reply::new(200).header("Content-Type", INDEX).body(list.clone());
-        if page < pages { reply.header("Link", &format!("<?page={}>; rel=\"next\"", page + 1)) } else { reply }
+        if page < pages { reply.header("Link", format!("<?page={}>; rel=\"next\"", page + 1)) } else { reply }
     })
 }
 
