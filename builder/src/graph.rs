@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Mutex, PoisonError};
 
 use layerfs::{DiffId, Layer, Store, Tree};
@@ -163,9 +164,13 @@ impl<'a> Shared<'a> {
         std::thread::scope(|scope| {
             if self.request.engine.jobs > 1 {
                 for &(image, index) in stages.iter().take(MOST_STAGE_THREADS) {
+                    let (begun, has_begun) = channel::<()>();
                     // Its failure is the build's, and stays with the schedule.
-                    let stage = move || drop(image.stage(index));
+                    let stage = move || drop(image.begin_stage(index, begun));
                     _ = std::thread::Builder::new().name("stage".to_owned()).spawn_scoped(scope, stage);
+                    // Each finds those before it begun: one that begins them itself, and they those before them, would
+                    // need a stack for a long chain of stages.
+                    _ = has_begun.recv();
                 }
             }
             // From the first on: a long chain of stages, begun at its end, would be as deep a recursion.
@@ -178,7 +183,13 @@ impl<'a> Shared<'a> {
 impl ImageBuild<'_> {
     /// A stage with all its instructions carried out, once.
     pub(crate) fn stage(&self, index: usize) -> Result<StageState, BuildError> {
+        self.begin_stage(index, ())
+    }
+
+    /// The same; `begun` is dropped as soon as others wait for it.
+    fn begin_stage(&self, index: usize, begun: impl Sized) -> Result<StageState, BuildError> {
         self.stages.once(&index, || {
+            drop(begun);
             self.shared.schedule.check()?;
             Builder::new(self, index).build().map_err(|error| self.shared.schedule.fail(error))
         })

@@ -112,6 +112,8 @@ impl Source for StorePlace<'_> {
         Ok(Box::new(self.stop.ends(VerifyingReader::new(blob.file, descriptor)?)))
     }
 
+    fn distrust(&self, _: &Descriptor) {}
+
     fn origin(&self, _: &Descriptor) -> Option<Origin> {
         self.origin.clone()
     }

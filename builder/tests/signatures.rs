@@ -5,8 +5,10 @@
 
 mod ended;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -204,6 +206,128 @@ fn a_policy_keeps_out_what_is_not_signed_on_every_way_in() {
 }
 
 #[test]
+fn an_index_is_made_of_what_the_policy_lets_in() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    desk.push("app:2", "linux/arm64", "two");
+    let place = |name: &str| format!("docker://{}", desk.at(name));
+    desk.run(&["copy", &place("app:1"), "oci:uns:1"]).success();
+    fs::write(desk.path("none.json"), r#"{"default":[{"type":"reject"}]}"#).expect("written");
+    desk.run_afresh(&["manifest", "create", "--signature-policy", "none.json", "stolen:1", "oci:uns:1"])
+        .failure(1, "none.json lets no image in from there");
+    desk.policy(None);
+    // The store holds the images of `desk` already: what is there is in.
+    let fresh =
+        |line: &[&str]| desk.run_afresh(&[&["manifest"], line, &["--signature-policy", "policy.json"]].concat());
+    let (one, two) = (desk.at("app:1"), desk.at("app:2"));
+    for list in ["mine:1", &place("app:list")] {
+        fresh(&["create", list, &one]).failure(1, "there is no signature of sha256:");
+    }
+    desk.sign("app:1", &[]).success();
+    for list in ["mine:1", &place("app:list")] {
+        fresh(&["create", list, &one]).success();
+        fresh(&["create", list, &one, &two]).failure(1, "there is no signature of sha256:");
+    }
+    fresh(&["add", &place("app:list"), &two]).failure(1, "there is no signature of sha256:");
+    desk.sign("app:2", &[]).success();
+    fresh(&["add", &place("app:list"), &two]).success();
+    fresh(&["create", "mine:1", &place("app:list")]).failure(1, "there is no signature of sha256:");
+    desk.sign("app:list", &[]).success();
+    fresh(&["create", "mine:1", &place("app:list")]).success();
+}
+
+#[test]
+fn a_cache_that_the_policy_does_not_let_in_is_not_used() {
+    let desk = Desk::new();
+    let context = desk.path("context");
+    fs::create_dir_all(&context).expect("a directory");
+    fs::write(context.join("file"), "one").expect("written");
+    fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
+    let cache = desk.at("app:cache");
+    let build = ["build", "--progress", "plain", "--platform", "linux/amd64", "context"];
+    let with = |more: &[&str]| desk.run_afresh(&[&build[..], more].concat());
+    for to in [&format!("type=registry,ref={cache}"), "type=local,dest=cache"] {
+        with(&["--cache-to", to]).success();
+    }
+    desk.policy(None);
+    for (from, why) in [
+        (format!("type=registry,ref={cache}"), "there is no signature of sha256:"),
+        ("type=local,src=cache".to_owned(), "policy.json lets no image in from there"),
+    ] {
+        let ended = with(&["--cache-from", &from, "--signature-policy", "policy.json"]);
+        assert!(ended.stderr.contains("is not used: ") && ended.stderr.contains(why), "{}", ended.stderr);
+        ended.success();
+        assert!(!with(&["--cache-from", &from]).stderr.contains("is not used"));
+    }
+    desk.sign("app:cache", &[]).success();
+    let ended = with(&["--cache-from", &cache, "--signature-policy", "policy.json"]);
+    assert!(!ended.stderr.contains("is not used"), "{}", ended.stderr);
+    ended.success();
+}
+
+#[test]
+fn a_whole_repository_is_synced_under_a_policy_and_a_dry_run_asks_it_too() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    desk.push("app:2", "linux/amd64", "two");
+    desk.policy(None);
+    fs::write(desk.path("list"), format!("docker://{} oci:synced\n", desk.at("app:*"))).expect("written");
+    let sync =
+        |more: &[&str]| desk.run_afresh(&[&["sync", "--signature-policy", "policy.json", "list"], more].concat());
+    desk.sign("app:1", &[]).success();
+    let ended = sync(&["--dry-run"]);
+    assert!(ended.stdout.contains("1 to copy, 0 unchanged, 1 failed"), "{}", ended.stdout);
+    ended.failure(1, "there is no signature of sha256:");
+    desk.sign("app:2", &[]).success();
+    assert!(sync(&["--dry-run"]).success().ends_with("2 to copy, 0 unchanged, 0 failed"));
+    assert!(sync(&[]).success().ends_with("2 copied, 0 unchanged, 0 failed"));
+    assert!(sync(&[]).success().ends_with("0 copied, 2 unchanged, 0 failed"));
+    // Without one they are images like others.
+    assert!(desk.run_afresh(&["sync", "list"]).success().ends_with("2 copied, 2 unchanged, 0 failed"));
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_is_not_taken_for_none() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    let settings = desk.path("home/.config/containers");
+    fs::create_dir_all(&settings).expect("a directory");
+    std::os::unix::fs::symlink("gone", settings.join("policy.json")).expect("linked");
+    desk.run_afresh(&["pull", &desk.at("app:1")]).failure(1, "policy.json: No such file");
+}
+
+#[test]
+fn what_is_odd_about_keys_and_passwords_is_told() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    let name = desk.at("app:1");
+    fs::write(desk.path("long"), "x".repeat((64 << 10) + 1)).expect("written");
+    desk.run(&["key", "public", "release.key", "--password-file", "long"]).failure(1, "longer than 65536 bytes");
+    for variable in ["NACRE_KEY_PASSWORD", "COSIGN_PASSWORD"] {
+        let mut command = desk.command(&["key", "public", "release.key"]);
+        command.env(variable, OsStr::from_bytes(b"hunter2-\xff"));
+        let ended = Ended::from(command.output().expect("the program starts"));
+        assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+        ended.failure(1, &format!("${variable} is not UTF-8"));
+    }
+    desk.run(&["key", "generate", "other", "--no-password"]).success();
+    let both = ["other.pub", "release.pub"].map(|name| fs::read_to_string(desk.path(name)).expect("text")).concat();
+    fs::write(desk.path("both.pub"), both).expect("written");
+    desk.run(&["verify", "--key", "both.pub", &name]).failure(1, "both.pub: it holds more than one thing");
+    for place in ["oci-archive:app.tar", "dir:app", "docker-archive:docker.tar:app:1"] {
+        desk.run(&["copy", &format!("docker://{name}"), place]).success();
+        desk.run(&["verify", "--key", "release.pub", place]).failure(2, "--identity NAME");
+        desk.run(&["verify", "--key", "release.pub", "--identity", &name, place]).failure(1, "there is no signature");
+    }
+    // A full disk, as far as a file sees it.
+    let script =
+        format!("trap '' XFSZ; ulimit -f 0; exec {} key generate full --no-password", env!("CARGO_BIN_EXE_nacre"));
+    let full = Command::new("sh").args(["-c", &script]).current_dir(desk.directory.path()).output();
+    Ended::from(full.expect("sh runs")).failure(1, "full.key: File too large");
+    assert!(!desk.path("full.key").exists() && !desk.path("full.pub").exists(), "a part of a key");
+}
+
+#[test]
 fn names_are_those_of_the_policy() {
     let desk = Desk::new();
     let digest = desk.push("app:1", "linux/amd64", "one");
@@ -214,6 +338,11 @@ fn names_are_those_of_the_policy() {
     pull("app:1").success();
     pull(&format!("app@{digest}")).success();
     pull("app:2").failure(1, "another name");
+    // Of a tag and a digest the digest counts, and the tag is what is signed.
+    pull(&format!("app:2@{digest}")).success();
+    let both = desk.push("both:1", "linux/amd64", "both");
+    desk.sign(&format!("both:1@{both}"), &[]).success();
+    pull("both:1").success();
     desk.policy(Some(json!({"type": "matchRepository"})));
     pull("app:2").success();
     desk.policy(Some(json!({"type": "exactReference", "dockerReference": desk.at("app:3")})));

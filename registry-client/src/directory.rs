@@ -153,6 +153,8 @@ impl Source for ImageDirectory {
         let (content, _) = self.files().open(name).map_err(|error| missing_or(doing(), name, error))?;
         Ok(Box::new(VerifyingReader::new(content, descriptor)?))
     }
+
+    fn distrust(&self, _: &Descriptor) {}
 }
 
 impl Destination for ImageDirectory {

@@ -376,6 +376,8 @@ mod tests {
         fn open_blob(&self, _: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             unreachable!("an index is made without blobs")
         }
+
+        fn distrust(&self, _: &Descriptor) {}
     }
 
     #[test]

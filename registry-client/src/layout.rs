@@ -155,6 +155,8 @@ impl Source for OciLayout {
         open_blob(&Directory(&self.directory), &self.words(), descriptor)
     }
 
+    fn distrust(&self, _: &Descriptor) {}
+
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         read_tagged(&Directory(&self.directory), &self.words(), tag)
     }

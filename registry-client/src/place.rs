@@ -12,6 +12,7 @@ use crate::error::{Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::manifest::Manifest;
 use crate::progress::Progress;
+use crate::referrers::bare;
 
 /// A place that holds one image (or index), named when the value is made.
 pub trait Source: Send + Sync {
@@ -49,10 +50,10 @@ pub trait Source: Send + Sync {
         self.open_blob(descriptor)
     }
 
-    /// The content of a blob that came last was not what it should be: whoever else has it is asked next.
-    fn distrust(&self, descriptor: &Descriptor) {
-        let _ = descriptor;
-    }
+    /// The content of a blob that came last was not what it should be: whoever else has it is asked next. Of a place
+    /// that has it once nothing is asked; there is no such default, which a place that stands before another would
+    /// be given unnoticed.
+    fn distrust(&self, descriptor: &Descriptor);
 
     /// The repository where a blob of this image lies, if it is one at a registry.
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
@@ -76,6 +77,14 @@ pub trait Source: Send + Sync {
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         let what = "it keeps no list of what refers to an image; registries and layouts do".to_owned();
         Err(Error::local(format!("list what refers to {subject} in {}", self.name()), Cause::Input(what)))
+    }
+
+    /// The same with nothing but digest, size and types told of each: for who looks for some among very many.
+    ///
+    /// # Errors
+    /// As [`Self::referrers`].
+    fn bare_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        Ok(self.referrers(subject)?.iter().map(bare).collect())
     }
 }
 

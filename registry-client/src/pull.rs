@@ -96,6 +96,10 @@ impl Source for RegistrySource {
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         self.repository.referrers(subject, None)
     }
+
+    fn bare_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.repository.bare_referrers(subject)
+    }
 }
 
 /// A blob, or a range of it, being downloaded.

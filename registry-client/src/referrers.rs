@@ -14,8 +14,10 @@ use crate::manifest::{Manifest, ManifestContent, OCI_INDEX};
 use crate::pages;
 use crate::repository::{Repository, Selector};
 
-/// More than any real subject has; they are held in memory.
-const REFERRERS_LIMIT: usize = 100_000;
+/// More than those of any real subject take; they are held in memory.
+const REFERRERS_LIMIT_BYTES: usize = 32 << 20;
+/// What a map takes for an annotation beside its text.
+const ANNOTATION_BYTES: usize = 64;
 /// Two writers take turns quickly; who loses this often competes with a flood.
 const UPDATE_TRIES: usize = 10;
 
@@ -24,14 +26,28 @@ impl Repository {
     /// them. A subject that nothing refers to, or that is not there, has none.
     ///
     /// # Errors
-    /// If the registry refuses, or its list is none.
+    /// If the registry refuses, or its list is none, or one of more than some 32 MiB.
     pub fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>, Error> {
+        self.referrers_as(subject, artifact_type, |referrer| referrer)
+    }
+
+    /// All of them as [`bare`] has them, of which far more may be.
+    pub(crate) fn bare_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.referrers_as(subject, None, |referrer| bare(&referrer))
+    }
+
+    fn referrers_as(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+        kept: fn(Descriptor) -> Descriptor,
+    ) -> Result<Vec<Descriptor>, Error> {
         let doing = format!("list what refers to {}", self.show(&Selector::Digest(subject.clone())));
         let listed =
-            self.listed_referrers(&doing, subject, artifact_type).map_err(|cause| Error::new(&doing, cause))?;
+            self.listed_referrers(&doing, subject, artifact_type, kept).map_err(|cause| Error::new(&doing, cause))?;
         let mut referrers = match listed {
             Some(referrers) => referrers,
-            None => self.tagged_referrers(subject)?,
+            None => self.tagged_referrers(subject)?.into_iter().map(kept).collect(),
         };
         // Registries filter where they like to.
         let is_wanted = |referrer: &Descriptor| {
@@ -49,23 +65,31 @@ impl Repository {
         doing: &str,
         subject: &Digest,
         artifact_type: Option<&str>,
+        kept: fn(Descriptor) -> Descriptor,
     ) -> Result<Option<Vec<Descriptor>>, Cause> {
         let mut url = self.url(&format!("referrers/{subject}"));
         if let Some(artifact_type) = artifact_type {
             url = url.with_parameter("artifactType", artifact_type);
         }
         let (mut referrers, mut is_first, mut knows_them) = (Vec::new(), true, true);
+        let mut held_bytes = 0;
         let outcome = pages::follow(self, doing, url, &[("Accept", OCI_INDEX.to_owned())], |url, page| {
             let index = Manifest::new(Some(OCI_INDEX), page).map(|page| page.content());
             match index {
-                Ok(ManifestContent::Index(entries)) => referrers.extend(entries),
+                Ok(ManifestContent::Index(entries)) => {
+                    for entry in entries.into_iter().map(kept) {
+                        held_bytes += weight_bytes(&entry);
+                        referrers.push(entry);
+                    }
+                }
                 // Some registries answer every path with a web page.
                 _ if is_first => knows_them = false,
                 _ => return Err(Cause::Malformed(format!("{url} did not answer with an index"))),
             }
             is_first = false;
-            if referrers.len() > REFERRERS_LIMIT {
-                return Err(Cause::Malformed(format!("there are more than {REFERRERS_LIMIT} referrers")));
+            if held_bytes > REFERRERS_LIMIT_BYTES {
+                let what = format!("the list of referrers is larger than {} MiB", REFERRERS_LIMIT_BYTES >> 20);
+                return Err(Cause::Malformed(what));
             }
             Ok(knows_them)
         });
@@ -154,6 +178,20 @@ impl Repository {
         let tag = self.show(&Selector::Tag(fallback_tag(subject)));
         Error::new(format!("read the referrers under {tag}"), Cause::Malformed("it is not an index".to_owned()))
     }
+}
+
+/// A referrer with nothing but its digest, size and types.
+pub(crate) fn bare(referrer: &Descriptor) -> Descriptor {
+    let mut bare = Descriptor::new(referrer.media_type().clone(), referrer.size(), referrer.digest().clone());
+    bare.set_artifact_type(referrer.artifact_type().clone());
+    bare
+}
+
+/// About what a referrer takes in memory.
+fn weight_bytes(referrer: &Descriptor) -> usize {
+    let annotations = referrer.annotations().as_ref().map_or(0, |all| all.len());
+    let text = serde_json::to_string(referrer).map_or(0, |text| text.len());
+    size_of::<Descriptor>() + text + annotations * ANNOTATION_BYTES
 }
 
 /// The tag under which the referrers of a subject are listed: algorithm and digest, cut to 32 and 64 characters.

@@ -150,8 +150,29 @@ impl Source for RepackedSource<'_> {
         }
     }
 
+    fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        match self.blobs.contains_key(descriptor.digest()) {
+            true => self.open_blob(descriptor),
+            false => self.source.open_unverified_blob(descriptor),
+        }
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        if !self.blobs.contains_key(descriptor.digest()) {
+            self.source.distrust(descriptor);
+        }
+    }
+
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         if self.blobs.contains_key(descriptor.digest()) { None } else { self.source.origin(descriptor) }
+    }
+
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        self.source.tagged(tag)
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.source.referrers(subject)
     }
 }
 
@@ -505,6 +526,8 @@ mod tests {
             let found = self.1.iter().find(|bytes| digest_of(bytes) == *descriptor.digest());
             Ok(Box::new(*found.expect("one of the layers")))
         }
+
+        fn distrust(&self, _: &Descriptor) {}
     }
 
     /// Fails, or not, once two layers are at work.

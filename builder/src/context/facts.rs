@@ -5,15 +5,15 @@
 //! ctime at every change by a system call, and nobody can set it back. Two changes could deceive: one within the same
 //! tick of the clock, so a file whose times were not clearly older than its reading is not remembered (git calls it
 //! racily clean: <https://git-scm.com/docs/racy-git>); and one through a mapping of the file to a page that is dirty
-//! already, which sets no time (mmap(2)), so a file's pages are made clean before it is read, and where they cannot be,
-//! nothing is remembered. Nothing here is ever trusted without its checksum.
+//! already, which sets no time (mmap(2)), so files that changed just now are written back before they are read, up to
+//! [`MOST_WRITTEN_BACK`] of them, and on file systems that write nothing back nothing is remembered. What is left is
+//! a mapping that is written to while an image is built of a fresh checkout; there and on overlayfs, which passes no
+//! writing back on, times are believed. Nothing here is ever trusted without its checksum.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::directory::{Entry, EntryKind, Identity};
-use crate::sys;
 
 /// Changes with the form of the records.
 const MAGIC: &[u8; 8] = b"nacrefs3";
@@ -31,9 +31,11 @@ const COARSE_TICK: Duration = Duration::from_millis(2100);
 /// A page is written to its disk when it has been dirty for 30 seconds, and Linux looks every 5
 /// (vm.dirty_expire_centisecs, vm.dirty_writeback_centisecs): what changed earlier than this is clean.
 const WRITTEN_BACK: Duration = Duration::from_secs(60);
-/// File systems whose pages are never clean, as statfs(2) has their types: tmpfs, ramfs, hugetlbfs; and overlayfs, which
-/// passes no writing back on to the file system below, and that may be one of these.
-const NEVER_CLEAN: [u64; 4] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6, 0x794c_7630];
+/// File systems whose pages are never clean, as statfs(2) has their types: tmpfs, ramfs, hugetlbfs.
+const NEVER_CLEAN: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// So many files a build has written back: a person changes fewer within a minute. More are a checkout, whose program has
+/// ended, and waiting for the disk at each would take longer than all the rest of the build.
+pub(crate) const MOST_WRITTEN_BACK: usize = 256;
 
 /// The status of a file: what changes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,10 +89,10 @@ impl Status {
         is_older(self.modified, tick, reading) && is_older(self.changed, tick, reading)
     }
 
-    /// Makes the content clean, so that the next change shows even if it comes through a mapping that was written
-    /// before; false where that cannot be. To be asked before the content is read.
-    pub(crate) fn is_clean(&self, file: &File, reading: SystemTime) -> bool {
-        is_older(self.changed, WRITTEN_BACK, reading) || sys::write_back(file.as_fd()).is_ok()
+    /// Whether the content has been written to its disk since its last change by a system call, so that the next change
+    /// shows even if it comes through a mapping that was written before.
+    pub(crate) fn is_long_past(&self, reading: SystemTime) -> bool {
+        is_older(self.changed, WRITTEN_BACK, reading)
     }
 
     fn numbers(&self) -> [u64; STATUS_NUMBERS] {

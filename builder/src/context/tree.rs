@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -17,6 +19,7 @@ use layerfs::{Attributes, Digester, DirectoryEntry, FileKind, Time, Tree, TreeIn
 use super::directory::{Directory, Entry, EntryKind, Identity};
 use super::error::ContextError;
 use super::facts::{self, Facts, KnownFacts, Status};
+use crate::sys;
 
 /// The files of a context.
 pub struct ContextTree {
@@ -28,6 +31,8 @@ pub struct ContextTree {
     known: KnownFacts,
     /// By the number of a file system, whether the pages of its files can be clean.
     clean: Mutex<HashMap<u64, bool>>,
+    /// Files that were or were to be written back.
+    written_back: AtomicUsize,
 }
 
 struct Inode {
@@ -61,6 +66,7 @@ impl ContextTree {
             open: Mutex::default(),
             known: KnownFacts::decode(facts),
             clean: Mutex::default(),
+            written_back: AtomicUsize::new(0),
         };
         let mut by_identity: HashMap<Identity, usize> = HashMap::new();
         // The directories that lead to the last entry: where their paths end, and their inodes.
@@ -177,7 +183,10 @@ impl ContextTree {
         let mut clean = self.clean.lock().unwrap_or_else(PoisonError::into_inner);
         let can_be = *clean.entry(status.device()).or_insert_with(|| facts::has_clean_pages(file));
         drop(clean);
-        can_be && status.is_clean(file, reading)
+        can_be
+            && (status.is_long_past(reading)
+                || self.written_back.fetch_add(1, Ordering::Relaxed) >= facts::MOST_WRITTEN_BACK
+                || sys::write_back(file.as_fd()).is_ok())
     }
 
     /// What this build knows about the files and another one may rely on; `None` if that is nothing new.

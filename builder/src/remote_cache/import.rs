@@ -1,13 +1,15 @@
 //! A remote cache as a build reads it: the documents first, a layer when its step comes up.
 //!
 //! Invariant: nothing here fails a build but the store: a cache that is not there, cannot be read or offers what it
-//! does not have is told once and then left alone.
+//! does not have, or that the policy does not let in, is told once and then left alone.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use layerfs::{DiffId, Layer, Store};
-use registry_client::{Cause, Client, Error, Manifest, ManifestContent, OciLayout, RegistrySource, Source, copy_blob};
+use registry_client::{
+    Cause, Client, Error, Manifest, ManifestContent, OciLayout, Policy, RegistrySource, Source, copy_blob,
+};
 
 use super::document::{self, Offered, Offers};
 use super::location::{CacheImport, CachePlace};
@@ -29,11 +31,9 @@ pub(super) struct Imported {
 }
 
 /// Reads all caches of a place; what cannot be read is a warning.
-pub(super) fn read(import: &CacheImport, client: &Client, events: &dyn Events) -> Vec<Imported> {
+pub(super) fn read(import: &CacheImport, trust: &Policy, client: &Client, events: &dyn Events) -> Vec<Imported> {
     let CacheImport(place) = import;
-    let manifests =
-        open(place, client).and_then(|source| source.manifest(None)).and_then(|top| images(place, client, top));
-    let manifests = match manifests {
+    let manifests = match manifests(place, trust, client) {
         Ok(manifests) => manifests,
         Err(error) => {
             events.warning(&format!("the cache {place} is not used: {error}"));
@@ -61,10 +61,11 @@ fn open(place: &CachePlace, client: &Client) -> Result<Box<dyn Source>, Error> {
     })
 }
 
-/// The manifest itself, or those of all images of an index.
-fn images(place: &CachePlace, client: &Client, top: Manifest) -> Result<Vec<Manifest>, Error> {
+/// What is let in of a place: its manifest or, of an index, those of all images.
+fn manifests(place: &CachePlace, trust: &Policy, client: &Client) -> Result<Vec<Manifest>, Error> {
+    let source = trust.guard(open(place, client)?, &place.image_name(), false)?;
+    let top = source.manifest(None)?;
     let ManifestContent::Index(entries) = top.content() else { return Ok(vec![top]) };
-    let source = open(place, client)?;
     let manifests = entries.iter().take(MOST_IMAGES).map(|entry| source.manifest(Some(entry.digest())));
     manifests.collect()
 }

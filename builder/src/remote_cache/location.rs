@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use layerfs::Packing;
 use oci_spec::image::Digest;
-use registry_client::Reference;
+use registry_client::{ImageName, Reference};
 
 use crate::fields::Fields;
 use crate::output::packing;
@@ -59,6 +59,18 @@ pub enum CacheExport {
         /// Whether a failure is only a warning.
         ignores_errors: bool,
     },
+}
+
+impl CachePlace {
+    /// The same as policies know it.
+    pub(super) fn image_name(&self) -> ImageName {
+        match self {
+            Self::Registry(reference) => ImageName::Registry(reference.clone()),
+            Self::Local { directory, name } => {
+                ImageName::OciLayout { directory: directory.clone(), tag: Some(name.clone()) }
+            }
+        }
+    }
 }
 
 impl FromStr for CacheImport {

@@ -68,7 +68,7 @@ impl<'a> RemoteCaches<'a> {
     pub(crate) fn find(&self, key: &str) -> Result<Option<DiffId>, BuildError> {
         let imported = self.imported.get_or_init(|| {
             let imports = self.request.cache.imports.iter();
-            imports.flat_map(|place| import::read(place, self.client, self.events)).collect()
+            imports.flat_map(|place| import::read(place, &self.request.trust, self.client, self.events)).collect()
         });
         for cache in imported {
             if let Some(diff_id) = cache.fetch(key, self.store, self.events)? {

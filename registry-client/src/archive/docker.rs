@@ -106,6 +106,8 @@ impl Source for DockerArchiveSource {
         let (content, _) = self.files.open(name).map_err(|error| missing_or(doing, name, error))?;
         Ok(Box::new(VerifyingReader::new(content, descriptor)?))
     }
+
+    fn distrust(&self, _: &Descriptor) {}
 }
 
 /// Finds the image of a reference; without one the only image.

@@ -47,6 +47,8 @@ impl Source for OciArchiveSource {
         layout::open_blob(&self.files, &self.words, descriptor)
     }
 
+    fn distrust(&self, _: &Descriptor) {}
+
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         layout::read_tagged(&self.files, &self.words, tag)
     }

@@ -19,7 +19,9 @@ use crate::digest::digest_of;
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, OCI_MANIFEST};
 use crate::place::{Content, Destination, Source};
+use crate::progress::Silent;
 use crate::referrers::fallback_tag;
+use crate::retry::twice_if_damaged;
 
 /// The media type of a payload.
 pub(super) const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
@@ -105,38 +107,67 @@ fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Resul
     if descriptor.size() > limit_bytes {
         return Err(Error::new(doing(), Cause::Malformed(format!("it is larger than {limit_bytes} bytes"))));
     }
-    let mut bytes = Vec::new();
-    let read = source.open_blob(descriptor)?.take(limit_bytes + 1).read_to_end(&mut bytes);
-    read.map_err(|error| Error::from_io(doing(), source.name(), error))?;
-    Ok(bytes)
-}
-
-/// The signatures beside a manifest, those under the tag first; and whether there are bundles too, which are another
-/// form of signatures and not read.
-pub(super) fn attached(source: &dyn Source, subject: &Digest) -> Result<(Vec<Attached>, bool), Error> {
-    let mut found = Vec::new();
-    if let Some(manifest) = source.tagged(&signature_tag(subject))? {
-        collect(source, &manifest, &mut found)?;
-    }
-    let has_bundles = referring(source, subject, &mut found)?;
-    Ok((found, has_bundles))
-}
-
-/// Those that are referrers, and whether there are bundles among these.
-fn referring(source: &dyn Source, subject: &Digest, found: &mut Vec<Attached>) -> Result<bool, Error> {
-    let listed = match source.referrers(subject) {
-        // A place without such lists has none.
-        Err(error) if matches!(error.cause(), Cause::Input(_)) => Vec::new(),
-        listed => listed?,
-    };
-    let kind_of = |one: &Descriptor| one.artifact_type().as_ref().map(ToString::to_string).unwrap_or_default();
-    for (number, referrer) in listed.iter().filter(|one| kind_of(one) == ARTIFACT).enumerate() {
-        if number >= SIGNATURES_LIMIT {
-            return Err(too_many(source));
+    let fetch = |is_second| {
+        if is_second {
+            source.distrust(descriptor);
         }
-        collect(source, &source.manifest(Some(referrer.digest()))?, found)?;
+        let mut bytes = Vec::new();
+        let read = source.open_blob(descriptor)?.take(limit_bytes + 1).read_to_end(&mut bytes);
+        read.map_err(|error| Error::from_io(doing(), source.name(), error))?;
+        Ok(bytes)
+    };
+    twice_if_damaged(&doing(), &Silent, fetch)
+}
+
+/// What was found beside a manifest so far; good signatures stay what they are, whatever else is found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) signatures: Vec<Attached>,
+    /// Whether there are bundles too, which are another form of signatures and not read.
+    pub(super) has_bundles: bool,
+    /// Why a referrer that is listed as a signature is none.
+    pub(super) unread: Vec<String>,
+}
+
+impl Found {
+    /// Looks under the tag.
+    pub(super) fn add_tagged(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
+        match source.tagged(&signature_tag(subject))? {
+            Some(manifest) => collect(source, &manifest, &mut self.signatures),
+            None => Ok(()),
+        }
     }
-    Ok(listed.iter().any(|one| kind_of(one).starts_with(BUNDLE)))
+
+    /// Looks among the referrers.
+    pub(super) fn add_referrers(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
+        let listed = match source.bare_referrers(subject) {
+            // A place without such lists has none.
+            Err(error) if matches!(error.cause(), Cause::Input(_)) => Vec::new(),
+            listed => listed?,
+        };
+        let kind_of = |one: &Descriptor| one.artifact_type().as_ref().map(ToString::to_string).unwrap_or_default();
+        self.has_bundles |= listed.iter().any(|one| kind_of(one).starts_with(BUNDLE));
+        for (number, referrer) in listed.iter().filter(|one| kind_of(one) == ARTIFACT).enumerate() {
+            if number >= SIGNATURES_LIMIT {
+                return Err(too_many(source));
+            }
+            match source.manifest(Some(referrer.digest())) {
+                Ok(manifest) => collect(source, &manifest, &mut self.signatures)?,
+                Err(error) if is_not_there(error.cause()) => self.unread.push(error.to_string()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether something is missing or damaged, as anyone may leave it who lists referrers; not whether a place fails.
+fn is_not_there(cause: &Cause) -> bool {
+    match cause {
+        Cause::Answer(answer) => answer.status == 404,
+        Cause::Missing(_) | Cause::Malformed(_) | Cause::DigestMismatch { .. } | Cause::SizeMismatch { .. } => true,
+        _ => false,
+    }
 }
 
 fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) -> Result<(), Error> {
@@ -192,11 +223,11 @@ pub fn sign(
             collect(source, existing, &mut found)?;
         }
         if is_signed(&found) {
-            let mut referrers = Vec::new();
+            let mut referrers = Found::default();
             if as_referrer {
-                referring(source, subject.digest(), &mut referrers)?;
+                referrers.add_referrers(source, subject.digest())?;
             }
-            if as_referrer && !is_signed(&referrers) {
+            if as_referrer && !is_signed(&referrers.signatures) {
                 attach(destination, subject, &bytes, &key.sign(&bytes)?)?;
                 has_changed = true;
             }

@@ -95,11 +95,15 @@ impl Source for Guarded<'_> {
     }
 
     fn digest(&self) -> Result<Digest, Error> {
-        self.source.digest()
+        Ok(self.top()?.manifest.digest().clone())
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.source.open_blob(descriptor)
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.source.distrust(descriptor);
     }
 
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {

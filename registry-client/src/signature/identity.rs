@@ -14,17 +14,18 @@ use crate::reference::Reference;
 pub(super) struct Name {
     /// Registry and repository.
     pub(super) repository: String,
-    /// The tag or, without one, the digest, with the sign that is before it.
+    /// The digest or, without one, the tag, with the sign that is before it. Beside a digest a tag says nothing of the
+    /// image: podman drops it too.
     pub(super) tail: String,
 }
 
 impl Name {
     /// The name of an image that is asked for, which is never without a tag or digest.
     pub(super) fn of(reference: &Reference) -> Self {
-        let tag = reference.tag().map(|tag| format!(":{tag}"));
-        let digest = || reference.digest().map(|digest| format!("@{digest}"));
+        let digest = reference.digest().map(|digest| format!("@{digest}"));
+        let tag = || reference.tag().map(|tag| format!(":{tag}"));
         let repository = format!("{}/{}", reference.registry(), reference.repository());
-        Self { repository, tail: tag.or_else(digest).unwrap_or_default() }
+        Self { repository, tail: digest.or_else(tag).unwrap_or_default() }
     }
 
     /// A name as somebody wrote it.
@@ -92,9 +93,10 @@ impl SignedIdentity {
             Self::ExactRepository { docker_repository } => Name::parse(docker_repository).map(drop),
             Self::RemapIdentity { prefix, signed_prefix } => {
                 for prefix in [prefix, signed_prefix] {
-                    // With one more part it must be a repository at that registry.
-                    let name = Name::parse(&format!("{prefix}/part"))?;
-                    let is_whole = name.repository == format!("{prefix}/part") && name.tail.is_empty();
+                    // With more parts it must be a repository at that registry; two, since Docker Hub's of one are
+                    // in library/.
+                    let name = Name::parse(&format!("{prefix}/part/part"))?;
+                    let is_whole = name.repository == format!("{prefix}/part/part") && name.tail.is_empty();
                     is_whole.then_some(()).ok_or_else(|| format!("{prefix:?} is no beginning of full names"))?;
                 }
                 Ok(())
@@ -150,6 +152,7 @@ mod tests {
     #[test]
     fn names_agree_as_their_kind_says() {
         let (digest, other) = (format!("r.example/app@{DIGEST}"), format!("r.example/app@{OTHER}"));
+        let both = format!("r.example/app:1@{DIGEST}");
         let (exact, or_digest, repository) = (
             SignedIdentity::MatchExact {},
             SignedIdentity::MatchRepoDigestOrExact {},
@@ -168,6 +171,11 @@ mod tests {
             (&digest, "r.example/app:1", [false, true, true]),
             (&digest, "r.example/app", [false, false, true]),
             (&digest, "r.example/other:1", [false, false, false]),
+            (&both, &digest, [true, true, true]),
+            (&both, &both, [true, true, true]),
+            (&both, "r.example/app:1", [false, true, true]),
+            (&both, "r.example/app:2", [false, true, true]),
+            ("r.example/app:1", &both, [false, false, true]),
             ("r.example/app:1", "UPPER/bad:1", [false, false, false]),
             ("r.example/app:1", "", [false, false, false]),
         ] {
@@ -195,6 +203,13 @@ mod tests {
         assert!(accepts(&remap, "r.example/app:1", "r.example/app:1"), "what has another prefix stays");
         assert!(!accepts(&remap, "mirror.example/app:1", "mirror.example/app:1"));
         assert!(!accepts(&remap, "mirror.example.com/app:1", "r.example/team.com/app:1"));
+        let hub = identity(r#"{"type":"remapIdentity","prefix":"docker.io","signedPrefix":"r.example/hub"}"#);
+        assert_eq!(hub.check(), Ok(()));
+        assert!(accepts(&hub, "app:1", "r.example/hub/library/app:1"));
+        let official =
+            identity(r#"{"type":"remapIdentity","prefix":"docker.io/library","signedPrefix":"docker.io/me"}"#);
+        assert_eq!(official.check(), Ok(()));
+        assert!(accepts(&official, "app:1", "me/app:1"));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// The first block of a text: its label and its bytes.
+/// The block of a text, which has but one: its label and its bytes.
 pub(super) fn decode(text: &[u8]) -> Result<(String, Vec<u8>), String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is no text".to_owned())?;
     if text.trim().is_empty() {
@@ -16,10 +16,16 @@ pub(super) fn decode(text: &[u8]) -> Result<(String, Vec<u8>), String> {
     let label = lines.by_ref().find_map(begin).ok_or("it has no line -----BEGIN ...-----")?;
     let end = format!("-----END {label}-----");
     let mut body = String::new();
-    for line in lines {
+    while let Some(line) = lines.next() {
         if line == end {
             let bytes = STANDARD.decode(&body).map_err(|error| format!("what it holds is not base64: {error}"))?;
-            return Ok((label, bytes));
+            // Who names a file of two keys means both.
+            return match lines.find_map(begin) {
+                Some(second) => {
+                    Err(format!("it holds more than one thing: {second} too; each needs a file of its own"))
+                }
+                None => Ok((label, bytes)),
+            };
         }
         body.push_str(line);
     }
@@ -77,6 +83,7 @@ mod tests {
             ("-----BEGIN A-----\nAAAA\n", "no line -----END A-----"),
             ("-----BEGIN A-----\n!\n-----END A-----\n", "not base64"),
             ("-----BEGIN A-----\nAAAA\n-----END B-----\n", "no line -----END A-----"),
+            ("-----BEGIN A-----\nAAAA\n-----END A-----\n-----BEGIN B-----\n", "more than one thing: B"),
         ] {
             assert!(decode(text.as_bytes()).expect_err(text).contains(why), "{text}");
         }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::attached::{Payloads, attached};
+use super::attached::{Found, Payloads};
 use super::identity::{Name, SignedIdentity};
 use super::key::PublicKey;
 use super::payload::{Payload, strict};
@@ -261,21 +261,33 @@ impl Demands {
         self.signed.is_empty()
     }
 
-    /// Checks the signatures that lie beside a manifest; all that count.
+    /// Checks the signatures that lie beside a manifest, and tells those that count. Referrers are looked for only
+    /// where those under the tag do not do, so that who can list one cannot keep a signed image out.
     ///
     /// # Errors
-    /// If one that is demanded is not there; if they cannot be read.
+    /// If one that is demanded is not there; if they cannot be read, and what could be does not do.
     pub fn check(&self, source: &dyn Source, manifest: &Manifest) -> Result<Vec<Accepted>, Error> {
         if self.is_empty() {
             return Ok(Vec::new());
         }
-        let (found, has_bundles) = attached(source, manifest.digest())?;
-        let mut payloads = Payloads::of(source);
+        let (mut found, mut payloads) = (Found::default(), Payloads::of(source));
+        let by_tag = found.add_tagged(source, manifest.digest());
+        if let Ok(accepted) = self.met_by(&found, manifest, &mut payloads) {
+            return Ok(accepted);
+        }
+        let by_referrers = found.add_referrers(source, manifest.digest());
+        let refuse = |what| Error::local(format!("accept {}", self.place), Cause::Untrusted(what));
+        self.met_by(&found, manifest, &mut payloads)
+            .map_err(|what| by_tag.and(by_referrers).err().unwrap_or_else(|| refuse(what)))
+    }
+
+    /// All that count, if each demand is met, else why one is not.
+    fn met_by(&self, found: &Found, manifest: &Manifest, payloads: &mut Payloads<'_>) -> Result<Vec<Accepted>, String> {
         let mut all = Vec::new();
         for signed in &self.signed {
             let (mut accepted, mut reasons) = (Vec::new(), BTreeMap::<String, usize>::new());
-            for one in &found {
-                let outcome = one.verified(&signed.keys, &mut payloads).and_then(|(payload, key)| {
+            for one in &found.signatures {
+                let outcome = one.verified(&signed.keys, payloads).and_then(|(payload, key)| {
                     signed.check(self.name.as_ref(), manifest, &payload).map(|()| Accepted { payload, key })
                 });
                 match outcome {
@@ -284,8 +296,8 @@ impl Demands {
                 }
             }
             if accepted.is_empty() {
-                let what = refused(manifest, &reasons, has_bundles);
-                return Err(Error::local(format!("accept {}", self.place), Cause::Untrusted(what)));
+                found.unread.iter().for_each(|reason| *reasons.entry(reason.clone()).or_default() += 1);
+                return Err(refused(manifest, &reasons, found.has_bundles));
             }
             all.extend(accepted);
         }

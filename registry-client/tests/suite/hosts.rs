@@ -144,6 +144,77 @@ fn a_blob_that_a_mirror_damages_comes_from_the_registry() {
     assert_eq!(registry.requests().len(), 2, "the damaged blob, each time");
 }
 
+/// Says that it compresses.
+struct Unchanged;
+
+impl Repacker for Unchanged {
+    fn compression(&self) -> LayerCompression {
+        LayerCompression::Gzip
+    }
+
+    fn name(&self) -> String {
+        "unchanged".to_owned()
+    }
+
+    fn repack(&self, layer: &mut (dyn Read + Send), out: &mut (dyn std::io::Write + Send)) -> std::io::Result<()> {
+        std::io::copy(layer, out).map(drop)
+    }
+}
+
+#[test]
+fn what_a_mirror_damages_comes_from_the_registry_under_a_policy_too() {
+    let image = image("guarded");
+    let top = image.top().expect("it has a manifest");
+    let serve_signed = move |request: &Request| match request.path.rsplit('/').next() {
+        Some(tag) if tag.ends_with(".sig") => {
+            let signatures = image.tag(tag).expect("it is signed");
+            Reply::new(200).header("Content-Type", signatures.media_type()).body(signatures.bytes())
+        }
+        _ => serve(request, image),
+    };
+    let registry = FaultServer::start(serve_signed);
+    // Every blob of it is damaged: payload, config and layers.
+    let mirror = FaultServer::start(move |request| {
+        let reply = serve_signed(request);
+        match image.blobs().iter().find(|(digest, _)| request.path.ends_with(digest.as_str())) {
+            Some((_, bytes)) => Reply::new(200).body(vec![b'x'; bytes.len()]),
+            None => reply,
+        }
+    });
+    let name = reference(&format!("{}/app:1", registry.address()));
+    let key = PrivateKey::generate().expect("made");
+    let payload = Payload::new(top.digest().clone(), &name.to_string(), Default::default()).expect("a payload");
+    sign(image, image, &top, &payload, &key, false).expect("signed");
+    let settings = Settings::new().registries_conf(&format!(
+        "[[registry]]\nprefix = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"",
+        registry.address(),
+        mirror.address()
+    ));
+    let file = settings.0.path().join("policy.json");
+    std::fs::write(settings.0.path().join("key.pub"), key.public().to_pem()).expect("written");
+    let rule = serde_json::json!({"type": "sigstoreSigned", "keyPath": settings.0.path().join("key.pub")});
+    std::fs::write(&file, serde_json::json!({"default": [rule]}).to_string()).expect("written");
+    let policy = Policy::load(&file).expect("a policy");
+    let guarded = || {
+        let source = RegistrySource::new(&settings.client(), &name).expect("a host");
+        policy.guard(Box::new(source), &ImageName::Registry(name.clone()), true).expect("demanded")
+    };
+    let here = MemoryImage::empty();
+    copy(&*guarded(), &here, &CopyOptions::default(), &Silent).expect("pulled");
+    assert_eq!(here.blobs().len(), 3);
+    let options = RepackOptions {
+        repacker: &Unchanged,
+        is_forced: true,
+        platforms: PlatformChoice::All,
+        jobs: 1,
+        directory: settings.0.path(),
+        ahead: None,
+    };
+    let guarded = guarded();
+    let repacked = RepackedSource::new(&*guarded, &options, &Silent).expect("compressed");
+    copy(&repacked, &MemoryImage::empty(), &CopyOptions::default(), &Silent).expect("copied");
+}
+
 #[test]
 fn a_mirror_that_is_down_costs_one_warning_and_no_pull() {
     #[derive(Default)]

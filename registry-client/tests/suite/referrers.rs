@@ -136,6 +136,35 @@ fn a_list_of_referrers_is_read_page_by_page_and_filtered() {
     assert!(server.requests()[2].path.ends_with("?artifactType=text/two"), "{}", server.requests()[2].path);
 }
 
+/// A registry of that many pages of referrers with an annotation of some length each.
+fn paged(pages: usize, entries: usize, annotation_bytes: usize) -> FaultServer {
+    let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "artifactType": "text/x-note",
+        "digest": digest_of(b"note").as_ref(), "size": 1, "annotations": {"text": "x".repeat(annotation_bytes)}});
+    let list = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": vec![entry; entries]}).to_string();
+    FaultServer::start(move |request| {
+        let page = request.path.split_once("page=").map_or(1, |(_, page)| page.parse().expect("a number"));
+        let reply = Reply::new(200).header("Content-Type", INDEX).body(list.clone());
+        if page < pages { reply.header("Link", format!("<?page={}>; rel=\"next\"", page + 1)) } else { reply }
+    })
+}
+
+#[test]
+fn a_list_of_referrers_is_bounded_by_its_size_and_types_alone_take_little() {
+    let heavy = paged(12, 4, 1 << 20);
+    let error = repository(heavy.address()).referrers(&digest_of(b"x"), None).expect_err("too large").to_string();
+    assert!(error.contains("larger than 32 MiB") && heavy.requests().len() < 10, "{error}");
+    let bare = |server: &FaultServer| {
+        let reference: Reference = format!("{}/app:1", server.address()).parse().expect("a reference");
+        RegistrySource::new(&Client::new(quick()), &reference).expect("a host").bare_referrers(&digest_of(b"x"))
+    };
+    let listed = bare(&heavy).expect("they are few");
+    assert!(listed.len() == 48 && listed.iter().all(|one| one.annotations().is_none()));
+    assert_eq!(listed[0].artifact_type().as_ref().map(ToString::to_string).as_deref(), Some("text/x-note"));
+    let endless = paged(usize::MAX, 8000, 1);
+    assert!(bare(&endless).expect_err("endless").to_string().contains("larger than 32 MiB"));
+    assert!(endless.requests().len() < 20);
+}
+
 #[test]
 fn web_pages_and_refusals_are_told_apart() {
     let server = FaultServer::start(|request| match request.path.contains("/referrers/") {

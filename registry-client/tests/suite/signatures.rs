@@ -241,6 +241,85 @@ fn pulled(policy: &Policy, image: Box<dyn Source + '_>, all: bool) -> Result<Dig
     Ok(copied?.manifest.digest().clone())
 }
 
+/// A place whose tags were forgotten.
+struct Untagged<'a>(&'a dyn Source);
+
+impl Source for Untagged<'_> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+        self.0.manifest(digest)
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.0.open_blob(descriptor)
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.0.distrust(descriptor);
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.0.referrers(subject)
+    }
+}
+
+/// A list of referrers as somebody who can write there may leave it: these come first, or it fails.
+struct Listing<'a>(&'a dyn Source, Result<Vec<Descriptor>, u16>);
+
+fn answered(status: u16) -> Error {
+    let answer = Answer { status, request: "GET x".into(), code: None, message: None, retry_after: None };
+    Error::new("list", Cause::Answer(answer))
+}
+
+impl Source for Listing<'_> {
+    fn name(&self) -> String {
+        self.0.name()
+    }
+
+    fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
+        self.0.manifest(digest)
+    }
+
+    fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
+        self.0.open_blob(descriptor)
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.0.distrust(descriptor);
+    }
+
+    fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
+        self.0.tagged(tag)
+    }
+
+    fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        let first = self.1.clone().map_err(answered)?;
+        Ok(first.into_iter().chain(self.0.referrers(subject)?).collect())
+    }
+}
+
+#[test]
+fn what_is_listed_as_a_referrer_keeps_no_signed_image_out() {
+    let (image, key) = (MemoryImage::sample("a"), PrivateKey::generate().expect("made"));
+    let mut gone = Descriptor::new(MediaType::ImageManifest, 3, digest_of(b"abc"));
+    gone.set_artifact_type(Some(MediaType::from("application/vnd.dev.cosign.artifact.sig.v1+json")));
+    let (many, few) = (vec![gone.clone(); 5000], vec![gone]);
+    let check = |source: &dyn Source| demands(&[&key]).check(source, &top(&image)).map(|accepted| accepted.len());
+    refused(check(&Listing(&image, Ok(few.clone()))), "counts: cannot read memory: no such manifest");
+    for status in [401, 403, 500] {
+        let error = check(&Listing(&image, Err(status))).expect_err("nothing counts");
+        assert!(matches!(error.cause(), Cause::Answer(answer) if answer.status == status), "{error}");
+    }
+    sign(&image, &image, &top(&image), &payload(&image.digest(), "r.example/app:1"), &key, true).expect("signed");
+    assert_eq!(check(&Listing(&Untagged(&image), Ok(few))).expect("the other referrer counts"), 1);
+    for listed in [Ok(many), Err(401), Err(403), Err(500)] {
+        assert_eq!(check(&Listing(&image, listed)).expect("the one under the tag counts"), 1);
+    }
+}
+
 #[test]
 fn an_index_speaks_for_its_images_and_an_image_for_itself_alone() {
     let host = Platform::host().to_string();
@@ -282,6 +361,10 @@ fn what_is_let_in_is_what_was_verified_wherever_the_tag_moves() {
         fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             self.0.open_blob(descriptor)
         }
+
+        fn distrust(&self, descriptor: &Descriptor) {
+            self.0.distrust(descriptor);
+        }
         fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
             self.0.tagged(tag)
         }
@@ -309,6 +392,8 @@ fn a_policy_decides_before_anything_is_asked() {
         fn open_blob(&self, _: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             unreachable!("it is asked for a blob")
         }
+
+        fn distrust(&self, _: &Descriptor) {}
     }
     let policy = policy(&PrivateKey::generate().expect("made"));
     let elsewhere = "docker://other.example/app".parse().expect("a name");
@@ -349,7 +434,9 @@ fn what_lies_beside_an_image_travels_with_it_and_still_counts() {
         assert_eq!(manifest.digest(), &image.digest(), "{place}");
         let place = place.parse().expect("a place");
         let demands = Demands::of_keys(&place, vec![key.public()], identity.clone(), BTreeMap::new()).expect("sound");
-        assert_eq!(demands.check(source, &manifest).expect("counts").len(), 2, "{place}: by tag and as referrer");
+        assert_eq!(demands.check(source, &manifest).expect("counts").len(), 1, "{place}: by tag");
+        let untagged = Untagged(source);
+        assert_eq!(demands.check(&untagged, &manifest).expect("counts").len(), 1, "{place}: as referrer");
     }
     let plain = ImageDirectory::new(at("plain"));
     let error = copy(&Borrowed(&image), &plain, &options, &Silent).expect_err("one image only").to_string();
@@ -374,7 +461,8 @@ fn signers_at_a_registry_take_turns() {
     let place = ImageName::Registry(reference);
     let all = keys.iter().map(PrivateKey::public).collect();
     let demands = Demands::of_keys(&place, all, SignedIdentity::MatchExact {}, BTreeMap::new()).expect("sound");
-    assert_eq!(demands.check(&source, &top(&image)).expect("all count").len(), 6);
+    assert_eq!(demands.check(&source, &top(&image)).expect("all count").len(), 3);
+    assert_eq!(demands.check(&Untagged(&source), &top(&image)).expect("all count").len(), 3, "as referrers too");
 }
 
 #[test]
@@ -425,6 +513,10 @@ fn a_signature_that_came_while_another_was_made_stays() {
         }
         fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
             self.0.open_blob(descriptor)
+        }
+
+        fn distrust(&self, descriptor: &Descriptor) {
+            self.0.distrust(descriptor);
         }
         fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
             let found = self.0.tagged(tag);

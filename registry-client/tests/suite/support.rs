@@ -181,6 +181,8 @@ impl Source for MemoryImage {
         Ok(Box::new(VerifyingReader::new(Cursor::new(bytes.ok_or_else(missing)?), descriptor)?))
     }
 
+    fn distrust(&self, _: &Descriptor) {}
+
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         Ok(self.tag(tag))
     }
@@ -205,6 +207,10 @@ impl Source for Borrowed<'_> {
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.0.open_blob(descriptor)
+    }
+
+    fn distrust(&self, descriptor: &Descriptor) {
+        self.0.distrust(descriptor);
     }
 
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {

@@ -203,15 +203,33 @@ pub(crate) fn epoch() -> Option<String> {
     env::var("SOURCE_DATE_EPOCH").ok()
 }
 
-/// The file that says which images are let in, where podman and skopeo have it; `None` if there is none.
-pub(crate) fn signature_policy() -> Option<PathBuf> {
+/// The file that says which images are let in, where podman and skopeo have it; `None` if there is none. One that
+/// cannot be looked at is none that is not there: it may keep out what would come in without it.
+pub(crate) fn signature_policy() -> anyhow::Result<Option<PathBuf>> {
     let files = [home(".config/containers/policy.json"), Some("/etc/containers/policy.json".into())];
-    files.into_iter().flatten().find(|file| file.exists())
+    for file in files.into_iter().flatten() {
+        match file.symlink_metadata() {
+            Ok(_) => return Ok(Some(file)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot look for the signature policy {}", file.display()));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// The password of a key from the environment: ours, else cosign's. It may be empty.
-pub(crate) fn key_password() -> Option<Secret> {
-    ["NACRE_KEY_PASSWORD", "COSIGN_PASSWORD"].into_iter().find_map(|name| env::var(name).ok()).map(Secret::new)
+pub(crate) fn key_password() -> anyhow::Result<Option<Secret>> {
+    for name in ["NACRE_KEY_PASSWORD", "COSIGN_PASSWORD"] {
+        match env::var(name) {
+            Ok(password) => return Ok(Some(Secret::new(password))),
+            Err(env::VarError::NotPresent) => {}
+            // Without what it holds, which the error has.
+            Err(env::VarError::NotUnicode(_)) => anyhow::bail!("the password in ${name} is not UTF-8"),
+        }
+    }
+    Ok(None)
 }
 
 /// What fetching contexts may use.

@@ -8,8 +8,8 @@ use std::str::FromStr;
 use builder::StorePlace;
 use layerfs::Store;
 use registry_client::{
-    CopyOptions, Destination, ImageName, OciLayout, Platform, PlatformChoice, Reference, RegistryDestination,
-    RegistrySource, Source, open_destination, open_source,
+    CopyOptions, Destination, ImageName, OciLayout, Platform, PlatformChoice, Reference, RegistryDestination, Source,
+    open_destination, open_source,
 };
 
 use crate::report::Usage;
@@ -73,14 +73,12 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// The same, but a bare name that the store does not hold is a registry's.
-    pub(crate) fn source_anywhere(&self, name: &ImageName) -> anyhow::Result<Box<dyn Source + '_>> {
-        let ImageName::Store(typed) = name else { return self.source(name) };
+    /// What a name means where a bare one that the store does not hold is a registry's.
+    pub(crate) fn anywhere(&self, name: &ImageName) -> anyhow::Result<ImageName> {
+        let ImageName::Store(typed) = name else { return Ok(name.clone()) };
         // A store that is not there yet holds nothing, and is not made for that.
-        if self.session.root.join("oci-layout").exists() && builder::lookup(self.store()?, typed).is_ok() {
-            return self.stored(typed);
-        }
-        Ok(Box::new(RegistrySource::new(&self.session.client, &typed.parse()?)?))
+        let is_here = self.session.root.join("oci-layout").exists() && builder::lookup(self.store()?, typed).is_ok();
+        Ok(if is_here { name.clone() } else { ImageName::Registry(typed.parse()?) })
     }
 
     /// Where an image goes to; a bare name is the store's.

@@ -25,10 +25,11 @@ impl TrustFlags {
 
     /// What they say.
     pub(crate) fn policy(&self) -> anyhow::Result<Policy> {
-        match self.signature_policy.clone().or_else(session::signature_policy) {
-            Some(file) => Ok(Policy::load(&file)?),
-            None => Ok(Policy::default()),
-        }
+        let file = match &self.signature_policy {
+            Some(file) => Some(file.clone()),
+            None => session::signature_policy()?,
+        };
+        Ok(file.map(|file| Policy::load(&file)).transpose()?.unwrap_or_default())
     }
 
     /// A place that gives out only what is let in.

@@ -65,13 +65,18 @@ impl PasswordFlag {
     fn given(&self) -> anyhow::Result<Option<Secret>> {
         /// Longer than any password; a wrong file is not read to its end.
         const MOST_BYTES: u64 = 64 << 10;
-        let Some(path) = &self.password_file else { return Ok(session::key_password()) };
-        let mut text = String::new();
+        let Some(path) = &self.password_file else { return session::key_password() };
+        let mut bytes = Vec::new();
         let read = match path.as_os_str() == "-" {
-            true => std::io::stdin().take(MOST_BYTES).read_to_string(&mut text),
-            false => std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_string(&mut text)),
+            // A byte more than permitted, to tell one that is cut from one that ends.
+            true => std::io::stdin().take(MOST_BYTES + 1).read_to_end(&mut bytes),
+            false => std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes)),
         };
-        read.with_context(|| format!("cannot read the password from {}", path.display()))?;
+        let reading = || format!("cannot read the password from {}", path.display());
+        if read.with_context(reading)? as u64 > MOST_BYTES {
+            anyhow::bail!("{}: it is longer than {MOST_BYTES} bytes", reading());
+        }
+        let text = String::from_utf8(bytes).ok().with_context(|| format!("{}: it is not UTF-8", reading()))?;
         // Without the end of line that `echo` and editors add.
         Ok(Some(Secret::new(text.trim_end_matches(['\r', '\n']))))
     }
@@ -144,12 +149,16 @@ fn generate(session: &Session, name: &Path, password: Option<&Secret>) -> anyhow
 }
 
 fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
-    let write = || {
+    let make = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
+        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
+        if written.is_err() {
+            // A part of a key is of no use, and would be in the way of the next try.
+            std::fs::remove_file(path)?;
+        }
+        written
     };
-    match write() {
+    match make() {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(Hinted::error(
             format!("{} is there already", path.display()),
             "keys are not replaced: name another file",

@@ -6,7 +6,7 @@ use clap::Subcommand;
 use oci_spec::image::Digest;
 use registry_client::{
     CopyOptions, EntryChange, EntryChoice, ImageName, IndexDraft, Manifest, ManifestContent, Platform, PlatformChoice,
-    Reference, copy,
+    Policy, Reference, Source, copy,
 };
 use serde::Serialize;
 
@@ -16,6 +16,7 @@ use crate::format::{Format, Table};
 use crate::report::Usage;
 use crate::session::{Session, print_bytes};
 use crate::transfer::Places;
+use crate::trust::{self, TrustFlags};
 use crate::units::human_size;
 
 /// Arguments of `nacre manifest`.
@@ -62,6 +63,8 @@ struct Create {
     /// An annotation of the index
     #[arg(long, value_name = "KEY=VALUE")]
     annotation: Vec<String>,
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 #[derive(clap::Args)]
@@ -74,6 +77,8 @@ struct Add {
     images: Vec<ImageName>,
     #[command(flatten)]
     change: Change,
+    #[command(flatten)]
+    trust: TrustFlags,
 }
 
 #[derive(clap::Args)]
@@ -145,8 +150,9 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Verb::Create(args) => {
             let mut draft = IndexDraft::default();
+            let policy = args.trust.policy()?;
             for image in &args.images {
-                draft.add(places.source_anywhere(image)?, &EntryChange::default(), false)?;
+                draft.add(let_in(&places, &policy, image)?, &EntryChange::default(), false)?;
             }
             draft.annotate(&flags::annotations(&args.annotation)?);
             finish(session, &places, draft, &args.list, &args.tag)
@@ -154,8 +160,9 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         Verb::Add(args) => {
             let mut draft = IndexDraft::from_index(places.source(&args.list)?)?;
             let change = args.change.of_entry()?;
+            let policy = args.trust.policy()?;
             for image in &args.images {
-                draft.add(places.source_anywhere(image)?, &change, true)?;
+                draft.add(let_in(&places, &policy, image)?, &change, true)?;
             }
             finish(session, &places, draft, &args.list, &[])
         }
@@ -183,6 +190,13 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         Verb::Inspect(args) => inspect(session, &places, args),
         Verb::Push(args) => push::run(session, args),
     }
+}
+
+/// What is to go into an index. One of which images are taken must be signed itself: afterwards nobody knows any more
+/// that they came out of it.
+fn let_in<'a>(places: &'a Places<'_>, policy: &Policy, image: &ImageName) -> anyhow::Result<Box<dyn Source + 'a>> {
+    let image = places.anywhere(image)?;
+    trust::guard(policy, places.source(&image)?, &image, true)
 }
 
 fn choice(typed: &str) -> anyhow::Result<EntryChoice> {
@@ -229,7 +243,7 @@ struct Inspected {
 }
 
 fn inspect(session: &Session, places: &Places<'_>, args: &Inspect) -> anyhow::Result<ExitCode> {
-    let manifest = places.source_anywhere(&args.name)?.manifest(None)?;
+    let manifest = places.source(&places.anywhere(&args.name)?)?.manifest(None)?;
     if args.raw {
         print_bytes(manifest.bytes())?;
         return Ok(ExitCode::SUCCESS);

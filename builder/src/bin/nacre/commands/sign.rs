@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use registry_client::{
-    Destination, ImageName, Manifest, ManifestContent, Payload, Platform, RegistryDestination, RegistrySource, Source,
-    choose_image, sign,
+    Destination, ImageName, Manifest, ManifestContent, Payload, Platform, Reference, RegistryDestination,
+    RegistrySource, Source, choose_image, sign,
 };
 
 use super::key::PasswordFlag;
@@ -20,11 +20,11 @@ const MOST_MANIFESTS: usize = 1000;
 /// Arguments of `nacre sign`.
 #[derive(clap::Args)]
 #[command(after_help = "The signature lies beside the image, as cosign and podman have it: under the tag \
-    sha256-....sig. What is signed is the digest and the name with its tag, else its digest. The password of the key \
+    sha256-....sig. What is signed is the digest and the name with its tag or, without one, with its digest. The password of the key \
     comes from --password-file, else $NACRE_KEY_PASSWORD, else $COSIGN_PASSWORD, else it is asked for.\n\n\
     Who pulls an index with podman needs --recursive; `cosign verify` needs --insecure-ignore-tlog, for a key's signature \
     is in no public log.\n\n\
-    Examples:\n  nacre sign --key release.key ghcr.io/me/app@sha256:...\n  nacre verify --key release.pub ghcr.io/me/app:1.0")]
+    Examples:\n  nacre sign --key release.key ghcr.io/me/app:1.0\n  nacre verify --key release.pub ghcr.io/me/app:1.0")]
 pub(crate) struct Args {
     #[command(flatten)]
     place: Place,
@@ -50,6 +50,14 @@ pub(crate) struct Args {
     referrer: bool,
 }
 
+/// The name with its tag, if it has one: a digest that is typed besides says which image, and is signed anyway.
+fn signed_name(reference: &Reference) -> String {
+    match reference.tag() {
+        Some(tag) => format!("{}/{}:{tag}", reference.registry(), reference.repository()),
+        None => reference.to_string(),
+    }
+}
+
 /// Signs an image where it lies, and prints the digests of what was signed.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let name = args.place.image()?;
@@ -68,7 +76,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     };
     let identity = match (&args.identity, &name) {
         (Some(identity), _) => identity.clone(),
-        (None, ImageName::Registry(reference)) => reference.to_string(),
+        (None, ImageName::Registry(reference)) => signed_name(reference),
         (None, ImageName::Store(name)) => name.clone(),
         (None, other) => {
             let what = format!("{other}: what lies there has no name of its own; --identity NAME says what is signed");

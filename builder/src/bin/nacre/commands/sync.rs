@@ -37,7 +37,8 @@ const WORKERS: usize = 4;
     Example:\n  docker://debian:bookworm   docker://registry.example/debian:12\n  \
     docker://alpine:3.*        docker://registry.example/alpine   !*-rc* !3.?\n  \
     docker://ghcr.io/me/app:*  oci:backup/app\n\n\
-    What is there already is not moved. All platforms are copied, so digests stay.")]
+    What is there already is not moved. All platforms are copied, so digests stay. Where a policy demands signatures, \
+    a pattern leaves out the tags of cosign's beside the images, which --referrers copies with them.")]
 pub(crate) struct Args {
     /// The list; - is standard input
     #[arg(value_name = "FILE")]
@@ -93,8 +94,9 @@ enum Fate {
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let lines = list::parse(&args.list.display().to_string(), &read(&args.list)?)?;
     let (mut jobs, mut outcomes) = (VecDeque::new(), Vec::new());
+    let policy = args.trust.policy()?;
     for line in &lines {
-        match expanded(session, line, args.referrers) {
+        match expanded(session, line, args.referrers, &policy) {
             Ok(more) => jobs.extend(more),
             Err(error) => outcomes.push(failed(&line.source.to_string(), &line.destination.to_string(), &error)),
         }
@@ -105,7 +107,6 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         jobs: usize::from(args.jobs) / workers,
         referrers: args.referrers,
     };
-    let policy = args.trust.policy()?;
     let (queue, done) = (Mutex::new(jobs), Mutex::new(outcomes));
     std::thread::scope(|scope| {
         for _ in 0..workers {
@@ -138,7 +139,7 @@ fn read(path: &std::path::Path) -> anyhow::Result<String> {
 }
 
 /// The images that a line means.
-fn expanded(session: &Session, line: &Line, with_referrers: bool) -> anyhow::Result<Vec<Job>> {
+fn expanded(session: &Session, line: &Line, with_referrers: bool, policy: &Policy) -> anyhow::Result<Vec<Job>> {
     let names = match (&line.names, &line.source) {
         (Names::One, source) => {
             let destination = match source {
@@ -156,9 +157,7 @@ fn expanded(session: &Session, line: &Line, with_referrers: bool) -> anyhow::Res
         // A layout may name its images in full.
         let tag = name.parse::<Reference>().ok().and_then(|full| full.tag().map(str::to_owned));
         let tag = tag.filter(|_| name.contains(':')).unwrap_or_else(|| name.clone());
-        // What lies beside an image comes with it, if that was asked for.
-        let comes_along = with_referrers && companion_subject(&tag).is_some();
-        if line.names.fits(&tag) && !comes_along {
+        if line.names.fits(&tag) {
             let source = match &line.source {
                 ImageName::Registry(reference) => ImageName::Registry(with_tag(reference, &name)?),
                 ImageName::OciLayout { directory, .. } => {
@@ -166,13 +165,22 @@ fn expanded(session: &Session, line: &Line, with_referrers: bool) -> anyhow::Res
                 }
                 other => other.clone(),
             };
-            jobs.push(Job { source, destination: line.destination.named(Some(&tag))? });
+            // What lies beside an image comes with it, if that was asked for; signatures are not signed themselves.
+            let is_companion = companion_subject(&tag).is_some();
+            if !is_companion || !(with_referrers || demands_anything(policy, &source)) {
+                jobs.push(Job { source, destination: line.destination.named(Some(&tag))? });
+            }
         }
     }
     if jobs.is_empty() {
         anyhow::bail!("{}: nothing there fits", line.source);
     }
     Ok(jobs)
+}
+
+/// Whether a policy does not take all that comes from there.
+fn demands_anything(policy: &Policy, source: &ImageName) -> bool {
+    policy.demands(source).map_or(true, |demands| !demands.is_empty())
 }
 
 fn outcome(session: &Session, job: &Job, options: &CopyOptions, policy: &Policy, is_dry: bool) -> Outcome {

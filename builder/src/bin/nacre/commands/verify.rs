@@ -116,7 +116,7 @@ fn demands(args: &Args, name: &ImageName) -> anyhow::Result<Demands> {
     let keys = args.key.iter().map(|path| PublicKey::open(path)).collect::<Result<Vec<_>, _>>()?;
     let identity = match &args.identity {
         Some(identity) => SignedIdentity::exactly(identity)?,
-        None if matches!(name, ImageName::OciLayout { .. }) => {
+        None if !matches!(name, ImageName::Registry(_) | ImageName::Store(_)) => {
             let what =
                 format!("{name}: what lies there has no name of its own; --identity NAME says what must be signed");
             return Err(Usage(what).into());
