@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -261,15 +262,20 @@ impl Directory {
         let mut begin = Vec::new();
         let top = walk.take(top, self.matched(path), &mut begin);
         walk.pending().unlisted = begin;
-        let lists = std::thread::scope(|scope| {
+        let mut parts = std::thread::scope(|scope| {
             let helpers: Vec<_> = (1..threads.max(1)).map(|_| scope.spawn(|| walk.work())).collect();
             let own = walk.work();
             let helped = helpers.into_iter().map(|helper| helper.join().expect("a walk does not panic"));
             std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<Result<Vec<_>, _>>()
         })?;
-        let mut lists: HashMap<usize, Vec<Found>> = lists.into_iter().flatten().collect();
-        let mut entries = Vec::with_capacity(lists.values().map(Vec::len).sum::<usize>() + 1);
-        gather(top.into_iter().collect(), &mut lists, &mut entries);
+        let mut lists = HashMap::new();
+        for (number, part) in parts.iter_mut().enumerate() {
+            lists.extend(part.lists.drain(..).map(|(list, range)| (list, (number, range))));
+        }
+        let mut entries = Vec::with_capacity(parts.iter().map(|part| part.found.len()).sum::<usize>() + 1);
+        if let Some(top) = top {
+            gather(top, &lists, &mut parts, &mut entries);
+        }
         Ok(entries)
     }
 
@@ -310,6 +316,15 @@ struct Found {
     is_excluded: bool,
     /// The number of the list of what is in it, where that can be wanted.
     list: Option<usize>,
+}
+
+/// What one thread of a walk found: in one piece of memory, which goes back whole.
+#[derive(Default)]
+struct Part {
+    /// `None` once it was taken.
+    found: Vec<Option<Found>>,
+    /// Lists by their number, each sorted.
+    lists: Vec<(usize, Range<usize>)>,
 }
 
 /// A directory of which there is no list yet.
@@ -358,13 +373,13 @@ impl<'a> Walk<'a> {
     }
 
     /// Lists directories until there are no more, or one fails; the others then come to an end, too.
-    fn work(&self) -> Result<Vec<(usize, Vec<Found>)>, ContextError> {
-        let mut lists = Vec::new();
+    fn work(&self) -> Result<Part, ContextError> {
+        let Part { mut found, mut lists } = Part::default();
         while let Some(next) = self.next() {
-            let (mut found, mut unlisted) = (Vec::new(), Vec::new());
+            let (begin, mut unlisted) = (found.len(), Vec::new());
             let listed = self.directory.list(&next.path, |entry| {
                 let matched = self.directory.patterns.child(&next.matched, entry.path.as_os_str().as_bytes());
-                found.extend(self.take(entry, matched, &mut unlisted));
+                found.extend(self.take(entry, matched, &mut unlisted).map(Some));
             });
             let mut pending = self.pending();
             pending.busy -= 1;
@@ -376,10 +391,10 @@ impl<'a> Walk<'a> {
             drop(pending);
             listed?;
             // All begin with the same directory.
-            found.sort_unstable_by(|a, b| a.entry.path.as_os_str().cmp(b.entry.path.as_os_str()));
-            lists.push((next.list, found));
+            found[begin..].sort_unstable_by(|a, b| path_of(a).cmp(&path_of(b)));
+            lists.push((next.list, begin..found.len()));
         }
-        Ok(lists)
+        Ok(Part { found, lists })
     }
 
     fn next(&self) -> Option<Unlisted> {
@@ -397,17 +412,28 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Puts what was found, and what is in it, behind each other.
-fn gather(found: Vec<Found>, lists: &mut HashMap<usize, Vec<Found>>, entries: &mut Vec<Entry>) {
-    for Found { entry, is_excluded, list } in found {
-        entries.push(entry);
-        let below = entries.len();
-        if let Some(list) = list.and_then(|list| lists.remove(&list)) {
-            gather(list, lists, entries);
+fn path_of(found: &Option<Found>) -> Option<&OsStr> {
+    found.as_ref().map(|found| found.entry.path.as_os_str())
+}
+
+/// Puts what was found, and all that is in it, behind each other.
+fn gather(
+    Found { entry, is_excluded, list }: Found,
+    lists: &HashMap<usize, (usize, Range<usize>)>,
+    parts: &mut [Part],
+    entries: &mut Vec<Entry>,
+) {
+    entries.push(entry);
+    let below = entries.len();
+    if let Some((part, range)) = list.and_then(|list| lists.get(&list)) {
+        for at in range.clone() {
+            if let Some(found) = parts[*part].found[at].take() {
+                gather(found, lists, parts, entries);
+            }
         }
-        if is_excluded && entries.len() == below {
-            entries.pop();
-        }
+    }
+    if is_excluded && entries.len() == below {
+        entries.pop();
     }
 }
 

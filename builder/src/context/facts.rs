@@ -131,29 +131,34 @@ impl KnownFacts {
     /// What is known about a file of this status.
     pub(crate) fn find(&self, status: &Status) -> Option<Facts> {
         let (records, _) = self.0.get(MAGIC.len()..)?.as_chunks::<RECORD_BYTES>();
-        let number = |record: &[u8; RECORD_BYTES], at: usize| {
-            u64::from_le_bytes(record[at * 8..][..8].try_into().expect("eight bytes"))
-        };
         let wanted = status.numbers();
-        let found =
-            records.binary_search_by_key(&[wanted[0], wanted[1]], |record| [number(record, 0), number(record, 1)]);
-        let record = &records[found.ok()?];
+        let record = &records[records.binary_search_by_key(&[wanted[0], wanted[1]], identity).ok()?];
         let is_same = (0..wanted.len()).all(|at| number(record, at) == wanted[at]);
         let content = record[DIGEST_AT..][..32].try_into().expect("32 bytes");
         is_same.then(|| Facts { content, has_xattrs: number(record, XATTRS_AT / 8) != 0 })
     }
 }
 
+fn number(record: &[u8; RECORD_BYTES], at: usize) -> u64 {
+    u64::from_le_bytes(record[at * 8..][..8].try_into().expect("eight bytes"))
+}
+
+/// What records are sorted by: the device and the inode.
+fn identity(record: &[u8; RECORD_BYTES]) -> [u64; 2] {
+    [number(record, 0), number(record, 1)]
+}
+
 /// The bytes of some facts, for [`KnownFacts::decode`].
 pub(crate) fn encode(facts: impl Iterator<Item = (Status, Facts)>) -> Vec<u8> {
-    let mut facts: Vec<_> = facts.collect();
-    facts.sort_unstable_by_key(|(status, _)| status.identity);
     let mut bytes = MAGIC.to_vec();
     for (status, facts) in facts {
         status.numbers().iter().for_each(|number| bytes.extend(number.to_le_bytes()));
         bytes.extend(facts.content);
         bytes.extend(u64::from(facts.has_xattrs).to_le_bytes());
     }
+    // Where they lie: there may be hundreds of thousands.
+    let (records, _) = bytes[MAGIC.len()..].as_chunks_mut::<RECORD_BYTES>();
+    records.sort_unstable_by_key(identity);
     bytes.extend(layerfs::digest_of(&bytes).to_string().as_bytes());
     bytes
 }

@@ -71,7 +71,9 @@ impl ContextTree {
         let mut by_identity: HashMap<Identity, usize> = HashMap::new();
         // The directories that lead to the last entry: where their paths end, and their inodes.
         let mut above = vec![(0, 0)];
-        for entry in tree.directory.walk(Path::new(""), threads)?.into_iter().skip(1) {
+        let entries = tree.directory.walk(Path::new(""), threads)?;
+        tree.inodes.reserve_exact(entries.len());
+        for entry in entries.into_iter().skip(1) {
             let path = entry.path.as_os_str().as_bytes();
             let start = path.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
             let name = path[start..].to_vec();

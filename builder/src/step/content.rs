@@ -99,24 +99,25 @@ fn digest_entries(tree: &Arc<dyn Tree>, found: &[Found], rules: ContentRules<'_>
     /// Taken at a time: few, since any of them may be large.
     const CHUNK: usize = 8;
     let next = AtomicUsize::new(0);
-    let work = || -> io::Result<Vec<(usize, Vec<[u8; 32]>)>> {
+    let work = || -> io::Result<Vec<(usize, [u8; 32])>> {
         let (mut buffer, mut done) = (Vec::new(), Vec::new());
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(chunk) = found.chunks(CHUNK).nth(number) else { return Ok(done) };
-            let sums = chunk.iter().map(|entry| digest_entry(tree, entry, rules.keeps_times, &mut buffer));
-            done.push((number, sums.collect::<io::Result<_>>()?));
+            for (entry, position) in chunk.iter().zip(number * CHUNK..) {
+                done.push((position, digest_entry(tree, entry, rules.keeps_times, &mut buffer)?));
+            }
         }
     };
-    let mut done = std::thread::scope(|scope| {
+    let done = std::thread::scope(|scope| {
         let helpers: Vec<_> = (1..rules.threads.max(1)).map(|_| scope.spawn(work)).collect();
         let own = work();
         let helped = helpers.into_iter().map(|helper| helper.join().expect("reading a tree does not panic"));
         std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<io::Result<Vec<_>>>()
-    })?
-    .concat();
-    done.sort_unstable_by_key(|(number, _)| *number);
-    Ok(done.into_iter().flat_map(|(_, sums)| sums).collect())
+    })?;
+    let mut sums = vec![[0; 32]; found.len()];
+    done.into_iter().flatten().for_each(|(position, sum)| sums[position] = sum);
+    Ok(sums)
 }
 
 /// The digest of all that counts of one entry.
