@@ -17,11 +17,11 @@ pub(crate) struct Schedule {
     changed: Condvar,
     stop: Stop,
     failure: Mutex<Option<BuildError>>,
-    /// Of the processes that run now, by a number of their own.
+    /// Of the processes and transfers that go on now, by a number of their own.
     killers: Mutex<(u64, Vec<(u64, Kill)>)>,
 }
 
-/// Ends a process.
+/// Ends a process or a transfer.
 type Kill = Box<dyn Fn() + Send>;
 
 /// A mark that ends transfers; where nobody can set it, they go on to their end.
@@ -96,7 +96,7 @@ impl Schedule {
                 *failure = Some(error);
             }
         }
-        // Under the lock of the killers: a process that is watched later sees the mark.
+        // Under the lock of the killers: what is watched later sees the mark.
         let killers = lock(&self.killers);
         self.stop.0.store(true, Ordering::SeqCst);
         killers.1.iter().for_each(|(_, kill)| kill());
@@ -117,7 +117,7 @@ impl Schedule {
         self.stop.clone()
     }
 
-    /// Has a process killed if the build stops, also if it did so already.
+    /// Has something ended if the build stops, also if it did so already.
     pub(crate) fn watch(&self, kill: impl Fn() + Send + 'static) -> Watched<'_> {
         let mut killers = lock(&self.killers);
         if self.is_stopped() {

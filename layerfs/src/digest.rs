@@ -57,9 +57,14 @@ impl fmt::Debug for Digester {
 
 /// The digest of some bytes at hand.
 pub fn digest_of(bytes: &[u8]) -> Digest {
+    digest_from(sum_of(bytes))
+}
+
+/// The bytes of the digest of some bytes at hand.
+pub fn sum_of(bytes: &[u8]) -> [u8; 32] {
     let mut digester = Digester::new();
     digester.update(bytes);
-    digester.digest()
+    digester.sum()
 }
 
 /// A reader or a writer that digests and counts what passes through it.

@@ -21,7 +21,7 @@ mod union;
 
 pub use changes::{Change, ChangeKind, Changes, ChangesError, Content as ChangeContent, changes};
 pub use compression::{Compression, Decoder, Encoder, Packing, PackingError};
-pub use digest::{ChainId, DiffId, Digest, DigestError, Digester, Digesting, digest_of};
+pub use digest::{ChainId, DiffId, Digest, DigestError, Digester, Digesting, digest_of, sum_of};
 pub use directory::DirectoryStack;
 pub use fusermount::{mount_for_server, receive_device, unmount_as_user};
 pub use ids::{IdMapping, IdRange};

@@ -31,7 +31,7 @@ pub struct Artifact<'a> {
 
 /// The content that stands for none, of an artifact's configuration and of one without content
 /// (<https://github.com/opencontainers/image-spec/blob/main/manifest.md#guidance-for-an-empty-descriptor>).
-pub const EMPTY: &[u8] = b"{}";
+const EMPTY: &[u8] = b"{}";
 const EMPTY_MEDIA_TYPE: &str = "application/vnd.oci.empty.v1+json";
 
 impl Artifact<'_> {

@@ -55,7 +55,7 @@ mod ways;
 
 pub use self::archive::docker::{DockerArchiveDestination, DockerArchiveSource};
 pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
-pub use self::artifact::{Artifact, EMPTY, FileContent};
+pub use self::artifact::{Artifact, FileContent};
 pub use self::auth::credentials::{Credential, Credentials};
 pub use self::client::{Client, ClientOptions};
 pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};

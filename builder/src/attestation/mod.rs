@@ -15,13 +15,13 @@ use std::sync::Arc;
 
 use layerfs::{Store, Tree};
 use oci_spec::image::{Descriptor, Digest, MediaType};
-use registry_client::{Artifact, EMPTY, Reference};
+use registry_client::{Artifact, Reference};
 use serde_json::{Value, json};
 
 pub(crate) use self::materials::{Material, Materials, image_uri};
 use crate::build::{Built, BuiltImage};
 use crate::error::BuildError;
-use crate::place::described;
+use crate::place::{StorePlace, described};
 use crate::request::BuildRequest;
 
 const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
@@ -97,11 +97,13 @@ pub(crate) type Attached = (Digest, Descriptor);
 /// but goes nowhere with this one: it need not be true of it, nor be meant for others.
 pub(crate) fn attach(store: &Store, built: &mut Built, names: &[String]) -> Result<(), BuildError> {
     built.attached.clear();
+    let place = StorePlace::new(store, None);
     for image in &built.images {
         for predicate in &image.predicates {
             let statement = predicate.about(image, names)?.to_string().into_bytes();
             let annotations = BTreeMap::from([(PREDICATE_TYPE.to_owned(), predicate.kind.to_owned())]);
-            let mut layer = store.put_blob_bytes(MediaType::from(MEDIA_TYPE), &statement)?;
+            let media_type = MediaType::from(MEDIA_TYPE);
+            let mut layer = Descriptor::new(media_type, statement.len() as u64, layerfs::digest_of(&statement));
             layer.set_annotations(Some(annotations.clone().into_iter().collect()));
             let artifact = Artifact {
                 artifact_type: MEDIA_TYPE.to_owned(),
@@ -109,10 +111,7 @@ pub(crate) fn attach(store: &Store, built: &mut Built, names: &[String]) -> Resu
                 layers: vec![(layer, &statement)],
                 annotations,
             };
-            let manifest = artifact.manifest()?;
-            store.put_blob_bytes(MediaType::EmptyJSON, EMPTY)?;
-            store.put_blob_bytes(MediaType::ImageManifest, manifest.bytes())?;
-            store.add_unnamed(&manifest.listed())?;
+            let manifest = artifact.put(&place)?;
             built.attached.push((image.image.manifest.digest().clone(), manifest.listed()));
         }
     }

@@ -152,9 +152,7 @@ fn digest_entry(tree: &Arc<dyn Tree>, entry: &Found, keeps_times: bool, buffer: 
         put(&mut fields, &value);
     }
     fields.extend(content);
-    let mut digester = Digester::new();
-    digester.update(&fields);
-    Ok(digester.sum())
+    Ok(layerfs::sum_of(&fields))
 }
 
 /// The files of an input by path, with the beginning of a digest of all that counts of each.

@@ -22,8 +22,8 @@ pub(crate) type BlockKey = [u8; 32];
 
 /// Compressed blocks from before.
 pub(crate) trait KnownBlocks: Send + Sync {
-    /// The bytes that compressing what the key is of gave. Whoever has them knows that they are undamaged.
-    fn find(&self, key: &BlockKey) -> Option<Vec<u8>>;
+    /// The bytes that compressing what the key is of gave, undamaged, and their SHA-256.
+    fn find(&self, key: &BlockKey) -> Option<(Vec<u8>, [u8; 32])>;
 }
 
 /// Where compressed blocks are looked up; `None` compresses all.

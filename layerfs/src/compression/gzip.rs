@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
 
 use super::blocks::{self, BlockKey, Known, LEAST_BLOCK_BYTES, MOST_BLOCK_BYTES, MadeBlock, SECTOR_BYTES, is_cut};
-use crate::digest::Digester;
+use crate::digest::sum_of;
 
 /// How far back deflate refers.
 const WINDOW_BYTES: usize = 32 * 1024;
@@ -205,10 +205,12 @@ impl Packer {
         crc.update(&block.bytes[block.window..]);
         let Some(known) = &self.known else { return Packed { bytes: deflated(block, self.level), crc, name: None } };
         let key = blocks::key(&block.bytes, block.window, block.is_last, self.level.level());
-        let bytes = known.find(&key).unwrap_or_else(|| deflated(block, self.level));
-        let mut digester = Digester::new();
-        digester.update(&bytes);
-        Packed { bytes, crc, name: Some((key, digester.sum())) }
+        let (bytes, sum) = known.find(&key).unwrap_or_else(|| {
+            let bytes = deflated(block, self.level);
+            let sum = sum_of(&bytes);
+            (bytes, sum)
+        });
+        Packed { bytes, crc, name: Some((key, sum)) }
     }
 }
 

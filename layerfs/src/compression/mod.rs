@@ -180,7 +180,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::digest::digest_of;
+    use crate::digest::{digest_of, sum_of};
 
     /// Bytes that compress somewhat, the same on every machine.
     fn sample(length: usize) -> Vec<u8> {
@@ -271,8 +271,8 @@ mod tests {
     }
 
     impl KnownBlocks for Remembered {
-        fn find(&self, key: &BlockKey) -> Option<Vec<u8>> {
-            let found = self.blocks.get(key).cloned();
+        fn find(&self, key: &BlockKey) -> Option<(Vec<u8>, [u8; 32])> {
+            let found = self.blocks.get(key).map(|bytes| (bytes.clone(), sum_of(bytes)));
             self.missed.fetch_add(usize::from(found.is_none()), Ordering::Relaxed);
             found
         }

@@ -189,10 +189,11 @@ impl Store {
         let tar_bytes = tar.metadata().at("looking at a layer in", directory)?.len();
         watch.began(draft.reopen()?, tar_bytes);
         let packed = Watched { packed: Digesting::new(draft), watch };
-        let encoder = if tar_bytes < packed::FROM_TAR_BYTES {
-            Encoder::new(packed, packing, threads)
-        } else {
+        // zstd has no blocks that stand for themselves.
+        let encoder = if packing.compression() == Compression::Gzip && tar_bytes >= packed::FROM_TAR_BYTES {
             Encoder::knowing(packed, packing, threads, Arc::new(self.packed_blocks()))
+        } else {
+            Encoder::new(packed, packing, threads)
         };
         let encoder = encoder.at("starting to compress in", directory)?;
         let (watched, blocks) = compress(tar, encoder).at("compressing a layer in", directory)?;

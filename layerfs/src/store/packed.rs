@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use super::Store;
 use super::files::read_if_present;
 use crate::compression::{BlockKey, KnownBlocks, MadeBlock};
-use crate::digest::{Digest, Digester};
+use crate::digest::{Digest, sum_of};
 
 /// Smaller layers are compressed sooner than lists are read.
 pub(super) const FROM_TAR_BYTES: u64 = 4 << 20;
@@ -85,11 +85,11 @@ impl PackedBlocks {
 }
 
 impl KnownBlocks for PackedBlocks {
-    fn find(&self, key: &BlockKey) -> Option<Vec<u8>> {
+    fn find(&self, key: &BlockKey) -> Option<(Vec<u8>, [u8; 32])> {
         let Place { blob, offset, size_bytes, sum } = *self.places.get(key)?;
         let mut bytes = vec![0; size_bytes as usize];
         self.blobs[blob].read_exact_at(&mut bytes, offset).ok()?;
-        (digest(&bytes) == sum).then_some(bytes)
+        (sum_of(&bytes) == sum).then_some((bytes, sum))
     }
 }
 
@@ -102,7 +102,7 @@ pub(super) fn encode(blocks: &[MadeBlock]) -> Vec<u8> {
         bytes.extend(size_bytes.to_le_bytes());
         bytes.extend(sum);
     }
-    bytes.extend(digest(&bytes));
+    bytes.extend(sum_of(&bytes));
     bytes
 }
 
@@ -117,13 +117,7 @@ fn decode(bytes: &[u8]) -> Option<Vec<MadeBlock>> {
         let sum = *rest.first_chunk().expect("a record holds a sum");
         MadeBlock { key: *key, offset: u64::from_le_bytes(*offset), size_bytes: u32::from_le_bytes(*size), sum }
     };
-    (rest.is_empty() && digest(body) == *sum).then(|| records.iter().map(record).collect())
-}
-
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    let mut digester = Digester::new();
-    digester.update(bytes);
-    digester.sum()
+    (rest.is_empty() && sum_of(body) == *sum).then(|| records.iter().map(record).collect())
 }
 
 #[cfg(test)]
