@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use crate::peers::{drop_caches, finish, run as run_program, spread, timed};
 use crate::table::{Table, median};
-use crate::workloads::{TAR, WORKLOADS, Workload};
+use crate::workloads::{TAR, WORKLOADS, Workload, forget_large};
 
 /// Arguments of `benches filesystem`.
 #[derive(clap::Args)]
@@ -39,22 +39,23 @@ enum Contender {
     Nacre { program: PathBuf, store: PathBuf, plane: &'static str },
 }
 
-/// A place for one measurement: every one begins with an empty upper.
+/// A place for one measurement: every one begins with an empty upper. It stays until the bench ends: ext4 steps over inodes
+/// that were freed within the last minutes, one by one, and whoever comes next would pay for what others removed.
 struct Place {
-    directory: tempfile::TempDir,
+    directory: PathBuf,
 }
 
 impl Place {
     fn new(root: &Path) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(root)?;
+        let directory = tempfile::Builder::new().prefix("bench-").tempdir_in(root)?.keep();
         for name in ["upper", "work", "merged"] {
-            fs::create_dir(directory.path().join(name))?;
+            fs::create_dir(directory.join(name))?;
         }
         Ok(Self { directory })
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.directory.join(name)
     }
 }
 
@@ -85,7 +86,7 @@ impl Contender {
             Self::Kernel | Self::FuseOverlayfs(_) => run_program("umount", &[merged]),
             Self::Nacre { program, store, .. } => {
                 let mut command = Command::new(program);
-                finish(command.arg("--root").arg(store).args(["unmount", "--discard"]).arg(merged))
+                finish(command.arg("--root").arg(store).arg("unmount").arg(merged))
             }
         }
     }
@@ -104,6 +105,7 @@ impl Contender {
             }
             timed(|| (workload.work)(&merged))
         })();
+        forget_large(&merged)?;
         self.unmount(&place)?;
         measured.with_context(|| format!("{:?} failed", workload.name))
     }

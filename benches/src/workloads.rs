@@ -237,6 +237,15 @@ fn write_large(root: &Path) -> anyhow::Result<()> {
     Ok(file.sync_all()?)
 }
 
+/// Gives back the space of the large file, and frees no inode.
+pub(crate) fn forget_large(root: &Path) -> anyhow::Result<()> {
+    match OpenOptions::new().write(true).open(root.join("large")) {
+        Ok(file) => Ok(file.set_len(0)?),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn written_and_read(root: &Path) -> anyhow::Result<()> {
     write_large(root)?;
     read_large(root)

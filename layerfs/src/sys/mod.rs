@@ -5,18 +5,17 @@
 
 mod mapping;
 
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 pub(crate) use mapping::Mapping;
 
 /// Has the kernel begin to write a range of a file to its disk, and does not wait for it.
-pub(crate) fn begin_writing(file: &File, range: Range<u64>) -> io::Result<()> {
+pub(crate) fn begin_writing(file: &impl AsFd, range: Range<u64>) -> io::Result<()> {
     let offset = |bytes: u64| i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge));
     let (start, length) = (offset(range.start)?, offset(range.end.saturating_sub(range.start))?);
     // SAFETY: the descriptor is open as long as `file` is borrowed; the call reads and writes no memory of ours.
-    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
+    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -14,12 +14,23 @@ use super::{
     Metadata, NodeId, Union,
     copy_up::{timespec, write_all},
     errno,
+    handles::Handle,
     node::Node,
 };
-use crate::tree::{self, FileKind, Tree};
+use crate::{
+    sys,
+    tree::{self, FileKind, Tree},
+};
 
 /// Data is moved between two files in pieces of this size where the kernel cannot do it.
 const CHUNK_BYTES: usize = 256 << 10;
+
+/// A large file goes to the disk in pieces of this size while the rest of it is still written, so that the sync at its end
+/// has little left to wait for: some milliseconds of a fast disk.
+const EARLY_BYTES: u64 = 8 << 20;
+
+/// Writes below this size do not tell of a large file that is written from its beginning to its end.
+const LARGE_WRITE_BYTES: usize = 128 << 10;
 
 impl<T: Tree> Union<T> {
     fn file(&self, id: NodeId) -> Result<Arc<Node>> {
@@ -58,7 +69,9 @@ impl<T: Tree> Union<T> {
     pub fn write(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<()> {
         let node = self.file(node)?;
         self.copy_up(&node)?;
-        write_all(&*self.upper_handle(&node)?, data, offset)
+        let handle = self.upper_handle(&node)?;
+        write_all(&handle, data, offset)?;
+        self.begin_writing(&handle, offset, data.len())
     }
 
     /// As [`Self::write`], for bytes that the kernel kept for a while: it keeps the time of change as well, and tells
@@ -69,8 +82,19 @@ impl<T: Tree> Union<T> {
         let handle = self.upper_handle(&node)?;
         let modified = Metadata::of_upper(node.id, &handle.stat()?).modified;
         write_all(&handle, data, offset)?;
+        self.begin_writing(&handle, offset, data.len())?;
         let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
         handle.set_times(&Timestamps { last_access, last_modification: timespec(modified) })
+    }
+
+    /// After a large write: has the kernel begin with the piece of the file that it completed.
+    fn begin_writing(&self, handle: &Handle, offset: u64, length: usize) -> Result<()> {
+        let complete = (offset + length as u64) / EARLY_BYTES * EARLY_BYTES;
+        if length >= LARGE_WRITE_BYTES && complete > offset && self.writable()?.durable {
+            // What the disk has to say is said to who syncs.
+            _ = sys::begin_writing(handle, complete - EARLY_BYTES..complete);
+        }
+        Ok(())
     }
 
     /// Changes what a range of a file takes on the disk: `mode` as for `fallocate`.
