@@ -35,6 +35,7 @@ mod image;
 mod machine;
 mod manifest;
 mod names;
+mod open_files;
 mod origins;
 mod outline;
 mod output;

@@ -30,7 +30,8 @@ pub enum UpperError {
 }
 
 /// Opens the union of a tree and the directories of an upper. One that does not outlive this process is never written
-/// to the disk on purpose: a crash throws it away anyway.
+/// to the disk on purpose: a crash throws it away anyway. Raises the limit of open files of this process, which is about
+/// to serve it; steps get back the one before.
 ///
 /// # Errors
 /// If the directories cannot be opened, or are in use.
@@ -40,6 +41,7 @@ pub fn open_union(
     work: &Path,
     life: UpperLife,
 ) -> Result<Union<Arc<dyn Tree>>, UpperError> {
+    crate::open_files::raise();
     let options = UpperOptions {
         marks: marks(),
         open_files: OPEN_FILES,

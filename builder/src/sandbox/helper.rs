@@ -16,6 +16,7 @@ use rustix::thread::UnshareFlags;
 use super::cgroup::Cgroup;
 use super::stubs::Stubs;
 use super::{During as _, Exit, Failure, Process, Report, init, root, runtime};
+use crate::open_files;
 use crate::sys::{self, Forked};
 
 /// Numbers of the descriptors that `run` passes on after the standard streams.
@@ -41,8 +42,9 @@ fn supervise(report: BorrowedFd<'_>) -> Result<(), Failure> {
     let mut spec = String::new();
     let descriptor = sys::inherited(SPEC).during(|| "take over the description of the step".into())?;
     File::from(descriptor).read_to_string(&mut spec).during(|| "read the description of the step".into())?;
-    let process: Process =
+    let (process, limit): (Process, Option<u64>) =
         serde_json::from_str(&spec).map_err(|e| Failure::new("read the description of the step", e.to_string()))?;
+    open_files::lower(limit);
     let lifeline = sys::inherited(LIFELINE).during(|| "take over the lifeline".into())?;
 
     // Away from the caller's terminal: Ctrl-C is the caller's to handle.

@@ -40,6 +40,8 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::open_files;
+
 pub use helper::init_main;
 pub use limits::{Limits, SwapLimit, Ulimit};
 pub use runtime::Runtime;
@@ -321,7 +323,7 @@ fn describe(process: &Process) -> Result<File, Error> {
     let describe = |error: &dyn std::fmt::Display| Error::Describe(error.to_string());
     let spec = rustix::fs::memfd_create("nacre-step", MemfdFlags::CLOEXEC).map_err(|e| describe(&e))?;
     let mut spec = File::from(spec);
-    let json = serde_json::to_vec(process).map_err(|e| describe(&e))?;
+    let json = serde_json::to_vec(&(process, open_files::of_steps())).map_err(|e| describe(&e))?;
     spec.write_all(&json).and_then(|()| spec.rewind()).map_err(|e| describe(&e))?;
     Ok(spec)
 }

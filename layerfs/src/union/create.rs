@@ -16,7 +16,6 @@ use super::{
     acl::{DEFAULT, Inherited},
     copy_up::link_handle,
     handles::Handle,
-    lookup::check_name,
     names::{Names, Origin, UpperName},
     node::{Node, State},
     upper::{Upper, open_at},
@@ -67,8 +66,8 @@ impl<T: Tree> Union<T> {
         mode: u32,
         making: Making<'_>,
     ) -> Result<Metadata> {
-        check_name(name)?;
         let upper = self.writable()?;
+        upper.check_new_name(name)?;
         if matches!(making, Making::Special(FileKind::CharacterDevice, (0, 0))) {
             // It would be a whiteout. The kernel's overlayfs refuses it in the same way.
             return Err(Errno::PERM);
@@ -137,8 +136,8 @@ impl<T: Tree> Union<T> {
 
     /// Adds `name` in a directory to a file that exists, and takes a reference to it.
     pub fn link(&self, node: NodeId, directory: NodeId, name: &[u8]) -> Result<Metadata> {
-        check_name(name)?;
         let upper = self.writable()?;
+        upper.check_new_name(name)?;
         let (node, parent) = (self.node(node)?, self.node(directory)?);
         if node.is_directory() {
             return Err(Errno::PERM);

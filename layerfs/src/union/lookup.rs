@@ -18,9 +18,13 @@ use super::{
     metadata::kind_of,
     names::{Names, Origin, UPPER_POSITIONS, UpperName},
     node::{Node, State},
-    upper::open_at,
+    rename::tree_path,
+    upper::{Upper, open_at},
 };
-use crate::tree::{FileKind, Tree, TreeInode};
+use crate::{
+    tar::WHITEOUT_PREFIX,
+    tree::{FileKind, Tree, TreeInode},
+};
 
 /// Longest name in a directory on Linux.
 const NAME_BYTES: usize = 255;
@@ -83,6 +87,14 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
         _ if name.len() > NAME_BYTES => Err(Errno::NAMETOOLONG),
         _ if name.iter().any(|byte| matches!(byte, b'/' | 0)) => Err(Errno::INVAL),
         _ => Ok(()),
+    }
+}
+
+impl Upper {
+    /// Refuses what no new name can be: where others leave marks of AUFS, a file would be taken for one.
+    pub(super) fn check_new_name(&self, name: &[u8]) -> Result<()> {
+        check_name(name)?;
+        if self.has_aufs_marks && name.starts_with(WHITEOUT_PREFIX) { Err(Errno::INVAL) } else { Ok(()) }
     }
 }
 
@@ -313,6 +325,10 @@ impl<T: Tree> Union<T> {
         let opened = Arc::new(open_at(&**handle, name, FileKind::Directory)?);
         upper.translate_aufs_marks(&opened)?;
         let (lower, redirect) = lower_directory(&self.tree, upper.marks, parent.lower, name, &opened)?;
+        let redirect = redirect.map(|path| match path.starts_with(b"/") {
+            true => path,
+            false => [&tree_path(parent)[..], b"/", &path].concat(),
+        });
         let id = lower.map_or_else(|| self.upper_id(stat.st_ino), |inode| Ok(NodeId(inode.0)))?;
         upper.handles.insert(id, &opened);
         Ok(Child { redirect, ..Child::of_upper(id, stat, lower) })
@@ -328,10 +344,13 @@ impl<T: Tree> Union<T> {
         origin: Origin,
     ) -> Result<Child> {
         let upper = self.writable()?;
+        // A file without data of its own may be one whose content is the tree's, whoever wrote the upper.
+        let is_hollow = kind_of(stat) == FileKind::File && stat.st_size > 0 && stat.st_blocks == 0;
+        let may_be_foreign = upper.is_foreign || is_hollow;
         let origin = match origin {
             Origin::Unknown => {
                 let mark = match upper.marks.origin_of(handle, name)? {
-                    None if upper.is_foreign => match upper.marks.kernel_origin_of(handle, name)? {
+                    None if may_be_foreign => match upper.marks.kernel_origin_of(handle, name)? {
                         None if kind_of(stat) == FileKind::File => {
                             content_below(&self.tree, upper.marks, directory.lower, handle, name)?
                         }
@@ -358,7 +377,7 @@ impl<T: Tree> Union<T> {
                 return Ok(Child { indexed, is_split, ..child });
             }
         }
-        if (origin != Origin::Upper || upper.is_foreign) && upper.marks.is_split_at(handle, name)? {
+        if (origin != Origin::Upper || may_be_foreign) && upper.marks.is_split_at(handle, name)? {
             // Its content cannot be told: zeros would be a lie.
             return Err(Errno::IO);
         }
@@ -455,7 +474,8 @@ pub(crate) fn read_names(marks: MarkNamespace, directory: &Handle, opacity: Opac
     Ok(names)
 }
 
-/// The directory of the tree that an upper directory is merged with, and its redirect from the root if it has one.
+/// The directory of the tree that an upper directory is merged with, and its redirect if it has one: from the root of
+/// the tree, or without a slash from the directory that the parent is merged with.
 pub(crate) fn lower_directory<T: Tree>(
     tree: &T,
     marks: MarkNamespace,
@@ -471,8 +491,7 @@ pub(crate) fn lower_directory<T: Tree>(
     };
     let (found, redirect) = match marks.redirect(directory)? {
         Some(path) if path.starts_with(b"/") => (lower_at(tree, TreeInode::ROOT, &path)?, Some(path)),
-        // A redirect without a slash is another name in the directory that the parent is merged with.
-        Some(path) => (parent.map_or(Ok(None), |parent| lower_at(tree, parent, &path))?, None),
+        Some(path) => (parent.map_or(Ok(None), |parent| lower_at(tree, parent, &path))?, Some(path)),
         None => (parent.map_or(Ok(None), |parent| tree.lookup(parent, name).map_err(errno))?, None),
     };
     match found {

@@ -99,6 +99,9 @@ impl MarkNamespace {
     }
 
     pub(crate) fn set_redirect(self, directory: &Handle, path: &[u8]) -> Result<()> {
+        if path.len() > REDIRECT_BYTES {
+            return Err(Errno::NAMETOOLONG);
+        }
         directory.set_xattr(&self.name("redirect"), path, XattrFlags::empty())
     }
 

@@ -51,7 +51,7 @@ pub(super) struct State {
     pub(super) indexed: bool,
     /// What keeps an upper file alive that lost its last known name.
     pub(super) pinned: Option<Arc<Handle>>,
-    /// The lower directory that it shows, from the root of the tree, where that is not the one its name leads to.
+    /// The path of the directory that it shows from the root of the tree, where that is not the one its name leads to.
     pub(super) redirect: Option<Vec<u8>>,
     /// It was made without a file capability and has been given none, so that the file system need not be asked, as the
     /// kernel does before the first write to a file and with every change of its owner.
@@ -146,6 +146,19 @@ pub(super) struct Table {
     shards: [Mutex<HashMap<NodeId, Slot>>; SHARDS],
     /// Files of the tree that became nodes for an operation, the oldest first. Let go before a shard is locked.
     recent: Mutex<VecDeque<NodeId>>,
+}
+
+impl Drop for Table {
+    /// Nodes hold those above them, which would fall away one within the other.
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            for slot in lock(shard).values() {
+                if let SlotFile::Node(node) = &slot.file {
+                    node.state().links.clear();
+                }
+            }
+        }
+    }
 }
 
 impl Table {

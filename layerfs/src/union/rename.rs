@@ -15,7 +15,7 @@ use super::{
     handles::Handle,
     lookup::check_name,
     names::{Names, UpperName},
-    node::Node,
+    node::{Link, Node},
     upper::{Upper, open_at},
 };
 use crate::tree::{FileKind, Tree};
@@ -75,8 +75,7 @@ impl<T: Tree> Union<T> {
         mode: RenameMode,
     ) -> Result<()> {
         check_name(name)?;
-        check_name(new_name)?;
-        self.writable()?;
+        self.writable()?.check_new_name(new_name)?;
         let (from, to) = (self.node(directory)?, self.node(new_directory)?);
         let source = self.find_node(&from, name)?.ok_or(Errno::NOENT)?;
         let target = self.find_node(&to, new_name).inspect_err(|_| self.forget(source.id, 1))?;
@@ -132,10 +131,10 @@ impl<T: Tree> Union<T> {
             Some(target) if mode == RenameMode::Exchange => self.rename_place(to, names.to(), target)?,
             _ => self.target_place(to, names.to())?,
         };
-        self.prepare_directory(source, &from, &to)?;
+        self.prepare_directory(source, &to)?;
         match target {
             Some(target) if mode == RenameMode::Exchange => {
-                self.prepare_directory(target, &to, &from)?;
+                self.prepare_directory(target, &from)?;
                 self.exchange(&mut names, (source, &from), (target, &to))
             }
             _ => self.replace(&mut names, (source, &from), (target.as_ref(), &to)),
@@ -183,7 +182,7 @@ impl<T: Tree> Union<T> {
 
     /// Marks a directory for its new place: with a redirect where it shows one of the tree, and as
     /// opaque where it does not and the tree has its new name. At its old place neither changes what is seen.
-    fn prepare_directory(&self, node: &Arc<Node>, from: &Place<'_>, to: &Place<'_>) -> Result<()> {
+    fn prepare_directory(&self, node: &Arc<Node>, to: &Place<'_>) -> Result<()> {
         if !node.is_directory() {
             return Ok(());
         }
@@ -192,13 +191,14 @@ impl<T: Tree> Union<T> {
         if node.lower.is_none() {
             return if to.in_tree { upper.marks.set_opaque(&handle) } else { Ok(()) };
         }
-        if node.state().redirect.is_none() {
-            let mut path = tree_path(from.parent);
-            path.push(b'/');
-            path.extend_from_slice(from.name);
-            upper.marks.set_redirect(&handle, &path)?;
-            node.state().redirect = Some(path);
-        }
+        let path = tree_path(node);
+        // Also where it is marked already: a redirect of the kernel's may hold for its old place only.
+        upper.marks.set_redirect(&handle, &path).map_err(|error| match error {
+            // No room for it here, or none for one so long. As the kernel's overlayfs says it, so that it is copied.
+            Errno::OPNOTSUPP | Errno::NOSPC | Errno::TOOBIG | Errno::RANGE | Errno::NAMETOOLONG => Errno::XDEV,
+            other => other,
+        })?;
+        node.state().redirect = Some(path);
         Ok(())
     }
 
@@ -314,20 +314,26 @@ impl<T: Tree> Union<T> {
 }
 
 /// The path from the root of the tree to the directory that one of the union shows.
-fn tree_path(directory: &Arc<Node>) -> Vec<u8> {
+pub(super) fn tree_path(directory: &Node) -> Vec<u8> {
+    /// The redirect of a directory, or its name and what is above it.
+    fn step(at: &Node) -> std::result::Result<Vec<u8>, Link> {
+        let state = at.state();
+        match (&state.redirect, state.links.first()) {
+            (Some(redirect), _) => Ok(redirect.clone()),
+            (None, Some(link)) => Err(link.clone()),
+            (None, None) => Ok(Vec::new()),
+        }
+    }
     let mut names = Vec::new();
-    let mut at = Arc::clone(directory);
+    let mut found = step(directory);
     let mut path = loop {
-        let next = {
-            let state = at.state();
-            if let Some(redirect) = &state.redirect {
-                break redirect.clone();
+        match found {
+            Ok(path) => break path,
+            Err(Link { parent, name, .. }) => {
+                names.push(name);
+                found = step(&parent);
             }
-            let Some(link) = state.links.first() else { break Vec::new() };
-            names.push(Arc::clone(&link.name));
-            Arc::clone(&link.parent)
-        };
-        at = next;
+        }
     };
     for name in names.iter().rev() {
         path.push(b'/');

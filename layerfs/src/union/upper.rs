@@ -106,7 +106,10 @@ impl Upper {
             Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse),
             other => other.map_err(failed("locking the work directory"))?,
         }
-        let is_foreign = is_foreign(&own, is_first && !is_empty).map_err(failed("preparing the work directory"))?;
+        // The kernel's overlayfs had the same directories: `work` is its own, which it leaves behind.
+        let was_overlay = exists(&work, "work").map_err(failed("reading the work directory"))?;
+        let is_foreign = is_foreign(&own, was_overlay || is_first && !is_empty);
+        let is_foreign = is_foreign.map_err(failed("preparing the work directory"))?;
         let temporary = make_directory(&own, "tmp").map_err(failed("preparing the work directory"))?;
         empty_directory(&temporary).map_err(failed("cleaning the work directory"))?;
         let has_acls = exists(&own, ACLS).map_err(failed("preparing the work directory"))?;
@@ -143,6 +146,21 @@ impl Upper {
             self.acls.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Keeps what was opened for a node; `None` where it is another file.
+    fn keep(&self, node: &Node, inode: u64, opened: Result<Handle>) -> Result<Option<Arc<Handle>>> {
+        match opened {
+            Ok(handle) if handle.stat()?.st_ino == inode => {
+                let handle = Arc::new(handle);
+                if matches!(node.kind, FileKind::File | FileKind::Directory) {
+                    self.handles.insert(node.id, &handle);
+                }
+                Ok(Some(handle))
+            }
+            Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lets another union have the directories.
@@ -310,25 +328,47 @@ impl<T: Tree> Union<T> {
             return Ok(handle);
         }
         for _ in 0..RACES {
-            let (inode, place) = self.place(node)?;
-            let opened = match place {
-                Place::Pinned(handle) => return Ok(handle),
-                Place::Indexed => upper.groups.open_file(node.lower.ok_or(Errno::STALE)?, node.kind),
-                Place::Named(link) => open_at(&*self.upper_handle(&link.parent)?, &link.name, node.kind),
-            };
-            match opened {
-                Ok(handle) if handle.stat()?.st_ino == inode => {
-                    let handle = Arc::new(handle);
-                    if matches!(node.kind, FileKind::File | FileKind::Directory) {
-                        upper.handles.insert(node.id, &handle);
-                    }
-                    return Ok(handle);
-                }
-                Ok(_) | Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO) => {}
-                Err(error) => return Err(error),
+            if let Some(handle) = self.open_in_upper(upper, node)? {
+                return Ok(handle);
             }
         }
         Err(Errno::STALE)
+    }
+
+    /// Opens the file of a node, and what is above it as far as that is not open; `None` where a rename got in
+    /// between. Not by recursion: how deep directories lie is for users to say.
+    fn open_in_upper(&self, upper: &Upper, node: &Arc<Node>) -> Result<Option<Arc<Handle>>> {
+        let mut closed = Vec::new();
+        let mut at = Arc::clone(node);
+        let mut handle = loop {
+            if at.id == self.root.id {
+                break Arc::clone(&upper.root);
+            }
+            if let Some(handle) = upper.handles.find(at.id) {
+                break handle;
+            }
+            let (inode, place) = self.place(&at)?;
+            match place {
+                Place::Pinned(handle) => break handle,
+                Place::Indexed => {
+                    let opened = upper.groups.open_file(at.lower.ok_or(Errno::STALE)?, at.kind);
+                    match upper.keep(&at, inode, opened)? {
+                        Some(handle) => break handle,
+                        None => return Ok(None),
+                    }
+                }
+                Place::Named(Link { parent, name, .. }) => {
+                    closed.push((std::mem::replace(&mut at, parent), inode, name));
+                }
+            }
+        };
+        for (node, inode, name) in closed.into_iter().rev() {
+            match upper.keep(&node, inode, open_at(&*handle, &name, node.kind))? {
+                Some(opened) => handle = opened,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(handle))
     }
 
     /// What `stat` shows of the file of a node in the upper, without opening it where that can be avoided.
