@@ -633,3 +633,26 @@ fn a_flag_that_is_not_there_is_named() {
     assert!(ended.code == 125 && ended.stderr.contains("--privileged"), "{}", ended.stderr);
     assert!(Path::new("/dev/fuse").exists(), "the other tests need it");
 }
+
+#[test]
+fn files_without_a_name_are_bounded_by_the_hard_limit_and_a_step_has_the_one_it_was_started_with() {
+    let person = Person::with_image(None);
+    let limited = |arguments: &str| {
+        let command = person.command(&[]);
+        let mut limited = Command::new("sh");
+        limited.args(["-c", &format!("ulimit -Sn 300; exec {} {arguments}", person.text("nacre"))]);
+        limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
+        ended(&mut limited).success()
+    };
+    assert_eq!(limited("run app sh -c 'ulimit -Sn'"), "300");
+    let mount = person.path("mount");
+    limited(&format!("mount app {}", mount.display()));
+    let unnamed = || {
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+        rustix::fs::open(&mount, flags, rustix::fs::Mode::from_raw_mode(0o600)).expect("a file without a name")
+    };
+    let held: Vec<_> = (0..600).map(|_| unnamed()).collect();
+    assert_eq!(person.shell("echo x > new; ls -d etc; cat new"), "etc\nx");
+    drop(held);
+}

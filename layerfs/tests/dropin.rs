@@ -458,3 +458,21 @@ fn runtime() -> Option<PathBuf> {
     }
     None
 }
+
+#[test]
+fn a_name_that_would_be_a_deletion_mark_is_refused() {
+    let place = Place::new();
+    place.mount("");
+    let script =
+        "for do in 'touch mnt/.wh.low' 'mkdir mnt/dir/.wh..wh..opq' 'ln mnt/low mnt/.wh.top' 'mv mnt/low mnt/.wh.top' \
+             'ln -s x mnt/.wh.x' 'mkfifo mnt/dir/.wh.file'
+         do $do 2>&1 | grep -oE 'Invalid argument|subdirectory of itself' || echo \"done: $do\"; done; cd mnt; find . | LC_ALL=C sort; cat low";
+    // The second is what mv makes of it.
+    let refused = "Invalid argument\n";
+    let refused = [&refused.repeat(3), "subdirectory of itself\n", &refused.repeat(2)].concat();
+    let seen = format!("{refused}.\n./dir\n./dir/file\n./low\n./top\nb\n");
+    assert_eq!(place.sh(script), seen);
+    place.sh("umount mnt");
+    place.mount("");
+    assert!(place.sh("find mnt -name '.wh.*'; cat mnt/low mnt/top mnt/dir/file").starts_with("b\na\nb"));
+}

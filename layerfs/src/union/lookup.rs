@@ -344,24 +344,19 @@ impl<T: Tree> Union<T> {
         origin: Origin,
     ) -> Result<Child> {
         let upper = self.writable()?;
-        // A file without data of its own may be one whose content is the tree's, whoever wrote the upper.
-        let is_hollow = kind_of(stat) == FileKind::File && stat.st_size > 0 && stat.st_blocks == 0;
-        let may_be_foreign = upper.is_foreign || is_hollow;
         let origin = match origin {
             Origin::Unknown => {
                 let mark = match upper.marks.origin_of(handle, name)? {
-                    None if may_be_foreign => match upper.marks.kernel_origin_of(handle, name)? {
-                        None if kind_of(stat) == FileKind::File => {
-                            content_below(&self.tree, upper.marks, directory.lower, handle, name)?
-                        }
-                        mark => mark,
-                    },
+                    None if upper.is_foreign => upper.marks.kernel_origin_of(handle, name)?,
                     mark => mark,
                 };
-                let origin = match mark.filter(|inode| self.is_origin(*inode, stat)) {
-                    Some(inode) => Origin::Tree(inode),
-                    None => Origin::Upper,
+                let found = match mark.filter(|inode| self.is_origin(*inode, stat)) {
+                    None if upper.is_foreign || may_be_hollow(stat) => {
+                        self.content_origin(directory, handle, name, stat)?
+                    }
+                    found => found,
                 };
+                let origin = found.map_or(Origin::Upper, Origin::Tree);
                 names.set(name, UpperName::Present(origin), false);
                 origin
             }
@@ -377,11 +372,24 @@ impl<T: Tree> Union<T> {
                 return Ok(Child { indexed, is_split, ..child });
             }
         }
-        if (origin != Origin::Upper || may_be_foreign) && upper.marks.is_split_at(handle, name)? {
+        if origin != Origin::Upper && upper.marks.is_split_at(handle, name)? {
             // Its content cannot be told: zeros would be a lie.
             return Err(Errno::IO);
         }
         Ok(Child::of_upper(self.upper_id(stat.st_ino)?, stat, None))
+    }
+
+    /// The tree's file that holds the content of one in the upper whose origin is not known otherwise. `EIO` where that
+    /// cannot be told: zeros would be a lie.
+    fn content_origin(&self, directory: &Node, handle: &Handle, name: &[u8], stat: &Stat) -> Result<Option<TreeInode>> {
+        if kind_of(stat) != FileKind::File {
+            return Ok(None);
+        }
+        let found = content_below(&self.tree, self.writable()?.marks, directory.lower, handle, name)?;
+        match found {
+            Some(inode) if !self.is_origin(inode, stat) => Err(Errno::IO),
+            found => Ok(found),
+        }
     }
 
     /// Whether a mark may be believed: the tree may be another one, and the mark may have been copied along with a
@@ -522,6 +530,13 @@ pub(crate) fn content_below<T: Tree>(
     let inode = found.ok_or(Errno::IO)?;
     let is_file = tree.attributes(inode).is_ok_and(|attributes| attributes.kind == FileKind::File);
     if is_file { Ok(Some(inode)) } else { Err(Errno::IO) }
+}
+
+/// Whether a file may have no data of its own: the kernel's overlayfs may have had the upper after us, and have left
+/// the content of a file in the tree. Marks may take a block.
+fn may_be_hollow(stat: &Stat) -> bool {
+    let taken = stat.st_blocks * 512;
+    kind_of(stat) == FileKind::File && stat.st_size > 0 && (taken < stat.st_size || taken <= stat.st_blksize)
 }
 
 /// What a redirect leads to in the tree. Links are not followed.

@@ -106,10 +106,7 @@ impl Upper {
             Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse),
             other => other.map_err(failed("locking the work directory"))?,
         }
-        // The kernel's overlayfs had the same directories: `work` is its own, which it leaves behind.
-        let was_overlay = exists(&work, "work").map_err(failed("reading the work directory"))?;
-        let is_foreign = is_foreign(&own, was_overlay || is_first && !is_empty);
-        let is_foreign = is_foreign.map_err(failed("preparing the work directory"))?;
+        let is_foreign = is_foreign(&own, is_first && !is_empty).map_err(failed("preparing the work directory"))?;
         let temporary = make_directory(&own, "tmp").map_err(failed("preparing the work directory"))?;
         empty_directory(&temporary).map_err(failed("cleaning the work directory"))?;
         let has_acls = exists(&own, ACLS).map_err(failed("preparing the work directory"))?;

@@ -484,3 +484,25 @@ fn whiteouts_are_links_of_one_file_and_hide_what_they_name() {
     bench.remount();
     bench.both("ls d; cat d/7");
 }
+
+#[test]
+fn directories_may_lie_deeper_than_a_thread_can_call() {
+    const DEEP: usize = 8000;
+    let mut bench = Bench::new("true");
+    bench.unmount_ours();
+    let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
+    let union = Union::open(bench.tree.clone(), upper, work, OPTIONS).expect("opens");
+    let owner = Owner { uid: 0, gid: 0 };
+    let make = |at, name: &[u8], making| union.create(at, name, owner, 0o755, making).expect("creates").id;
+    let deepest = (0..DEEP).fold(NodeId::ROOT, |at, _| make(at, b"d", Making::Directory));
+    // Their handles make way for others.
+    for number in 0..2 * OPTIONS.open_files {
+        make(NodeId::ROOT, format!("f{number}").as_bytes(), Making::File);
+    }
+    let leaf = make(deepest, b"leaf", Making::File);
+    assert_eq!(union.metadata(leaf).expect("stat").links, 1);
+    drop(union);
+    // Not by the library's function, which calls itself.
+    let (removed, output) = shell(&bench.path(""), "rm -rf upper");
+    assert!(removed, "{output}");
+}

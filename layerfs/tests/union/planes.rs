@@ -258,3 +258,21 @@ fn a_tree_alone_has_no_overlay() {
     assert!(matches!(refused, layerfs::MountError::Plane { source: PlaneFault::NoUpper, .. }), "{refused:?}");
     assert_eq!(mount(alone(), &at, options(Plane::Auto)).expect("mounts").plane(), Plane::Fuse);
 }
+
+#[test]
+fn a_directory_that_the_kernel_renamed_keeps_its_content_when_it_is_renamed_again() {
+    let mut planes = Planes::new("mkdir -p d/e d/k p/q; echo x > d/x; echo y > d/e/y; echo k > d/k/k; echo q > p/q/q");
+    // Within one directory, for which the kernel writes a redirect without a slash.
+    planes.both("mv d m; mv m/k m/l; mv p/q p/r");
+    planes.unmount();
+    for name in ["fuse", "overlay"] {
+        planes.mounts.push(planes.mount_on(name, Plane::Fuse).expect("mounts"));
+    }
+    planes.both("mv m/e z; mv m n; mkdir o; mv n o/n; mv o/n/l .; mv p p2; mv p2/r r; find . | sort");
+    let before = planes.same_changes();
+    for name in ["fuse", "overlay"] {
+        planes.mounts.push(planes.mount_on(name, Plane::Fuse).expect("mounts"));
+    }
+    planes.both("cat z/y o/n/x l/k r/q");
+    assert_eq!(planes.same_changes(), before);
+}

@@ -107,3 +107,23 @@ fn an_upper_that_others_read_gets_the_content_with_the_metadata() {
     bench.both("chmod 600 f");
     assert!(used(&bench) >= 195, "{} KiB in the upper", used(&bench));
 }
+
+#[test]
+fn files_that_the_kernel_split_after_us_have_their_content() {
+    for work in ["work", "overlay.work"] {
+        let mut bench = Bench::new("echo one > f1; echo two > f2; mkdir d; echo x > d/x");
+        bench.both("echo new > new");
+        bench.unmount_ours();
+        bench.unmount_overlay();
+        bench.mount_overlay_with("upper", work, "redirect_dir=on,metacopy=on");
+        let (done, output) = shell(&bench.path("overlay"), "chmod 600 f1 d/x && mv f2 g2 && chmod 640 g2");
+        assert!(done, "{output}");
+        let shown = listing(&bench.path("overlay"));
+        bench.unmount_overlay();
+        bench.mount_ours();
+        assert_eq!(listing(&bench.path("ours")), shown, "{work}");
+        let (read, output) = shell(&bench.path("ours"), "cat f1 g2 d/x; echo more >> f1; cat f1");
+        assert!(read, "{output}");
+        assert_eq!(output, "one\ntwo\nx\none\nmore\n", "{work}");
+    }
+}
