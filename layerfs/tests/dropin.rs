@@ -476,3 +476,20 @@ fn a_name_that_would_be_a_deletion_mark_is_refused() {
     place.mount("");
     assert!(place.sh("find mnt -name '.wh.*'; cat mnt/low mnt/top mnt/dir/file").starts_with("b\na\nb"));
 }
+
+#[test]
+fn lists_of_the_layers_are_enforced_and_passed_on_unless_that_is_forbidden() {
+    let place = Place::new();
+    let others = "as() { setpriv --reuid $1 --regid $2 --clear-groups cat mnt/f 2>&1 | sed 's/.*: //'; }";
+    place.sh("chmod 755 .; echo secret >b/f; chown 0:12345 b/f; chmod 600 b/f; setfacl -m g::---,u:4242:r,m::r b/f
+         mkdir b/d; setfacl -d -m g:42:rwx b/d");
+    let look =
+        format!("{others}; as 5 12345; as 4242 4242; (umask 077; touch mnt/d/n); getfacl -cn mnt/d/n | grep mask");
+    place.mount("");
+    assert_eq!(place.sh(&look), "Permission denied\nsecret\nmask::rw-\n");
+    // Also once it was copied up.
+    assert_eq!(place.sh(&format!("{others}; chown 1 mnt/f; as 5 12345; as 4242 4242")), "Permission denied\nsecret\n");
+    place.sh("umount mnt; rm -rf upper/* work/*");
+    place.mount(",noacl");
+    assert_eq!(place.sh(&format!("{others}; as 5 12345; as 4242 4242")), "secret\nPermission denied\n");
+}

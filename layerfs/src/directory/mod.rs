@@ -35,7 +35,7 @@ use self::{
     places::{Descriptors, PlaceId, Places},
 };
 use crate::{
-    tree::{Attributes, DirectoryEntry, FileKind, Tree, TreeInode},
+    tree::{Attributes, DirectoryEntry, FileKind, Tree, TreeInode, XattrUse},
     union::{Handle, open_quietly},
 };
 
@@ -55,6 +55,7 @@ pub struct DirectoryStack {
     places: Places,
     inodes: RwLock<HashMap<TreeInode, Arc<Inode>>>,
     files: Descriptors<TreeInode>,
+    xattr_use: XattrUse,
 }
 
 #[derive(Debug)]
@@ -96,11 +97,21 @@ impl DirectoryStack {
             attributes,
             place: top,
             name: Arc::default(),
-            directory: Some(Directory { parent: TreeInode::ROOT, candidates, merged: Mutex::default() }),
+            directory: Some(Directory {
+                parent: TreeInode::ROOT,
+                candidates: candidates.clone(),
+                merged: Mutex::default(),
+            }),
             xattrs: OnceLock::new(),
         };
         let inodes = RwLock::new(HashMap::from([(TreeInode::ROOT, Arc::new(root))]));
-        Ok(Self { places, inodes, files: Descriptors::new(open_files / 2) })
+        let mut xattr_use = XattrUse::Plain;
+        for layer in candidates {
+            if holds_acls(&Handle::path_only(rustix::io::fcntl_dupfd_cloexec(&*places.open(layer)?, 0)?))? {
+                xattr_use = XattrUse::Acls;
+            }
+        }
+        Ok(Self { places, inodes, files: Descriptors::new(open_files / 2), xattr_use })
     }
 
     fn inode(&self, inode: TreeInode) -> io::Result<Arc<Inode>> {
@@ -268,8 +279,21 @@ impl Tree for DirectoryStack {
         })
     }
 
+    fn xattr_use(&self) -> XattrUse {
+        self.xattr_use
+    }
+
     fn last_inode(&self) -> TreeInode {
         numbers::LAST
+    }
+}
+
+/// Whether there may be access control lists where a layer lies. Which of its files have one would take a look at each.
+fn holds_acls(root: &Handle) -> rustix::io::Result<bool> {
+    match rustix::fs::getxattr(root.magic_path(), "system.posix_acl_access", &mut [0; 0]) {
+        Err(Errno::OPNOTSUPP) => Ok(false),
+        Ok(_) | Err(Errno::NODATA | Errno::RANGE | Errno::PERM | Errno::ACCESS) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     caller::is_member,
     ids::IdMapping,
     tree::{FileKind, Time, Tree},
-    union::{AttributeChange, Listed, Making, Metadata, NodeId, RenameMode, SetTime, Union},
+    union::{ACCESS_ACL, AttributeChange, Listed, Making, Metadata, NodeId, RenameMode, SetTime, Union},
 };
 
 /// For ever: about thirty years, in seconds.
@@ -102,9 +102,13 @@ impl<T: Tree> Served<T> {
             }
             Operation::SetXattr { name, value, flags } => {
                 let value = self.ids.xattr_inside(name, value)?;
-                self.union.set_xattr(node, name, &value, XattrFlags::from_bits_retain(flags))
+                self.union.set_xattr(node, name, &value, XattrFlags::from_bits_retain(flags))?;
+                self.after_change(header, node, name)
             }
-            Operation::RemoveXattr { name } => self.union.remove_xattr(node, name),
+            Operation::RemoveXattr { name } => {
+                self.union.remove_xattr(node, name)?;
+                self.after_change(header, node, name)
+            }
             // FLUSH among them: nothing is left to do at close, and the kernel asks once.
             _ => Err(Errno::NOSYS),
         }
@@ -193,6 +197,21 @@ impl<T: Tree> Served<T> {
         // Root is asked for when it changes the owner, and keeps as much as a member then.
         let is_member = |gid| caller.uid == 0 || is_member(caller.process, caller.gid, self.ids.group_outside(gid));
         self.union.drop_set_id(node, is_member)
+    }
+
+    /// Who changes the list of a file as its owner, but is not in its group, takes its set-group-id bit. The file system
+    /// below would do so by itself, if it were not for us that it sees.
+    fn after_change(&self, caller: &Header, node: NodeId, xattr: &[u8]) -> Result<()> {
+        const SET_GROUP_ID: u32 = 0o2000;
+        if xattr != ACCESS_ACL || caller.uid == 0 {
+            return Ok(());
+        }
+        let Metadata { mode, gid, .. } = self.union.metadata(node)?;
+        if mode & SET_GROUP_ID == 0 || is_member(caller.process, caller.gid, self.ids.group_outside(gid)) {
+            return Ok(());
+        }
+        let change = AttributeChange { mode: Some(mode & !SET_GROUP_ID), ..AttributeChange::default() };
+        self.union.set_attributes(node, change).map(drop)
     }
 
     /// "Never ask again", with which the kernel opens by itself and keeps its cache, where it knows that answer.

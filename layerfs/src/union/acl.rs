@@ -9,7 +9,7 @@ use rustix::{fs::XattrFlags, io::Result};
 
 use super::handles::Handle;
 
-const ACCESS: &[u8] = b"system.posix_acl_access";
+pub(crate) const ACCESS: &[u8] = b"system.posix_acl_access";
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: [u8; 4] = [2, 0, 0, 0];

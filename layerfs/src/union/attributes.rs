@@ -160,8 +160,10 @@ impl<T: Tree> Union<T> {
         }
         self.copy_up_metadata(&node)?;
         let _copying = lock(&node.copying);
-        if name == CAPABILITY {
-            node.state().lacks_capability = false;
+        match name {
+            CAPABILITY => node.state().lacks_capability = false,
+            acl::DEFAULT => node.state().lacks_default_acl = false,
+            _ => {}
         }
         self.upper_handle(&node)?.set_xattr(&stored, value, flags)
     }

@@ -12,7 +12,7 @@ use rustix::{
 };
 
 use super::{
-    AttributeChange, CAPABILITY, Metadata, Union,
+    AttributeChange, CAPABILITY, Metadata, Union, acl,
     create::make_special,
     errno,
     handles::Handle,
@@ -230,6 +230,9 @@ impl<T: Tree> Union<T> {
             to.set_owner(Some(attributes.uid), Some(attributes.gid))?;
         }
         for (name, value) in self.tree.xattrs(inode).map_err(errno)? {
+            if acl::matters(&name, &value) {
+                upper.note_acls()?;
+            }
             match to.set_xattr(&upper.marks.stored(&name), &value, XattrFlags::empty()) {
                 // As the kernel's copy-up: what this file system cannot hold, or we may not set, stays below.
                 Err(Errno::OPNOTSUPP | Errno::PERM) => {

@@ -13,7 +13,7 @@ use rustix::{
 
 use super::{
     Metadata, NodeId, Union,
-    acl::{DEFAULT, Inherited},
+    acl::Inherited,
     copy_up::link_handle,
     handles::Handle,
     names::{Names, Origin, UpperName},
@@ -79,7 +79,7 @@ impl<T: Tree> Union<T> {
         let is_free = self.check_free(&parent, &mut names, name)?;
 
         let in_tree = !is_free && self.tree_child(&parent, name)?.is_some();
-        let (made, stat) = if is_free && owner == upper.owner && !self.passes_acls(&handle)? {
+        let (made, stat) = if is_free && owner == upper.owner && self.default_acl(&parent)?.is_none() {
             let wanted = Wanted { uid: owner.uid, gid: owner.gid, mode, making, acls: None };
             let made = make(&*handle, name, &wanted)?;
             let settled = match made.0.stat() {
@@ -93,7 +93,7 @@ impl<T: Tree> Union<T> {
             let stat = settled.inspect_err(|_| remove_again(&*handle, name, &wanted))?;
             (made, stat)
         } else {
-            let wanted = self.wanted_in(upper, &handle, owner, mode, making)?;
+            let wanted = self.wanted_in(upper, &parent, &handle, owner, mode, making)?;
             let temporary = upper.temporary_name();
             let made = make(&upper.temporary, temporary.as_bytes(), &wanted)?;
             let installed = made.settle(&wanted).and_then(|_| {
@@ -119,7 +119,7 @@ impl<T: Tree> Union<T> {
             return Err(Errno::NOENT);
         }
         self.copy_up_directory(&parent)?;
-        let wanted = self.wanted_in(upper, &*self.upper_handle(&parent)?, owner, mode, Making::File)?;
+        let wanted = self.wanted_in(upper, &parent, &*self.upper_handle(&parent)?, owner, mode, Making::File)?;
         let made = Made(upper.file_without_name(wanted.mode)?);
         let stat = made.settle(&wanted)?;
         let id = self.upper_id(stat.st_ino)?;
@@ -172,34 +172,30 @@ impl<T: Tree> Union<T> {
     fn wanted_in<'a>(
         &self,
         upper: &Upper,
-        directory: &Handle,
+        directory: &Arc<Node>,
+        handle: &Handle,
         owner: Owner,
         mode: u32,
         making: Making<'a>,
     ) -> Result<Wanted<'a>> {
         let wanted = Wanted { uid: owner.uid, gid: owner.gid, mode, making, acls: None };
-        let wanted = wanted.in_directory(&directory.stat()?);
+        let wanted = wanted.in_directory(&handle.stat()?);
         let acls = self.inherited_acls(upper, directory, wanted.mode, making)?;
         Ok(Wanted { mode: acls.as_ref().map_or(wanted.mode, |acls| acls.mode), acls, ..wanted })
-    }
-
-    /// Whether a directory has an access control list for new files.
-    fn passes_acls(&self, directory: &Handle) -> Result<bool> {
-        Ok(self.has_acls() && directory.xattr(DEFAULT)?.is_some())
     }
 
     /// What a new file gets from the access control list of its directory, if that has one for new files.
     fn inherited_acls(
         &self,
         upper: &Upper,
-        directory: &Handle,
+        directory: &Arc<Node>,
         mode: u32,
         making: Making<'_>,
     ) -> Result<Option<Inherited>> {
-        if !self.has_acls() || matches!(making, Making::Symlink(_)) {
+        if matches!(making, Making::Symlink(_)) {
             return Ok(None);
         }
-        let inherited = directory.xattr(DEFAULT)?.and_then(|list| Inherited::new(&list, mode));
+        let inherited = self.default_acl(directory)?.and_then(|list| Inherited::new(&list, mode));
         if inherited.is_some() {
             upper.note_acls()?;
         }

@@ -50,7 +50,7 @@ use std::{
 use rustix::io::Errno;
 
 pub(crate) use self::{
-    acl::map_ids,
+    acl::{ACCESS as ACCESS_ACL, map_ids},
     handles::Handle,
     kernel::{KernelFault, KernelUpper, kernel_index_entries, open_kernel_index, remaining_names},
     lookup::{content_below, lower_directory, read_names},
@@ -141,6 +141,7 @@ pub struct Union<T> {
     root: Arc<Node>,
     upper: Option<Upper>,
     tree_has_acls: bool,
+    ignores_acls: bool,
 }
 
 impl<T: Tree> Union<T> {
@@ -148,7 +149,7 @@ impl<T: Tree> Union<T> {
     pub fn read_only(tree: T) -> Self {
         let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), State::default()));
         let tree_has_acls = tree.xattr_use() == XattrUse::Acls;
-        Self { tree, table: Table::new(Arc::clone(&root)), root, upper: None, tree_has_acls }
+        Self { tree, table: Table::new(Arc::clone(&root)), root, upper: None, tree_has_acls, ignores_acls: false }
     }
 
     /// A tree with a writable layer: `upper` and `work` are open directories on one file system.
@@ -160,7 +161,14 @@ impl<T: Tree> Union<T> {
         let state = State { upper: Some(stat.st_ino), ..State::default() };
         let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), state));
         let tree_has_acls = tree.xattr_use() == XattrUse::Acls;
-        let union = Self { tree, table: Table::new(Arc::clone(&root)), root, upper: Some(upper), tree_has_acls };
+        let union = Self {
+            tree,
+            table: Table::new(Arc::clone(&root)),
+            root,
+            upper: Some(upper),
+            tree_has_acls,
+            ignores_acls: false,
+        };
         let started = union.adopt_root();
         started
             .map_err(|source| OpenError::System { action: "giving the root directory its owner and mode", source })?;
@@ -205,15 +213,30 @@ impl<T: Tree> Union<T> {
         }
     }
 
+    /// Takes access control lists for attributes like any other: they are stored, and nobody heeds them.
+    pub fn ignore_acls(&mut self) {
+        self.ignores_acls = true;
+    }
+
     /// Whether there are access control lists, as far as that is known: the kernel is then to enforce them.
     pub fn has_acls(&self) -> bool {
         let in_upper = self.upper.as_ref().is_some_and(|upper| upper.acls.load(Ordering::Relaxed));
-        in_upper || self.tree_has_acls
+        (in_upper || self.tree_has_acls) && !self.ignores_acls
     }
 
     /// Whether a new file in a directory gets its permissions from a list there, so that no umask counts.
     pub(crate) fn has_default_acl(&self, directory: NodeId) -> rustix::io::Result<bool> {
-        Ok(self.xattr(directory, acl::DEFAULT)?.is_some())
+        Ok(self.default_acl(&self.node(directory)?)?.is_some())
+    }
+
+    /// The list that a directory has for new files, where lists are heeded. That there is none is remembered.
+    fn default_acl(&self, directory: &Arc<Node>) -> rustix::io::Result<Option<Vec<u8>>> {
+        if !self.has_acls() || directory.state().lacks_default_acl {
+            return Ok(None);
+        }
+        let list = self.xattr(directory.id, acl::DEFAULT)?;
+        directory.state().lacks_default_acl = list.is_none();
+        Ok(list)
     }
 
     /// Whether there is no upper.

@@ -56,6 +56,8 @@ pub(super) struct State {
     /// It was made without a file capability and has been given none, so that the file system need not be asked, as the
     /// kernel does before the first write to a file and with every change of its owner.
     pub(super) lacks_capability: bool,
+    /// A directory that has no access control list for new files.
+    pub(super) lacks_default_acl: bool,
     /// A file that was made without a name and has been given none yet.
     pub(super) is_unnamed: bool,
     /// A removed directory.

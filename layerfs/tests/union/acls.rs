@@ -59,3 +59,14 @@ fn a_list_in_a_mount_without_any_is_kept_and_enforced_by_the_next_one() {
     let (_, listed) = shell(&bench.path("ours"), "stat -c %a f");
     assert_eq!(listed.trim(), "640");
 }
+
+#[test]
+fn an_owner_who_is_not_in_the_group_takes_the_set_group_id_bit_with_a_list() {
+    let bench = Bench::new(
+        "umask 022; chmod 755 .; for f in f g; do echo x > $f; done; mkdir d; chown 1000:8 *; chmod 2755 *; setfacl -m u:7:r g",
+    );
+    std::fs::set_permissions(bench.path(""), PermissionsExt::from_mode(0o755)).expect("permitted");
+    bench.both(&format!("{OTHERS} other setfacl -m u:99:r f d; other setfacl -b g; stat -c '%n %a' *"));
+    bench.both("chmod 2755 *; setpriv --reuid 1000 --regid 1000 --groups 8 setfacl -m u:98:r *; stat -c '%n %a' *");
+    bench.both("setfacl -m u:97:r *; stat -c '%n %a' *");
+}

@@ -29,6 +29,8 @@ pub(crate) struct Options {
     pub(crate) renames_directories: bool,
     /// Marks are kept in `user.` whatever we may do.
     pub(crate) user_marks: bool,
+    /// Access control lists are kept, and not enforced.
+    pub(crate) ignores_acls: bool,
     /// What /proc/mounts shows as mounted, instead of the place that the command line names.
     pub(crate) source: Option<OsString>,
     /// Only the flags of a mount that is there already are changed.
@@ -37,8 +39,8 @@ pub(crate) struct Options {
 
 /// Accepted, because what they ask for cannot be told from outside: they choose between ways to the same result (all
 /// `threaded`, `writeback`, `fast_ino`, `static_nlink`, `max_*`, `timeout`), ask for what is always so
-/// (`default_permissions`, `allow_other` as root, `noatime`), or forbid what is never done (`noacl`, `metacopy`,
-/// `index`). `private` is buildah's, for a mount that it makes itself; `user_id` and `group_id` are what /proc/mounts
+/// (`default_permissions`, `allow_other` as root, `noatime`), or forbid what is never done (`metacopy`, `index`).
+/// `private` is buildah's, for a mount that it makes itself; `user_id` and `group_id` are what /proc/mounts
 /// shows, which mount(8) gives back at a remount.
 const WITHOUT_EFFECT: &[&str] = &[
     "rw",
@@ -70,7 +72,6 @@ const WITHOUT_EFFECT: &[&str] = &[
     "fast_ino",
     "fast_ino_check",
     "static_nlink",
-    "noacl",
     "xino",
     "index",
     "nfs_export",
@@ -159,6 +160,7 @@ impl Options {
             durable: true,
             renames_directories: true,
             user_marks: false,
+            ignores_acls: false,
             source: None,
             is_remount: false,
         };
@@ -222,6 +224,7 @@ impl Options {
             "volatile" => self.durable = false,
             "fsync" => self.durable = is_on(given()?)?,
             "userxattr" => self.user_marks = true,
+            "noacl" => self.ignores_acls = true,
             "fsname" => self.source = Some(name_of_source(given()?)?),
             "remount" => self.is_remount = true,
             "redirect_dir" => self.renames_directories = renames(given()?)?,

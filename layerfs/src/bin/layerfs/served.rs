@@ -57,7 +57,10 @@ impl Served {
         // Modes of what is made are those that the kernel asks for.
         rustix::process::umask(Mode::empty());
         let directory = target.canonicalize().with_context(|| format!("cannot mount on {}", target.display()))?;
-        let (union, ids) = open(options, open_files)?;
+        let (mut union, ids) = open(options, open_files)?;
+        if options.ignores_acls {
+            union.ignore_acls();
+        }
         let mount = if rustix::process::geteuid().is_root() {
             mount_directly(union, options, ids, &directory)?
         } else {
