@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use rustix::{
@@ -410,7 +411,8 @@ struct User(String);
 
 impl User {
     fn new(place: &Place) -> Self {
-        let user = Self(format!("dropin{}", std::process::id()));
+        static USERS: AtomicUsize = AtomicUsize::new(0);
+        let user = Self(format!("dropin{}-{}", std::process::id(), USERS.fetch_add(1, Ordering::Relaxed)));
         place.sh(&format!("useradd -m {0}; cp {PROGRAM} /home/{0}/layerfs; chmod 755 /home/{0}/layerfs", user.0));
         user
     }
@@ -418,7 +420,8 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        drop(Command::new("userdel").args(["-r", &self.0]).output());
+        drop(Command::new("umount").arg("-l").arg(format!("/home/{}/mnt", self.0)).output());
+        drop(Command::new("userdel").args(["-f", "-r", &self.0]).output());
     }
 }
 
@@ -492,4 +495,24 @@ fn lists_of_the_layers_are_enforced_and_passed_on_unless_that_is_forbidden() {
     place.sh("umount mnt; rm -rf upper/* work/*");
     place.mount(",noacl");
     assert_eq!(place.sh(&format!("{others}; as 5 12345; as 4242 4242")), "secret\nPermission denied\n");
+}
+
+#[test]
+fn an_ordinary_user_has_files_that_their_modes_keep_even_from_their_owner() {
+    const SCRIPT: &str = r#"set -e; cd; mkdir lower upper work mnt; echo l >lower/l; mkdir -m 0 lower/shut
+        serve() { ./layerfs -o lowerdir=lower,upperdir=upper,workdir=work mnt; }
+        serve; umask 0; mkdir -m 0 mnt/z; echo t >mnt/f; chmod 0 mnt/f; mkdir mnt/q mnt/d; echo i >mnt/q/i; chmod 300 mnt/q
+        touch mnt/d/x; chmod 0 mnt/d mnt/l
+        # Written once the handle with which it was made is closed.
+        exec 3>mnt/ro; chmod 444 mnt/ro; mkdir mnt/o; (cd mnt/o; touch $(seq 5000)); echo data >&3; sync mnt/ro; exec 3>&-; cat upper/ro
+        for round in 1 2; do
+            fusermount3 -u mnt; serve; echo $(ls mnt); stat -c '%a %s' mnt/f mnt/l; stat -c '%a %F' mnt/z mnt/q mnt/d; cat mnt/q/i
+        done
+        chmod 700 mnt/z mnt/d; ls mnt/z mnt/d; chmod 600 mnt/f; cat mnt/f; chmod 0 mnt/f; rm -f mnt/f mnt/ro; rmdir mnt/z
+        stat -c %a upper/q; chmod 700 mnt/q; rm -r mnt/q mnt/d mnt/o; ls mnt; fusermount3 -u mnt"#;
+    let place = Place::new();
+    let user = User::new(&place);
+    let seen = place.sh(&format!("cd /home/{0}; su {0} -s /bin/bash -c '{1}'", user.0, SCRIPT.replace('\'', "'\\''")));
+    let round = "d f l o q ro shut z\n0 2\n0 2\n0 directory\n300 directory\n0 directory\ni\n";
+    assert_eq!(seen, format!("data\n{round}{round}mnt/d:\nx\n\nmnt/z:\nt\n300\nl\nshut\n"));
 }

@@ -76,7 +76,7 @@ impl<T: Tree> Union<T> {
             (Some(_), FileKind::Directory) => return Err(Errno::ISDIR),
             (Some(_), _) => return Err(Errno::INVAL),
         }
-        let handle = self.upper_handle(&node)?;
+        let handle = if change.size_bytes.is_some() { self.writing_handle(&node) } else { self.upper_handle(&node) }?;
         // Not while content is copied into the file, which puts back what that moves.
         let _copying = lock(&node.copying);
         if change.uid.is_some() || change.gid.is_some() {

@@ -69,7 +69,7 @@ impl<T: Tree> Union<T> {
     pub fn write(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<()> {
         let node = self.file(node)?;
         self.copy_up(&node)?;
-        let handle = self.upper_handle(&node)?;
+        let handle = self.writing_handle(&node)?;
         write_all(&handle, data, offset)?;
         self.begin_writing(&handle, offset, data.len())
     }
@@ -79,7 +79,7 @@ impl<T: Tree> Union<T> {
     pub fn write_back(&self, node: NodeId, offset: u64, data: &[u8]) -> Result<()> {
         let node = self.file(node)?;
         self.copy_up(&node)?;
-        let handle = self.upper_handle(&node)?;
+        let handle = self.writing_handle(&node)?;
         let modified = Metadata::of_upper(node.id, &handle.stat()?).modified;
         write_all(&handle, data, offset)?;
         self.begin_writing(&handle, offset, data.len())?;
@@ -101,7 +101,7 @@ impl<T: Tree> Union<T> {
     pub fn allocate(&self, node: NodeId, offset: u64, length: u64, mode: FallocateFlags) -> Result<()> {
         let node = self.file(node)?;
         self.copy_up(&node)?;
-        rustix::fs::fallocate(&*self.upper_handle(&node)?, mode, offset, length)
+        rustix::fs::fallocate(&*self.writing_handle(&node)?, mode, offset, length)
     }
 
     /// The next data at or after `offset`, or the next hole; `ENXIO` behind the end.
@@ -120,7 +120,7 @@ impl<T: Tree> Union<T> {
     pub fn copy_range(&self, from: NodeId, from_offset: u64, to: NodeId, to_offset: u64, length: u64) -> Result<u64> {
         let (from, to) = (self.file(from)?, self.file(to)?);
         self.copy_up(&to)?;
-        let target = self.upper_handle(&to)?;
+        let target = self.writing_handle(&to)?;
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if from.is_complete() {
             let source = self.upper_handle(&from)?;

@@ -180,7 +180,7 @@ impl<T: Tree> Union<T> {
     /// the tree's, whatever is in the file already.
     fn complete(&self, upper: &Upper, node: &Arc<Node>, part: Part) -> Result<()> {
         let inode = node.lower.ok_or(Errno::STALE)?;
-        let handle = self.upper_handle(node)?;
+        let handle = self.writing_handle(node)?;
         let stat = handle.stat()?;
         let capability = handle.xattr(CAPABILITY)?;
         let size = self.tree.attributes(inode).map_err(errno)?.size_bytes;

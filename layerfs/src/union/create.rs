@@ -303,7 +303,7 @@ fn make(directory: impl AsFd, name: &[u8], wanted: &Wanted<'_>) -> Result<Made> 
         Making::Symlink(target) => make_special(&directory, name, FileKind::Symlink, target, (0, 0))?,
         Making::Special(kind, device) => make_special(&directory, name, kind, b"", device)?,
     }
-    open_at(directory, name, wanted.making.kind()).map(Made)
+    open_at(&directory, name, wanted.making.kind()).map(Made).inspect_err(|_| remove_again(&directory, name, wanted))
 }
 
 fn remove_again(directory: impl AsFd, name: &[u8], wanted: &Wanted<'_>) {

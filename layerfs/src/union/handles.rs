@@ -6,11 +6,11 @@
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use rustix::{
-    fs::{AtFlags, Gid, Mode, Stat, Timestamps, Uid, XattrFlags},
+    fs::{AtFlags, Gid, Mode, OFlags, Stat, Timestamps, Uid, XattrFlags},
     io::{Errno, Result},
 };
 
@@ -19,11 +19,15 @@ use super::{NodeId, node::lock};
 /// Greatest size of an xattr value and of a list of names in Linux (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_BYTES: usize = 64 << 10;
 
+/// Held by who changes a mode, and alone by who changes one for a moment only.
+static MODES: RwLock<()> = RwLock::new(());
+
 /// An open file of the upper. Symbolic links and special files are opened as a path only.
 #[derive(Debug)]
 pub(crate) struct Handle {
     fd: OwnedFd,
     path_only: bool,
+    read_only: bool,
 }
 
 impl AsFd for Handle {
@@ -34,12 +38,44 @@ impl AsFd for Handle {
 
 impl Handle {
     pub(crate) fn new(fd: OwnedFd) -> Self {
-        Self { fd, path_only: false }
+        Self { fd, path_only: false, read_only: false }
     }
 
     /// A handle opened with `O_PATH`.
     pub(crate) fn path_only(fd: OwnedFd) -> Self {
-        Self { fd, path_only: true }
+        Self { fd, path_only: true, read_only: false }
+    }
+
+    /// A handle of a file that could not be opened for writing.
+    pub(crate) fn read_only(fd: OwnedFd) -> Self {
+        Self { fd, path_only: false, read_only: true }
+    }
+
+    /// The same file with a handle for writing, where this one is none.
+    pub(crate) fn for_writing(&self) -> Result<Option<Self>> {
+        if !self.read_only {
+            return Ok(None);
+        }
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let open = || rustix::fs::open(self.magic_path(), flags, Mode::empty());
+        self.granted(0o600, open).map(|fd| Some(Self::new(fd)))
+    }
+
+    /// Does something with this file that its mode may forbid its owner, who we are then: without CAP_DAC_OVERRIDE the
+    /// mode has these bits for a moment. What users may do was decided by the kernel, when they asked.
+    pub(crate) fn granted<T>(&self, bits: u32, act: impl Fn() -> Result<T>) -> Result<T> {
+        match act() {
+            Err(Errno::ACCESS) => {}
+            done => return done,
+        }
+        let _alone = MODES.write().unwrap_or_else(PoisonError::into_inner);
+        let mode = self.stat()?.st_mode & 0o7777;
+        // The file of somebody else, or one that somebody granted us meanwhile.
+        if mode | bits == mode || self.change_mode(mode | bits).is_err() {
+            return act();
+        }
+        let done = act();
+        self.change_mode(mode).and(done)
     }
 
     pub(crate) fn into_fd(self) -> OwnedFd {
@@ -57,6 +93,11 @@ impl Handle {
     }
 
     pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
+        let _others = MODES.read().unwrap_or_else(PoisonError::into_inner);
+        self.change_mode(mode)
+    }
+
+    fn change_mode(&self, mode: u32) -> Result<()> {
         let mode = Mode::from_raw_mode(mode);
         if self.path_only {
             return rustix::fs::chmodat(rustix::fs::CWD, self.magic_path(), mode, AtFlags::empty());
@@ -90,7 +131,14 @@ impl Handle {
         let mut path = self.magic_path().into_bytes();
         path.push(b'/');
         path.extend_from_slice(child);
-        read_xattr(|buffer| rustix::fs::lgetxattr(&path[..], name, buffer))
+        match read_xattr(|buffer| rustix::fs::lgetxattr(&path[..], name, buffer)) {
+            Err(Errno::ACCESS) => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let child = Self::path_only(rustix::fs::openat(&self.fd, child, flags, Mode::empty())?);
+                child.granted(0o400, || child.xattr(name))
+            }
+            read => read,
+        }
     }
 
     pub(crate) fn set_xattr(&self, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {

@@ -323,7 +323,7 @@ impl<T: Tree> Union<T> {
     fn upper_directory(&self, parent: &Node, handle: &Arc<Handle>, name: &[u8], stat: &Stat) -> Result<Child> {
         let upper = self.writable()?;
         let opened = Arc::new(open_at(&**handle, name, FileKind::Directory)?);
-        upper.translate_aufs_marks(&opened)?;
+        opened.granted(0o700, || upper.translate_aufs_marks(&opened))?;
         let (lower, redirect) = lower_directory(&self.tree, upper.marks, parent.lower, name, &opened)?;
         let redirect = redirect.map(|path| match path.starts_with(b"/") {
             true => path,
@@ -446,7 +446,7 @@ impl<T: Tree> Union<T> {
         };
         let handle = self.upper_handle(directory)?;
         let opacity = upper.marks.opacity(&handle)?;
-        for (name, is_whiteout) in read_names(upper.marks, &handle, opacity)? {
+        for (name, is_whiteout) in handle.granted(0o500, || read_names(upper.marks, &handle, opacity))? {
             let in_tree = self.tree_child(directory, &name)?.is_some();
             let what = if is_whiteout { UpperName::Whiteout } else { UpperName::Present(Origin::Unknown) };
             names.set(&name, what, in_tree);
@@ -556,7 +556,7 @@ fn lower_at<T: Tree>(tree: &T, from: TreeInode, path: &[u8]) -> Result<Option<Tr
 
 /// Whether an error is about one name only, which then does not hide the others of its directory.
 fn is_lost(error: Errno) -> bool {
-    matches!(error, Errno::IO | Errno::NOENT | Errno::STALE)
+    matches!(error, Errno::IO | Errno::NOENT | Errno::STALE | Errno::ACCESS)
 }
 
 fn skip(name: &[u8], error: Errno) {

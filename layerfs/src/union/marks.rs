@@ -57,6 +57,16 @@ impl MarkNamespace {
         [self.prefix(), mark.as_bytes()].concat()
     }
 
+    fn read(self, file: &Handle, mark: &str) -> Result<Option<Vec<u8>>> {
+        let name = self.name(mark);
+        file.granted(0o400, || file.xattr(&name))
+    }
+
+    fn write(self, file: &Handle, mark: &str, value: &[u8]) -> Result<()> {
+        let name = self.name(mark);
+        file.granted(0o200, || file.set_xattr(&name, value, XattrFlags::empty()))
+    }
+
     /// The name under which an xattr of the user's is stored: one that looks like a mark is escaped, as the kernel's
     /// overlayfs does since 6.7. <https://docs.kernel.org/filesystems/overlayfs.html#nesting-overlayfs-mounts>
     pub(crate) fn stored<'a>(self, shown: &'a [u8]) -> Cow<'a, [u8]> {
@@ -73,7 +83,7 @@ impl MarkNamespace {
     }
 
     pub(crate) fn opacity(self, directory: &Handle) -> Result<Opacity> {
-        Ok(match directory.xattr(&self.name("opaque"))?.as_deref() {
+        Ok(match self.read(directory, "opaque")?.as_deref() {
             Some(b"y") => Opacity::Opaque,
             Some(b"x") => Opacity::XattrWhiteouts,
             _ => Opacity::Merged,
@@ -81,18 +91,18 @@ impl MarkNamespace {
     }
 
     pub(crate) fn set_opaque(self, directory: &Handle) -> Result<()> {
-        directory.set_xattr(&self.name("opaque"), b"y", XattrFlags::empty())
+        self.write(directory, "opaque", b"y")
     }
 
     /// Marks a directory that holds whiteouts in their xattr form.
     pub(crate) fn set_xattr_whiteouts(self, directory: &Handle) -> Result<()> {
-        directory.set_xattr(&self.name("opaque"), b"x", XattrFlags::empty())
+        self.write(directory, "opaque", b"x")
     }
 
     /// The path in the tree of the directory that is merged with this one, from the tree's root if it starts with a
     /// slash.
     pub(crate) fn redirect(self, directory: &Handle) -> Result<Option<Vec<u8>>> {
-        match directory.xattr(&self.name("redirect"))? {
+        match self.read(directory, "redirect")? {
             Some(path) if path.len() > REDIRECT_BYTES || path.is_empty() => Err(Errno::IO),
             other => Ok(other),
         }
@@ -102,7 +112,7 @@ impl MarkNamespace {
         if path.len() > REDIRECT_BYTES {
             return Err(Errno::NAMETOOLONG);
         }
-        directory.set_xattr(&self.name("redirect"), path, XattrFlags::empty())
+        self.write(directory, "redirect", path)
     }
 
     /// How many names an overlay shows of what is in its index under a name, as a difference to a link count.
@@ -121,8 +131,8 @@ impl MarkNamespace {
 
     /// The tree's file that this one was copied from.
     pub(crate) fn origin(self, file: &Handle) -> Result<Option<TreeInode>> {
-        match file.xattr(&self.name("nacre.origin"))?.and_then(|value| parse_origin(&value)) {
-            None => Ok(file.xattr(&self.name("origin"))?.and_then(|handle| tree_inode(&handle))),
+        match self.read(file, "nacre.origin")?.and_then(|value| parse_origin(&value)) {
+            None => Ok(self.read(file, "origin")?.and_then(|handle| tree_inode(&handle))),
             ours => Ok(ours),
         }
     }
@@ -139,7 +149,7 @@ impl MarkNamespace {
 
     /// Whether a file has no content of its own but that of the tree's file.
     pub(crate) fn is_split(self, file: &Handle) -> Result<bool> {
-        Ok(file.xattr(&self.name("metacopy"))?.is_some())
+        Ok(self.read(file, "metacopy")?.is_some())
     }
 
     /// As [`Self::is_split`], for what is in a directory under a name.
@@ -149,32 +159,32 @@ impl MarkNamespace {
 
     /// Marks a file as one with the metadata only; false where the file system has no room for marks.
     pub(crate) fn set_split(self, file: &Handle) -> Result<bool> {
-        match file.set_xattr(&self.name("metacopy"), b"", XattrFlags::empty()) {
+        match self.write(file, "metacopy", b"") {
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(false),
             other => other.map(|()| true),
         }
     }
 
     pub(crate) fn clear_split(self, file: &Handle) -> Result<()> {
-        file.remove_xattr(&self.name("metacopy"))
+        file.granted(0o200, || file.remove_xattr(&self.name("metacopy")))
     }
 
     /// Records the origin. It only keeps `st_ino` stable over a remount, so where the file system or the
     /// kind of file has no room for it (`user.` xattrs of symbolic links), it is left out.
     pub(crate) fn set_origin(self, file: &Handle, origin: TreeInode) -> Result<()> {
         let value = origin.0.to_string();
-        match file.set_xattr(&self.name("nacre.origin"), value.as_bytes(), XattrFlags::empty()) {
+        match self.write(file, "nacre.origin", value.as_bytes()) {
             Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => Ok(()),
             other => other,
         }
     }
 
     pub(crate) fn set_whiteout(self, file: &Handle) -> Result<()> {
-        file.set_xattr(&self.name("whiteout"), b"y", XattrFlags::empty())
+        self.write(file, "whiteout", b"y")
     }
 
     pub(crate) fn has_whiteout(self, file: &Handle) -> Result<bool> {
-        Ok(file.xattr(&self.name("whiteout"))?.is_some())
+        Ok(self.read(file, "whiteout")?.is_some())
     }
 }
 

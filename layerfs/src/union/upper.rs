@@ -35,6 +35,8 @@ const ACLS: &str = "acls";
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
 
+const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::CLOEXEC).union(OFlags::NONBLOCK);
+
 /// The writable layer.
 #[derive(Debug)]
 pub(super) struct Upper {
@@ -289,21 +291,29 @@ pub(super) fn empty_directory(directory: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Opens one name for what can be done with its kind: files for reading and writing, directories for
+/// Opens one name for what can be done with its kind: files for reading and writing, or reading alone, directories for
 /// listing, everything else as a path. Opening never blocks and never follows.
 pub(crate) fn open_at(directory: impl std::os::fd::AsFd, name: &[u8], kind: FileKind) -> Result<Handle> {
-    let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    match kind {
-        FileKind::Directory => open_directory(directory, name).map(Handle::new),
-        FileKind::File => {
-            let open = |access| open_quietly(&directory, name, flags | access);
-            match open(OFlags::RDWR) {
-                // Without CAP_DAC_OVERRIDE the owner cannot write what is read-only, and need not.
-                Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => open(OFlags::RDONLY).map(Handle::new),
-                other => other.map(Handle::new),
-            }
+    let path = || {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&directory, name, flags, Mode::empty()).map(Handle::path_only)
+    };
+    let open = |access| open_quietly(&directory, name, FILE.union(access));
+    let opened = match kind {
+        FileKind::Directory => open_directory(&directory, name).map(Handle::new),
+        FileKind::File => match open(OFlags::RDWR) {
+            // Without CAP_DAC_OVERRIDE the owner cannot write what is read-only, and mostly need not.
+            Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => open(OFlags::RDONLY).map(Handle::read_only),
+            other => other.map(Handle::new),
+        },
+        _ => path(),
+    };
+    match (opened, kind) {
+        (Err(Errno::ACCESS), FileKind::Directory) => {
+            path()?.granted(0o400, || open_directory(&directory, name)).map(Handle::new)
         }
-        _ => rustix::fs::openat(directory, name, flags | OFlags::PATH, Mode::empty()).map(Handle::path_only),
+        (Err(Errno::ACCESS), FileKind::File) => path()?.granted(0o600, || open(OFlags::RDWR)).map(Handle::new),
+        (opened, _) => opened,
     }
 }
 
@@ -366,6 +376,18 @@ impl<T: Tree> Union<T> {
             }
         }
         Ok(Some(handle))
+    }
+
+    /// As [`Self::upper_handle`], for writing to the file.
+    pub(super) fn writing_handle(&self, node: &Arc<Node>) -> Result<Arc<Handle>> {
+        let handle = self.upper_handle(node)?;
+        let Some(writing) = handle.for_writing()? else { return Ok(handle) };
+        let writing = Arc::new(writing);
+        if let Some(pinned) = &mut node.state().pinned {
+            *pinned = Arc::clone(&writing);
+        }
+        self.writable()?.handles.insert(node.id, &writing);
+        Ok(writing)
     }
 
     /// What `stat` shows of the file of a node in the upper, without opening it where that can be avoided.
