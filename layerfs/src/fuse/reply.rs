@@ -5,10 +5,18 @@
 
 use rustix::io::Errno;
 
+use super::{turns::THREADS, unsent};
+
 /// The protocol's version that these layouts are of: its major number, and the minor one that is told to the kernel.
 pub(super) const VERSION: (u32, u32) = (7, 38);
 
 const OUT_HEADER_BYTES: usize = 16;
+
+/// Requests of the page cache that may wait here at once; three quarters of them make it hold back more. All may wait
+/// for one large file that is copied up, so threads are left for everyone else. One such request carries up to 1 MiB:
+/// more of them are no faster.
+const BACKGROUND: u16 = 24;
+const _: () = assert!(BACKGROUND as usize + unsent::WAITING_MAX < THREADS);
 
 /// The attributes of a file, as replies carry them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -163,14 +171,12 @@ impl Reply {
     /// The answer to the first request: what both sides agree on.
     pub(super) fn agreed(&mut self, max_readahead: u32, flags: u64, data_bytes: u32) {
         const PAGE_BYTES: u32 = 4096;
-        /// Requests of the page cache that may wait here at once, and how many make it hold back more.
-        const BACKGROUND: (u16, u16) = (64, 48);
         self.u32(VERSION.0);
         self.u32(VERSION.1);
         self.u32(max_readahead);
         self.u32((flags & u64::from(u32::MAX)) as u32);
-        self.u16(BACKGROUND.0);
-        self.u16(BACKGROUND.1);
+        self.u16(BACKGROUND);
+        self.u16(BACKGROUND / 4 * 3);
         self.u32(data_bytes);
         // The unit of times in nanoseconds.
         self.u32(1);

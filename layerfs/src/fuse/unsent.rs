@@ -13,7 +13,7 @@ use rustix::io::{Errno, Result};
 use super::turns::THREADS;
 
 /// How many threads may wait at once: those that are left take the writes.
-const WAITING_MAX: usize = THREADS / 2;
+pub(super) const WAITING_MAX: usize = THREADS / 2;
 
 /// The device of a mount, for what it tells the kernel unasked.
 #[derive(Debug)]

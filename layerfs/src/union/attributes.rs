@@ -77,8 +77,9 @@ impl<T: Tree> Union<T> {
             (Some(_), _) => return Err(Errno::INVAL),
         }
         let handle = if change.size_bytes.is_some() { self.writing_handle(&node) } else { self.upper_handle(&node) }?;
-        // Not while content is copied into the file, which puts back what that moves.
+        // Not while content is copied into the file, or a name into the directory, which puts back what that moves.
         let _copying = lock(&node.copying);
+        let _names = node.is_directory().then(|| node.names()).transpose()?;
         if change.uid.is_some() || change.gid.is_some() {
             handle.set_owner(change.uid, change.gid)?;
         }

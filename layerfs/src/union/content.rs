@@ -15,7 +15,7 @@ use super::{
     copy_up::{timespec, write_all},
     errno,
     handles::Handle,
-    node::Node,
+    node::{Node, lock},
 };
 use crate::{
     sys,
@@ -80,11 +80,15 @@ impl<T: Tree> Union<T> {
         let node = self.file(node)?;
         self.copy_up(&node)?;
         let handle = self.writing_handle(&node)?;
-        let modified = Metadata::of_upper(node.id, &handle.stat()?).modified;
-        write_all(&handle, data, offset)?;
-        self.begin_writing(&handle, offset, data.len())?;
-        let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-        handle.set_times(&Timestamps { last_access, last_modification: timespec(modified) })
+        {
+            // The time of another write that has not put it back yet is none to keep, and one that is set is.
+            let _alone = lock(&node.copying);
+            let modified = Metadata::of_upper(node.id, &handle.stat()?).modified;
+            write_all(&handle, data, offset)?;
+            let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+            handle.set_times(&Timestamps { last_access, last_modification: timespec(modified) })?;
+        }
+        self.begin_writing(&handle, offset, data.len())
     }
 
     /// After a large write: has the kernel begin with the piece of the file that it completed.

@@ -27,7 +27,7 @@ use super::{
     Union, errno,
     handles::Handle,
     node::lock,
-    upper::{exists, make_directory, open_at},
+    upper::{Upper, exists, make_directory, open_at},
 };
 use crate::tree::{FileKind, Tree, TreeInode};
 
@@ -135,13 +135,19 @@ impl Groups {
     }
 
     /// Corrects how many names are the tree's own.
-    fn set_remaining(&self, inode: TreeInode, links: u32, remaining: u32) -> Result<()> {
+    fn set_remaining(&self, inode: TreeInode, remaining: u32) -> Result<()> {
         let mut known = lock(&self.known);
-        if known.get(&inode).copied().unwrap_or_default().remaining(links) == remaining {
+        let group = known.entry(inode).or_default();
+        if group.remaining == Some(remaining) {
             return Ok(());
         }
-        known.entry(inode).or_default().remaining = Some(remaining);
+        group.remaining = Some(remaining);
         self.write_remaining(inode, remaining)
+    }
+
+    /// The groups of which something is known.
+    fn known(&self) -> Vec<TreeInode> {
+        lock(&self.known).keys().copied().collect()
     }
 
     /// Writes down how many names of a group are the tree's own.
@@ -171,15 +177,27 @@ impl<T: Tree> Union<T> {
     /// Counts the names of all groups again if a kill may have left a wrong count.
     pub(super) fn recount_links(&self) -> Result<()> {
         let Some(upper) = self.upper.as_ref().filter(|upper| *lock(&upper.groups.is_counting)) else { return Ok(()) };
-        let counts = self.count_tree_names()?;
-        for inode in (1..=self.tree.last_inode().0).map(TreeInode) {
-            let attributes = self.tree.attributes(inode).map_err(errno)?;
-            if attributes.links > 1 && attributes.kind != FileKind::Directory {
-                let remaining = counts.get(&inode).copied().unwrap_or(0);
-                upper.groups.set_remaining(inode, attributes.links, remaining)?;
+        let recounted = self.recount_groups(upper);
+        if recounted.is_err() {
+            upper.groups.distrust();
+        }
+        recounted.and_then(|()| upper.groups.settle())
+    }
+
+    /// Numbers of a tree may be far apart, so they are not gone through: a group has names that are left, or something
+    /// is known of it, or it cannot be reached.
+    fn recount_groups(&self, upper: &Upper) -> Result<()> {
+        let mut counts = self.count_tree_names()?;
+        for inode in upper.groups.known() {
+            let remaining = counts.remove(&inode).unwrap_or(0);
+            upper.groups.set_remaining(inode, remaining)?;
+        }
+        for (inode, remaining) in counts {
+            if self.tree.attributes(inode).map_err(errno)?.links != remaining {
+                upper.groups.set_remaining(inode, remaining)?;
             }
         }
-        upper.groups.settle()
+        Ok(())
     }
 
     /// How many names each file of the tree still has that the upper neither hides nor has itself; of files with one

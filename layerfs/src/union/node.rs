@@ -32,7 +32,7 @@ pub(super) struct Node {
     pub(super) kind: FileKind,
     /// The file of the tree that this is or was copied from; for a directory, the one it is merged with.
     pub(super) lower: Option<TreeInode>,
-    /// Held while the file is copied up. Nothing else waits for it.
+    /// Held while the file is copied up, and while its metadata change in more than one step. Nothing else waits for it.
     pub(super) copying: Mutex<()>,
     state: Mutex<State>,
     names: Option<Box<Mutex<Names>>>,
