@@ -516,3 +516,37 @@ fn an_ordinary_user_has_files_that_their_modes_keep_even_from_their_owner() {
     let round = "d f l o q ro shut z\n0 2\n0 2\n0 directory\n300 directory\n0 directory\ni\n";
     assert_eq!(seen, format!("data\n{round}{round}mnt/d:\nx\n\nmnt/z:\nt\n300\nl\nshut\n"));
 }
+
+#[test]
+fn an_upper_without_attributes_or_whiteouts_of_its_own_can_be_renamed_in() {
+    let place = Place::new();
+    place.sh("mkdir ram; mount -t ramfs ramfs ram; mkdir ram/upper ram/work; echo c >b/c; setcap cap_net_raw+ep b/c; mkdir b/d; echo x >b/d/x");
+    let options = "lowerdir=a:b,upperdir=ram/upper,workdir=ram/work";
+    place.layerfs(&["-o", options, "mnt"]);
+    // The last one is a program that changes its directory; what says what it may do cannot be kept.
+    let script = "cd mnt; mv top free; mv low dir/file; mv dir/file free; mv d e; find . | LC_ALL=C sort; cat free e/x
+         chmod 600 c 2>&1 | grep -o 'not supported'; getcap c; python3 -c 'import os; os.rename(\"e\", \"f\"); os.rename(\"dir\", \"g\")' 2>&1 | grep -o cross-device";
+    assert_eq!(
+        place.sh(script).replace("Invalid c", "c"),
+        ".\n./c\n./dir\n./e\n./e/x\n./free\nb\nx\nnot supported\nc cap_net_raw=ep\ncross-device\n"
+    );
+    let server = place.server();
+    ends(server, || drop(place.sh("umount mnt")));
+    place.layerfs(&["-o", options, "mnt"]);
+    assert_eq!(place.sh("cd mnt; find . | LC_ALL=C sort; cat free"), ".\n./c\n./dir\n./f\n./f/x\n./free\nb\n");
+    place.sh("umount mnt");
+}
+
+#[test]
+fn link_counts_that_a_kill_left_wrong_are_counted_again() {
+    let place = Place::new();
+    place.sh("echo h >b/h1; ln b/h1 b/h2; ln b/h1 b/h3; echo g >b/g1; ln b/g1 b/g2");
+    place.mount("");
+    assert_eq!(place.sh("rm mnt/h3; echo more >>mnt/g1; stat -c %h mnt/h1 mnt/g2"), "2\n2\n");
+    ends(place.server(), || drop(place.sh("umount mnt")));
+    place.sh("cd work/nacre/index; mkdir counting; for f in *.links; do rm $f; ln -s 5 $f; done");
+    place.mount("");
+    assert_eq!(place.sh("stat -c %h mnt/h1 mnt/g2"), "2\n2\n");
+    ends(place.server(), || drop(place.sh("umount mnt")));
+    assert!(!place.path("work/nacre/index/counting").exists());
+}

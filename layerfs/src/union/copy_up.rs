@@ -20,7 +20,7 @@ use super::{
     node::{Link, Node, lock},
     upper::{Upper, open_at},
 };
-use crate::tree::{Attributes, FileKind, Time, Tree, TreeInode};
+use crate::tree::{ACL_PREFIX, Attributes, FileKind, Time, Tree, TreeInode};
 
 /// Data is copied in pieces of this size: one read from the tree each.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -234,7 +234,9 @@ impl<T: Tree> Union<T> {
                 upper.note_acls()?;
             }
             match to.set_xattr(&upper.marks.stored(&name), &value, XattrFlags::empty()) {
-                // As the kernel's copy-up: what this file system cannot hold, or we may not set, stays below.
+                // As the kernel's copy-up: what this file system cannot hold, or we may not set, stays below; but not what
+                // says who may do what.
+                Err(error @ Errno::OPNOTSUPP) if must_be_copied(&name) => return Err(error),
                 Err(Errno::OPNOTSUPP | Errno::PERM) => {
                     tracing::debug!(name = %name.escape_ascii(), "an extended attribute cannot be copied up");
                 }
@@ -402,8 +404,12 @@ impl<T: Tree> Union<T> {
         upper.groups.link_to(inode, &directory, name)?;
         restore_times(&directory, &before)?;
         names.set(name, UpperName::Present(Origin::Tree(inode)), true);
-        upper.groups.lose_name(inode, links)?;
         self.table.add_link(node, parent, name, true);
+        if let Err(error) = upper.groups.lose_name(inode, links) {
+            // The name is there. The links are counted anew when the upper is next opened.
+            tracing::warn!(%error, "counting the hard links of a copied file failed");
+            upper.groups.distrust();
+        }
         Ok(())
     }
 }
@@ -434,6 +440,11 @@ impl Upper {
             other => other.map(Handle::new),
         }
     }
+}
+
+/// Whether a file without this attribute would permit something else. Labels of security modules are theirs to set.
+fn must_be_copied(xattr: &[u8]) -> bool {
+    xattr.starts_with(ACL_PREFIX) || xattr == CAPABILITY
 }
 
 fn has_link(node: &Node, wanted: &Link) -> bool {

@@ -230,9 +230,18 @@ impl Upper {
         linked
     }
 
+    /// Has a directory say that its whiteouts may be files with an xattr.
+    pub(super) fn expect_xattr_whiteouts(&self, names: &mut Names, directory: &Handle) -> Result<()> {
+        if !names.has_xattr_whiteouts {
+            self.marks.set_xattr_whiteouts(directory)?;
+            names.has_xattr_whiteouts = true;
+        }
+        Ok(())
+    }
+
     /// Makes a whiteout as a 0:0 device, or as a file with an xattr where the kernel refuses devices.
     /// `directory` is where it is or will be, which must say that it has such files.
-    fn make_whiteout(
+    pub(super) fn make_whiteout(
         &self,
         names: &mut Names,
         directory: &Arc<Handle>,
@@ -247,10 +256,7 @@ impl Upper {
                 other => return other,
             }
         }
-        if !names.has_xattr_whiteouts {
-            self.marks.set_xattr_whiteouts(directory)?;
-            names.has_xattr_whiteouts = true;
-        }
+        self.expect_xattr_whiteouts(names, directory)?;
         let temporary = self.temporary_name();
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.temporary, &*temporary, flags, Mode::empty()).map(Handle::new)?;

@@ -3,7 +3,7 @@
 //! Invariant: one system call changes what is seen; what is prepared before it shows nothing new and what is cleaned
 //! after it shows nothing either. A directory of the tree moves as a redirect: its content stays where it is.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, atomic::Ordering};
 
 use rustix::{
     fs::{AtFlags, Mode, RenameFlags},
@@ -217,12 +217,16 @@ impl<T: Tree> Union<T> {
         let in_upper = matches!(occupant, Some(UpperName::Present(_)));
         // A whiteout makes way for a directory by changing places with it: it is then where one is needed.
         if occupant == Some(UpperName::Whiteout) && source.is_directory() {
+            if names.to().has_xattr_whiteouts {
+                upper.expect_xattr_whiteouts(&mut names.from, &from.handle)?;
+            }
             rename_at(from, to, RenameFlags::EXCHANGE)?;
             if !from.in_tree {
                 ignore(rustix::fs::unlinkat(&*from.handle, from.name, AtFlags::empty()));
             }
         } else if from.in_tree {
-            self.leave_whiteout(upper, &mut names.from, from, to)?;
+            let is_free = occupant.is_none() && target.is_none();
+            leave_whiteout(upper, &mut names.from, from, to, is_free)?;
         } else {
             rename_at(from, to, RenameFlags::empty())?;
         }
@@ -242,19 +246,6 @@ impl<T: Tree> Union<T> {
         }
         self.move_link(source, from, to);
         Ok(())
-    }
-
-    /// Renames and leaves a whiteout behind, in one step where the file system can.
-    fn leave_whiteout(&self, upper: &Upper, names: &mut Names, from: &Place<'_>, to: &Place<'_>) -> Result<()> {
-        use std::sync::atomic::Ordering;
-        if !upper.without_devices.load(Ordering::Relaxed) {
-            match rename_at(from, to, RenameFlags::WHITEOUT) {
-                Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {}
-                other => return other,
-            }
-        }
-        rename_at(from, to, RenameFlags::empty())?;
-        upper.put_whiteout(names, &from.handle, from.name, None)
     }
 
     /// Prepares for being replaced: files stay open, directories must be empty and lose their whiteouts.
@@ -350,6 +341,27 @@ fn check_kinds(source: &Node, target: Option<&Node>, mode: RenameMode) -> Result
         (Some(target), RenameMode::Replace) if !target.is_directory() && source.is_directory() => Err(Errno::NOTDIR),
         _ => Ok(()),
     }
+}
+
+/// Renames and leaves a whiteout behind, in one step where the file system can, or nothing is at the target. Otherwise
+/// the whiteout is there before the renaming, so that its place is all that it may want.
+fn leave_whiteout(upper: &Upper, names: &mut Names, from: &Place<'_>, to: &Place<'_>, is_free: bool) -> Result<()> {
+    if !upper.without_devices.load(Ordering::Relaxed) {
+        match rename_at(from, to, RenameFlags::WHITEOUT) {
+            Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {}
+            other => return other,
+        }
+    }
+    if is_free {
+        // It shows nothing there either.
+        upper.make_whiteout(names, &from.handle, &*to.handle, to.name)?;
+        return rename_at(from, to, RenameFlags::EXCHANGE)
+            .inspect_err(|_| ignore(rustix::fs::unlinkat(&*to.handle, to.name, AtFlags::empty())));
+    }
+    let temporary = upper.temporary_name();
+    upper.make_whiteout(names, &from.handle, &upper.temporary, temporary.as_bytes())?;
+    rename_at(from, to, RenameFlags::empty()).inspect_err(|_| upper.discard(&temporary))?;
+    rustix::fs::renameat(&upper.temporary, &*temporary, &*from.handle, from.name)
 }
 
 fn rename_at(from: &Place<'_>, to: &Place<'_>, flags: RenameFlags) -> Result<()> {

@@ -8,7 +8,10 @@ use std::{
     sync::{Condvar, Mutex},
 };
 
-use layerfs::{Attributes, DirectoryEntry, Making, MarkNamespace, NodeId, Owner, Tree, TreeInode, Union};
+use layerfs::{
+    AttributeChange, Attributes, DirectoryEntry, Making, MarkNamespace, NodeId, Owner, SetTime, Time, Tree, TreeInode,
+    Union,
+};
 
 use crate::{
     bench::{Bench, OPTIONS, listing, open_directory, shell},
@@ -505,4 +508,42 @@ fn directories_may_lie_deeper_than_a_thread_can_call() {
     // Not by the library's function, which calls itself.
     let (removed, output) = shell(&bench.path(""), "rm -rf upper");
     assert!(removed, "{output}");
+}
+
+#[test]
+fn a_time_that_was_set_stays_while_others_write_and_copy() {
+    const TIMES: i64 = 300;
+    let mut bench = Bench::new(&format!("mkdir d; for n in $(seq {TIMES}); do echo $n > d/f$n; done"));
+    bench.unmount_ours();
+    let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
+    let union = Union::open(bench.tree.clone(), upper, work, OPTIONS).expect("opens");
+    let find = |at, name: &str| union.lookup(at, name.as_bytes()).expect("looks up").expect("is there").id;
+    let directory = find(NodeId::ROOT, "d");
+    let file = union.create(NodeId::ROOT, b"f", Owner { uid: 0, gid: 0 }, 0o644, Making::File).expect("creates").id;
+    let set = |node, seconds| {
+        let modified = Some(SetTime::At(Time { seconds, nanoseconds: 0 }));
+        let change = AttributeChange { modified, ..AttributeChange::default() };
+        union.set_attributes(node, change).expect("sets");
+    };
+    let change_mode = |node| {
+        let change = AttributeChange { mode: Some(0o600), ..AttributeChange::default() };
+        union.set_attributes(node, change).expect("changes");
+    };
+    set(file, 77);
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let union = &union;
+            scope.spawn(move || {
+                for number in 0..100 {
+                    union.write_back(file, (writer * 100 + number) << 12, &[1; 4096]).expect("writes");
+                }
+            });
+        }
+        scope.spawn(|| (1..=TIMES).for_each(|number| change_mode(find(directory, &format!("f{number}")))));
+        for seconds in 1..=TIMES {
+            set(directory, seconds);
+            assert_eq!(union.metadata(directory).expect("stat").modified.seconds, seconds);
+        }
+    });
+    assert_eq!(union.metadata(file).expect("stat").modified, Time { seconds: 77, nanoseconds: 0 });
 }
