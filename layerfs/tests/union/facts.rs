@@ -512,7 +512,7 @@ fn directories_may_lie_deeper_than_a_thread_can_call() {
 
 #[test]
 fn a_time_that_was_set_stays_while_others_write_and_copy() {
-    const TIMES: i64 = 300;
+    const TIMES: i64 = 2000;
     let mut bench = Bench::new(&format!("mkdir d; for n in $(seq {TIMES}); do echo $n > d/f$n; done"));
     bench.unmount_ours();
     let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
@@ -535,7 +535,7 @@ fn a_time_that_was_set_stays_while_others_write_and_copy() {
             let union = &union;
             scope.spawn(move || {
                 for number in 0..100 {
-                    union.write_back(file, (writer * 100 + number) << 12, &[1; 4096]).expect("writes");
+                    union.write_back(file, (writer * 100 + number) << 16, &[1; 1 << 16]).expect("writes");
                 }
             });
         }
