@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use builder::fields::csv_fields;
 use builder::sandbox::Network;
 use builder::{BuildRequest, Built, Entitlement, Secret, Times};
 use layerfs::Packing;
@@ -208,7 +209,8 @@ fn entitlement(text: &str) -> Result<Entitlement, Usage> {
 /// `id=NAME,src=FILE`, `id=NAME,env=VARIABLE`, or `id=NAME` for a variable or else a file of that name.
 fn secret(text: &str) -> anyhow::Result<(String, Secret)> {
     let (mut id, mut source, mut variable, mut kind) = (None, None, None, None);
-    for field in text.split(',') {
+    let fields = csv_fields(text).ok_or_else(|| Usage(format!("--secret {text:?}: its quotes do not match")))?;
+    for field in &fields {
         let (key, value) = pair("--secret", field)?;
         match key.as_str() {
             "id" => id = Some(value),
