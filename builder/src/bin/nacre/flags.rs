@@ -28,6 +28,16 @@ pub(crate) fn extra_host(text: &str) -> Result<(String, String), Usage> {
     Ok((address.to_owned(), name.to_owned()))
 }
 
+/// Seconds since 1970, as `--source-date-epoch` and its variable have them; an empty text says nothing.
+pub(crate) fn epoch(text: Option<&str>) -> Result<Option<i64>, Usage> {
+    let seconds = text.filter(|text| !text.is_empty()).map(|text| {
+        let wrong =
+            |_| Usage(format!("--source-date-epoch {text:?} is no number of seconds (a build also takes `none`)"));
+        text.parse().map_err(wrong)
+    });
+    seconds.transpose()
+}
+
 /// `NAME=SOFT[:HARD]`.
 pub(crate) fn ulimit(text: &str) -> Result<Ulimit, Usage> {
     let wrong = || Usage(format!("--ulimit {text:?} is not NAME=SOFT[:HARD]"));
@@ -220,6 +230,15 @@ mod tests {
         for text in ["type=bind,\"source=/,target=/x", "type=bind,source=/,target=/x,ro=maybe", "type=bind,target=/x"] {
             assert!(mount(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_empty_epoch_is_none() {
+        assert_eq!(
+            [epoch(None).ok(), epoch(Some("")).ok(), epoch(Some("-5")).ok()],
+            [Some(None), Some(None), Some(Some(-5))]
+        );
+        assert!(epoch(Some("now")).is_err() && epoch(Some("none")).is_err());
     }
 
     #[test]

@@ -180,12 +180,8 @@ fn pair(flag: &str, text: &str) -> Result<(String, String), Usage> {
 
 fn times(text: Option<&str>) -> Result<Times, Usage> {
     match text {
-        None | Some("") => Ok(Times::Base),
         Some("none") => Ok(Times::Real),
-        Some(seconds) => match seconds.parse() {
-            Ok(seconds) => Ok(Times::Epoch(seconds)),
-            Err(_) => Err(Usage(format!("--source-date-epoch {seconds:?} is neither a number of seconds nor `none`"))),
-        },
+        text => Ok(flags::epoch(text)?.map_or(Times::Base, Times::Epoch)),
     }
 }
 
