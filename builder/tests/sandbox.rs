@@ -635,6 +635,12 @@ fn signals_to_the_outer_process_reach_the_program_and_its_death_ends_it() {
     }
 }
 
+/// Limits are refused where the machine lets nobody make cgroups; that they hold is not seen then.
+fn without_cgroups(said: &str) {
+    assert!(said.contains("cgroup"), "{said}");
+    fixtures::left_out("what needs cgroups that can be made");
+}
+
 #[test]
 fn limits_of_the_step_are_in_force_or_an_error_names_the_group() {
     let root = Root::new();
@@ -646,7 +652,7 @@ fn limits_of_the_step_are_in_force_or_an_error_names_the_group() {
             assert_ne!(exit, Exit::Code(0));
             assert!(output.text.contains("can't fork"), "{}", output.text);
         }
-        Err(error) => assert!(error.to_string().contains("cgroup"), "{error}"),
+        Err(error) => without_cgroups(&error.to_string()),
     }
 }
 
@@ -664,7 +670,7 @@ fn a_step_that_took_too_much_memory_says_so_and_its_groups_are_gone() {
     match run(&process).exit {
         // Which process dies is the kernel's choice: the command, or the shell that waits for it.
         Ok(exit) => assert!(matches!(exit, Exit::OutOfMemory(3 | 137)), "{exit:?}"),
-        Err(error) => assert!(error.to_string().contains("cgroup"), "{error}"),
+        Err(error) => without_cgroups(&error.to_string()),
     }
     let left = Command::new("find").args(["/sys/fs/cgroup", "-path", &format!("*{parent}*")]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
