@@ -7,9 +7,9 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::atomic::{AtomicUsize, Ordering},
 };
 
+use fixtures::user::User;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, Signal},
@@ -384,7 +384,8 @@ fn buildah_builds_the_same_layers_as_on_plain_copies() {
 
 #[test]
 fn podman_runs_commits_and_maps_owners() {
-    let Some(runtime) = runtime() else { return };
+    // The runtime for hosts where limits cannot be raised.
+    let Some(runtime) = fixtures::shared("runtime/runc-without-rlimits") else { return };
     let place = Place::new();
     let prepared = containers(&place);
     let prepared = format!(
@@ -406,30 +407,12 @@ fn podman_runs_commits_and_maps_owners() {
     assert_eq!(mapped, "0:0\n5:6\n0:0\nagain\n");
 }
 
-/// An ordinary user with subordinate ids, who is gone with this value.
-struct User(String);
-
-impl User {
-    fn new(place: &Place) -> Self {
-        static USERS: AtomicUsize = AtomicUsize::new(0);
-        let user = Self(format!("dropin{}-{}", std::process::id(), USERS.fetch_add(1, Ordering::Relaxed)));
-        place.sh(&format!("useradd -m {0}; cp {PROGRAM} /home/{0}/layerfs; chmod 755 /home/{0}/layerfs", user.0));
-        user
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("-l").arg(format!("/home/{}/mnt", self.0)).output());
-        drop(Command::new("userdel").args(["-f", "-r", &self.0]).output());
-    }
-}
-
 #[test]
 fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
     let place = Place::new();
     containers(&place);
-    let user = User::new(&place);
+    let user = User::new();
+    place.sh(&format!("cp {PROGRAM} /home/{0}/layerfs; chmod 755 /home/{0}/layerfs", user.name()));
     // The second part mounts in a namespace that ends with the mount in it; its server would hold the upper for ever.
     let script = format!(
         r#"{LIST} set -e; cd; export XDG_RUNTIME_DIR=$PWD/xdg; mkdir -m 700 xdg
@@ -442,24 +425,9 @@ fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
     fs::write(place.path("script"), script).expect("writable");
     let listed = place.sh(&format!(
         "cp -r context script /home/{0}; chown -R {0} /home/{0}; su {0} -s /bin/bash /home/{0}/script",
-        user.0
+        user.name()
     ));
     assert!(listed.contains(" left\n") && listed.contains("data/gone/moved/link"), "{listed}");
-}
-
-/// The runtime for hosts where limits cannot be raised, from the shared tables.
-fn runtime() -> Option<PathBuf> {
-    let shared = std::env::var_os("NACRE_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), Into::into);
-    let runtime = shared.join("runtime/runc-without-rlimits");
-    if runtime.exists() {
-        return Some(runtime);
-    }
-    #[expect(clippy::print_stderr, reason = "a test says what it leaves out")]
-    {
-        eprintln!("left out: podman run; there is no {}", runtime.display());
-    }
-    None
 }
 
 #[test]
@@ -499,8 +467,8 @@ fn lists_of_the_layers_are_enforced_and_passed_on_unless_that_is_forbidden() {
 
 #[test]
 fn an_ordinary_user_has_files_that_their_modes_keep_even_from_their_owner() {
-    const SCRIPT: &str = r#"set -e; cd; mkdir lower upper work mnt; echo l >lower/l; mkdir -m 0 lower/shut
-        serve() { ./layerfs -o lowerdir=lower,upperdir=upper,workdir=work mnt; }
+    const SCRIPT: &str = r#"set -e; mkdir lower upper work mnt; echo l >lower/l; mkdir -m 0 lower/shut
+        serve() { ../layerfs -o lowerdir=lower,upperdir=upper,workdir=work mnt; }
         serve; umask 0; mkdir -m 0 mnt/z; echo t >mnt/f; chmod 0 mnt/f; mkdir mnt/q mnt/d; echo i >mnt/q/i; chmod 300 mnt/q
         touch mnt/d/x; chmod 0 mnt/d mnt/l
         # Written once the handle with which it was made is closed.
@@ -511,8 +479,11 @@ fn an_ordinary_user_has_files_that_their_modes_keep_even_from_their_owner() {
         chmod 700 mnt/z mnt/d; ls mnt/z mnt/d; chmod 600 mnt/f; cat mnt/f; chmod 0 mnt/f; rm -f mnt/f mnt/ro; rmdir mnt/z
         stat -c %a upper/q; chmod 700 mnt/q; rm -r mnt/q mnt/d mnt/o; ls mnt; fusermount3 -u mnt"#;
     let place = Place::new();
-    let user = User::new(&place);
-    let seen = place.sh(&format!("cd /home/{0}; su {0} -s /bin/bash -c '{1}'", user.0, SCRIPT.replace('\'', "'\\''")));
+    let user = User::new();
+    // The program lies where the user can reach it, and all is served below the place, so that nothing stays mounted.
+    place.sh(&format!("chmod 755 .; cp {PROGRAM} layerfs; chmod 755 layerfs; mkdir own; chown {} own", user.name()));
+    fs::write(place.path("script"), SCRIPT).expect("writable");
+    let seen = place.sh(&format!("cd own; su {} -s /bin/bash ../script", user.name()));
     let round = "d f l o q ro shut z\n0 2\n0 2\n0 directory\n300 directory\n0 directory\ni\n";
     assert_eq!(seen, format!("data\n{round}{round}mnt/d:\nx\n\nmnt/z:\nt\n300\nl\nshut\n"));
 }

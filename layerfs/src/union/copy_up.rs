@@ -128,6 +128,9 @@ impl<T: Tree> Union<T> {
             self.copy_up_directory(&link.parent)?;
         }
         let (copy, stat, is_split) = self.copy(upper, inode, attributes, part)?;
+        if attributes.data_bytes > 0 && !is_split && attributes.kind == FileKind::File {
+            upper.settle_copy(copy.handle())?;
+        }
         node.state().is_split = is_split;
         let published = self.publish(upper, node, inode, attributes, &copy, &stat);
         if let Copy::Temporary(name, _) = &copy
@@ -193,6 +196,7 @@ impl<T: Tree> Union<T> {
             handle.set_mode(stat.st_mode & 0o7777)?;
         }
         restore_times(&*handle, &stat)?;
+        upper.settle_copy(&handle)?;
         upper.marks.clear_split(&handle)?;
         node.state().is_split = false;
         Ok(())
@@ -428,6 +432,12 @@ impl Upper {
             }
             other => other.map(Copy::Unnamed),
         }
+    }
+
+    /// Writes the content of a copy to the disk before it is seen: after a loss of power the name could be there without
+    /// it, where it hides what the tree has. The kernel's overlayfs does so as well.
+    fn settle_copy(&self, copy: &Handle) -> Result<()> {
+        if self.durable { rustix::fs::fdatasync(copy) } else { Ok(()) }
     }
 
     /// A new file without a name; `EOPNOTSUPP` where the file system has no such files.
