@@ -437,7 +437,7 @@ impl Upper {
     /// Writes the content of a copy to the disk before it is seen: after a loss of power the name could be there without
     /// it, where it hides what the tree has. The kernel's overlayfs does so as well.
     fn settle_copy(&self, copy: &Handle) -> Result<()> {
-        if self.durable { rustix::fs::fdatasync(copy) } else { Ok(()) }
+        if self.durable { crate::sys::write_out(copy).map_err(errno) } else { Ok(()) }
     }
 
     /// A new file without a name; `EOPNOTSUPP` where the file system has no such files.

@@ -189,3 +189,25 @@ fn a_kill_at_any_step_leaves_the_old_or_the_new_state() {
 fn a_kill_at_any_step_of_a_write_leaves_the_old_or_the_new_content() {
     kill_everywhere("kills::a_kill_at_any_step_of_a_write_leaves_the_old_or_the_new_content", WRITES);
 }
+
+#[test]
+fn content_is_handed_to_the_disk_before_it_has_a_name() {
+    const NAME: &str = "kills::content_is_handed_to_the_disk_before_it_has_a_name";
+    if let Some(directory) = std::env::var_os("KILLED_DIRECTORY") {
+        return carry_out(Path::new(&directory), WRITES);
+    }
+    // A new copy, and one that had its metadata only: the mark that says so goes last.
+    for (number, last) in [(0, "linkat"), (1, "fremovexattr")] {
+        let mut bench = Bench::new(LOWER);
+        bench.both(WRITES[number].before);
+        bench.unmount_ours();
+        let log = bench.path("trace");
+        let traced = ["-o", log.to_str().expect("a plain path"), "-e", "trace=sync_file_range,linkat,fremovexattr"];
+        assert!(run(NAME, &bench.path(""), number, &traced));
+        let text = std::fs::read_to_string(log).expect("traced");
+        let calls: Vec<_> =
+            text.lines().filter_map(|line| Some(line.split_whitespace().nth(1)?.split_once('(')?.0)).collect();
+        let at = |call| calls.iter().position(|made| *made == call);
+        assert!(at("sync_file_range").is_some() && at("sync_file_range") < at(last), "{calls:?}");
+    }
+}
