@@ -25,7 +25,7 @@ use crate::manifest::{self, Types};
 use crate::origins;
 use crate::packing::{Age, Order};
 use crate::place::StoredImage;
-use crate::plan::{Origin, Plan, PlannedStage};
+use crate::plan::{Origin, Plan, PlannedStage, SourceName};
 use crate::remote_cache::{RemoteCaches, StepResult};
 use crate::request::{BuildRequest, MainContext, NamedContext, Times};
 use crate::schedule::Schedule;
@@ -50,7 +50,7 @@ pub struct Built {
 /// One image of a build.
 #[derive(Debug, Clone)]
 pub struct BuiltImage {
-    /// What it was asked for; its configuration may say otherwise if its base does.
+    /// What it was asked for; its configuration may say otherwise where nobody asked and its base does.
     pub platform: Platform,
     /// The configuration's descriptor.
     pub config: Descriptor,
@@ -200,11 +200,11 @@ impl<'a> Builder<'a> {
     }
 
     /// What `--from` or `from=` names.
-    pub(crate) fn input(&self, from: &str, site: &Site) -> Result<Input, BuildError> {
+    pub(crate) fn input(&self, from: SourceName<'_>, site: &Site) -> Result<Input, BuildError> {
         let origin = self.image.plan.origin(self.request(), self.index, from, site)?;
-        let label = format!("\"{from}\"");
+        let label = format!("\"{}\"", from.text());
         match origin {
-            Origin::Scratch => Err(site.error("there is nothing to take from scratch").into()),
+            Origin::Scratch => Ok(Input { tree: self.empty_tree()?, identity: Identity::Chain(String::new()), label }),
             Origin::Stage(index) => {
                 let stage = self.image.stage(index)?;
                 Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
@@ -414,6 +414,10 @@ impl<'a> Builder<'a> {
                 StageState::on_image(image.config, image.layers)
             }
         };
+        // A context in the place of a stage is as it is.
+        if !planned.is_replaced {
+            stage = stage.with_path();
+        }
         if let Origin::Stage(_) = planned.base {
             self.triggers(&mut stage, &site)?;
             return Ok(stage);

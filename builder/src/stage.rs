@@ -44,15 +44,11 @@ pub(crate) struct StageState {
 impl StageState {
     /// A stage on nothing.
     pub(crate) fn scratch(mut config: ImageConfig) -> Self {
-        // Windows knows its own, as BuildKit leaves it to the system.
-        if config.os != WINDOWS {
-            config.config.set_env("PATH", DEFAULT_PATH);
-        }
         config.config.working_dir = "/".to_owned();
         Self::on_image(config, Vec::new())
     }
 
-    /// A stage on an image.
+    /// A stage on an image, just as it is.
     pub(crate) fn on_image(config: ImageConfig, layers: Vec<Layer>) -> Self {
         let split = |entry: &String| {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
@@ -68,6 +64,16 @@ impl StageState {
             created: String::new(),
             epoch: None,
         }
+    }
+
+    /// Sets PATH if nothing below did, before the first instruction: `PATH=$PATH:/x` means something then. Windows knows
+    /// its own, as BuildKit leaves it to the system.
+    pub(crate) fn with_path(mut self) -> Self {
+        if self.config.os != WINDOWS && self.config.config.env("PATH").is_none() {
+            self.config.config.set_env("PATH", DEFAULT_PATH);
+            self.set_variable("PATH", DEFAULT_PATH);
+        }
+        self
     }
 
     /// The value of a variable.

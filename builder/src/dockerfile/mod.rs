@@ -28,10 +28,10 @@ pub(crate) use directives::is_own_frontend;
 pub(crate) use error::closest;
 pub use error::{DockerfileError, Place};
 pub use expansion::{Expander, ExpansionError, Lookup};
-pub use heredoc::Heredoc;
+pub use heredoc::{FileNameError, Heredoc};
 pub use instructions::{
     Add, BaseImage, BuildArgument, CacheMount, Command, Copy, FileOwnership, FileSource, Files, Healthcheck,
-    Instruction, ModeChange, Mount, MountError, MountKind, MountOption, Network, Onbuild, ParsedTrigger, Placed, Run,
+    Instruction, InvalidMode, ModeChange, Mount, MountError, MountKind, MountOption, Network, Onbuild, ParsedTrigger, Placed, Run,
     Script, Security, Sharing, parse_trigger,
 };
 pub use lint::{CheckOptions, Warning};

@@ -44,6 +44,32 @@ impl<T> Placed<T> {
     }
 }
 
+impl Placed<Instruction> {
+    /// Checks what BuildKit checks in stages that are needed only, as far as it names no variable: mounts and modes.
+    ///
+    /// # Errors
+    /// The first of them that makes no sense.
+    pub fn check_constants(&self, source: &Source) -> Result<(), DockerfileError> {
+        let chmod = match &self.value {
+            Instruction::Run(run) => {
+                let wrong = |mount: &Mount| mount.check_constants().err().map(|error| (mount.span, error.to_string()));
+                return run.mounts.iter().find_map(wrong).map_or(Ok(()), |(at, why)| Err(self.error(source, at, why)));
+            }
+            Instruction::Copy(copy) => copy.files.chmod.as_ref(),
+            Instruction::Add(add) => add.files.chmod.as_ref(),
+            _ => None,
+        };
+        let is_wrong = |mode: &&Word| !mode.text.contains('$') && ModeChange::parse(&mode.text).is_none();
+        let wrong = |mode: &Word| Err(self.error(source, mode.span, InvalidMode(mode.text.clone()).to_string()));
+        chmod.filter(is_wrong).map_or(Ok(()), wrong)
+    }
+}
+
+/// A `--chmod` that is no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid chmod parameter: '{0}'. it should be octal string and between 0 and 07777")]
+pub struct InvalidMode(pub String);
+
 /// One instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Instruction {

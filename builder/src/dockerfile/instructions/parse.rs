@@ -6,7 +6,7 @@ use super::flags::Flags;
 use super::healthcheck::healthcheck;
 use super::mount::{Mount, has_variable};
 use super::{
-    Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, ModeChange, Network, Onbuild, Placed,
+    Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, Network, Onbuild, Placed,
     Run, Security,
 };
 use crate::dockerfile::error::{DockerfileError, closest};
@@ -305,13 +305,6 @@ impl<'a> Typing<'a> {
         let chmod = flags.string("chmod")?;
         let link = flags.boolean("link")?.unwrap_or(false);
         let excludes = flags.strings("exclude")?;
-        let is_wrong = |mode: &&Word| !mode.text.contains('$') && ModeChange::parse(&mode.text).is_none();
-        if let Some(mode) = chmod.as_ref().filter(is_wrong) {
-            return Err(self.error(
-                mode,
-                format!("invalid chmod parameter: '{}'. it should be octal string and between 0 and 07777", mode.text),
-            ));
-        }
         let (words, is_json) = match &self.statement.arguments {
             Arguments::Words(words) => (words.as_slice(), false),
             Arguments::Json(words) => (words.as_slice(), true),
