@@ -236,7 +236,7 @@ impl<'a> Builder<'a> {
         let changes = files::whole(&input.tree, stage.epoch, self.empty_tree()?);
         let changes = changes.map_err(BuildError::file("read", from))?;
         let diff_id = commit_changeset(self.store, &changes, stage.epoch)?;
-        stage.add_layer(diff_id, from);
+        stage.add_unrecorded_layer(diff_id);
         if self.image.plan.is_in_result(self.index) {
             self.shared.packer.order(Order::Pack(diff_id, Age::Old));
         }
@@ -443,7 +443,9 @@ impl<'a> Builder<'a> {
     fn triggers(&self, stage: &mut StageState, site: &Site) -> Result<(), BuildError> {
         for text in std::mem::take(&mut stage.config.config.on_build) {
             let in_trigger = |message: &str| site.error(format!("ONBUILD {text}: {message}"));
-            let trigger = parse_trigger("ONBUILD", &text).map_err(|error| in_trigger(&error.message))?;
+            let trigger = parse_trigger("ONBUILD", &text)
+                .and_then(|trigger| trigger.instruction.check_constants(&trigger.source).map(|()| trigger))
+                .map_err(|error| in_trigger(&error.message))?;
             let at = Site { source: trigger.source.clone(), span: trigger.instruction.span };
             self.instruction(stage, &trigger.instruction, &at).map_err(|error| match error {
                 BuildError::Dockerfile(error) => in_trigger(&error.message).into(),
@@ -473,7 +475,7 @@ impl<'a> Builder<'a> {
             Instruction::Shell(words) => config::shell(stage, words),
             Instruction::StopSignal(word) => config::stop_signal(evaluation, stage, word, site)?,
             Instruction::Healthcheck(check) => config::healthcheck(stage, check),
-            Instruction::Onbuild(onbuild) => config::onbuild(stage, &onbuild.text),
+            Instruction::Onbuild(text) => config::onbuild(stage, text),
             Instruction::Maintainer(word) => config::maintainer(stage, &word.text),
         }
         Ok(())

@@ -205,6 +205,7 @@ impl ImageBuild<'_> {
 
     fn finish(&self) -> Result<BuiltImage, BuildError> {
         let mut stage = self.stage(self.plan.target)?;
+        stage.complete_history();
         stage.config.config.labels.extend(self.shared.request.labels.clone());
         if self.shared.request.are_platforms_given {
             stage.config.set_platform(&self.plan.platform);

@@ -104,6 +104,18 @@ fn an_image_is_for_the_platform_that_was_asked_for() {
 }
 
 #[test]
+fn a_directory_as_the_base_has_its_place_in_the_history_at_the_end() {
+    let bench = Bench::new();
+    bench.file("f", "").dockerfile("FROM files\nENV A=1\nCOPY f /g\n");
+    fs::create_dir(bench.path("files")).expect("a directory");
+    let config = bench.build(&["--build-context", "files=files"]).config();
+    let history = config["history"].as_array().expect("a list");
+    let empty: Vec<bool> = history.iter().map(|entry| entry["empty_layer"] == true).collect();
+    assert_eq!((empty, config["rootfs"]["diff_ids"].as_array().map(Vec::len)), (vec![true, false, false], Some(2)));
+    assert_eq!((&history[1]["created_by"], history[2].get("created_by")), (&"COPY f /g".into(), None));
+}
+
+#[test]
 fn the_default_network_of_a_step_is_that_of_the_build() {
     let bench = Bench::with_busybox();
     bench.dockerfile(&format!("{SHELL}RUN --network=default ip -o link > /f\n"));
@@ -123,4 +135,35 @@ fn scratch_is_a_place_with_nothing_in_it() {
     assert_eq!(fs::read(out.join("f")).expect("it is in the result"), b"");
     bench.dockerfile("FROM scratch\nCOPY --from=scratch /x /\n");
     assert!(bench.build(&[]).fails(1).contains("not found"));
+}
+
+#[test]
+fn the_shell_is_started_with_nothing_where_nothing_is_said() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN\nENTRYPOINT\nCMD\n"));
+    let config = bench.build(&[]).config();
+    assert_eq!(config["config"]["Entrypoint"], json!(["/bin/sh", "-c", ""]));
+    assert_eq!(config["config"]["Cmd"], json!(["/bin/sh", "-c", ""]));
+    bench.dockerfile("FROM scratch AS empty\nRUN []\nFROM scratch\nENTRYPOINT []\nCMD []\n");
+    let config = bench.build(&[]).config();
+    assert_eq!((config["config"].get("Entrypoint"), config["config"].get("Cmd")), (None, None));
+    assert!(bench.build(&["--target", "empty"]).fails(1).contains("RUN requires at least one argument"));
+}
+
+#[test]
+fn a_trigger_is_an_instruction_once_it_triggers() {
+    let bench = Bench::with_busybox();
+    for (trigger, expected) in [
+        ("FOO bar", "unknown instruction: FOO"),
+        ("COPY a", "requires at least two arguments"),
+        ("RUN --mount=type=x y", "unsupported mount type"),
+        ("RUN []", "RUN requires at least one argument"),
+        ("# x", "no instructions"),
+    ] {
+        bench.dockerfile(&format!("FROM scratch AS base\nONBUILD {trigger}  \nFROM base\n"));
+        let config = bench.build(&["--target", "base"]).config();
+        assert_eq!(config["config"]["OnBuild"], json!([format!("{trigger}  ")]));
+        let error = bench.build(&[]).fails(1);
+        assert!(error.contains(expected), "{trigger}: {error}");
+    }
 }

@@ -45,12 +45,16 @@ impl<T> Placed<T> {
 }
 
 impl Placed<Instruction> {
-    /// Checks what BuildKit checks in stages that are needed only, as far as it names no variable: mounts and modes.
+    /// Checks what BuildKit checks in stages that are needed only, as far as it names no variable: mounts, modes, and
+    /// whether there is something to run.
     ///
     /// # Errors
     /// The first of them that makes no sense.
     pub fn check_constants(&self, source: &Source) -> Result<(), DockerfileError> {
         let chmod = match &self.value {
+            Instruction::Run(Run { command: Command::Exec(words), .. }) if words.is_empty() => {
+                return Err(self.error(source, self.span, "RUN requires at least one argument"));
+            }
             Instruction::Run(run) => {
                 let wrong = |mount: &Mount| mount.check_constants().err().map(|error| (mount.span, error.to_string()));
                 return run.mounts.iter().find_map(wrong).map_or(Ok(()), |(at, why)| Err(self.error(source, at, why)));
@@ -105,8 +109,8 @@ pub enum Instruction {
     StopSignal(Word),
     /// HEALTHCHECK; never expanded.
     Healthcheck(Healthcheck),
-    /// ONBUILD.
-    Onbuild(Onbuild),
+    /// ONBUILD: the text of an instruction with its here-documents, as the image's config keeps it.
+    Onbuild(String),
     /// MAINTAINER.
     Maintainer(Word),
 }
@@ -161,7 +165,7 @@ pub struct BuildArgument {
 /// A command in one of its two forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// One text for the shell, empty for a bare CMD or ENTRYPOINT.
+    /// One text for the shell; empty where nothing is said, which the shell is started with all the same.
     Shell(Word),
     /// The program and its arguments.
     Exec(Vec<Word>),
@@ -252,13 +256,4 @@ pub struct Add {
     pub unpack: Option<bool>,
     /// `--keep-git-dir`.
     pub keep_git_dir: Option<bool>,
-}
-
-/// What ONBUILD says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Onbuild {
-    /// The instruction for the child image.
-    pub inner: Box<Instruction>,
-    /// Its text with its here-documents, as the image's config keeps it.
-    pub text: String,
 }
