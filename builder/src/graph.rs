@@ -158,8 +158,7 @@ impl<'a> Shared<'a> {
             images.push(ImageBuild { shared: self, plan, stages: Flights::new(), numbers });
         }
         self.unplanned.store(next, Ordering::Relaxed);
-        let stages =
-            images.iter().flat_map(|image| image.plan.needed().into_iter().map(move |at| (image, at)));
+        let stages = images.iter().flat_map(|image| image.plan.needed().into_iter().map(move |at| (image, at)));
         let stages: Vec<_> = stages.collect();
         std::thread::scope(|scope| {
             if self.request.engine.jobs > 1 {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use registry_client::{Platform, Reference};
 
-use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Span, Stage, closest};
+use crate::dockerfile::{Dockerfile, Expander, Instruction, Placed, Span, Stage, Word, closest};
 use crate::error::{BuildError, Site};
 use crate::machine;
 use crate::request::{BuildRequest, NamedContext};
@@ -16,6 +16,8 @@ use crate::request::{BuildRequest, NamedContext};
 pub(crate) struct Plan<'d> {
     /// All stages of the file, in order.
     pub(crate) stages: Vec<PlannedStage<'d>>,
+    /// The last stage of each name, which is in lower case.
+    names: BTreeMap<&'d str, usize>,
     /// The one that the result is made of.
     pub(crate) target: usize,
     /// The values of the global ARGs and of the platform arguments.
@@ -116,10 +118,12 @@ impl<'d> Plan<'d> {
         platform: &Platform,
     ) -> Result<Self, BuildError> {
         let globals = globals(dockerfile, request, platform)?;
-        let mut plan = Self { stages: Vec::new(), target: 0, globals, platform: platform.clone() };
+        let mut plan =
+            Self { stages: Vec::new(), names: BTreeMap::new(), target: 0, globals, platform: platform.clone() };
         for (index, stage) in dockerfile.stages.iter().enumerate() {
             let planned = plan.stage(dockerfile, request, index, stage)?;
             plan.stages.push(planned);
+            plan.names.extend(stage.from.value.name.as_ref().map(|name| (name.text.as_str(), index)));
         }
         plan.target = plan.find_target(dockerfile, request)?;
         plan.check_all(dockerfile)?;
@@ -249,36 +253,15 @@ impl<'d> Plan<'d> {
     ) -> Result<PlannedStage<'d>, BuildError> {
         let site = Site { source: dockerfile.source.clone(), span: stage.from.span };
         let from = &stage.from.value;
-        let unset = RefCell::new(Vec::new());
-        let lookup = |name: &str| {
-            let value = self.globals.get(name).cloned();
-            unset.borrow_mut().extend(value.is_none().then(|| name.to_owned()));
-            value
-        };
+        let lookup = |name: &str| self.globals.get(name).cloned();
         let expander = Expander::new(dockerfile.directives.escape, &lookup);
         let image = expander.expand(&from.image.text).map_err(site.at(from.image.span).because())?;
         if image.is_empty() {
             let message = format!("base name ({}) should not be blank", from.image.text);
             return Err(site.at(from.image.span).error(message).into());
         }
-        let platform = match &from.platform {
-            None => self.platform.clone(),
-            Some(word) => {
-                unset.borrow_mut().clear();
-                let text = expander.expand(&word.text).map_err(site.at(word.span).because())?;
-                let names: Vec<&str> = self.globals.keys().map(String::as_str).collect();
-                let near = unset.borrow().iter().find_map(|name| closest(name, &names));
-                let meant = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
-                if text.is_empty() {
-                    let message = format!("empty platform value from expression {}{meant}", word.text);
-                    return Err(site.at(word.span).error(message).into());
-                }
-                let wrong = |error: registry_client::Error| {
-                    site.at(word.span).error(format!("failed to parse platform {}: {error}{meant}", word.text))
-                };
-                text.parse().map_err(wrong)?
-            }
-        };
+        let given = from.platform.as_ref().map(|word| self.given_platform(dockerfile, word, &site.at(word.span)));
+        let platform = given.transpose()?.unwrap_or_else(|| self.platform.clone());
         let own_context = match &from.name {
             // As in BuildKit, which looks for a context of that name: `x.` names a stage, but never an image.
             Some(name) if name.text.parse::<Reference>().is_err() => {
@@ -291,7 +274,7 @@ impl<'d> Plan<'d> {
         let (base, instructions) = match own_context {
             // A context of the stage's own name takes the place of all of it.
             Some(context) => (Origin::of_context(context), &[][..]),
-            None => (self.base(request, index, &image, &platform), stage.instructions.as_slice()),
+            None => (self.base(request, &image, &platform), stage.instructions.as_slice()),
         };
         // As in BuildKit `--platform` says nothing where there is a choice no more: a stage was built for its own, and
         // nothing is for all.
@@ -304,20 +287,34 @@ impl<'d> Plan<'d> {
         Ok(PlannedStage { stage, instructions, is_replaced, label, image, base, platform })
     }
 
-    /// FROM takes a stage by its lower-case name only, and never by number.
-    fn base(&self, request: &BuildRequest, index: usize, image: &str, platform: &Platform) -> Origin {
-        let is_named =
-            |planned: &PlannedStage<'_>| planned.stage.from.value.name.as_ref().is_some_and(|name| name.text == image);
-        let stage = self.stages[..index].iter().rposition(is_named).map(Origin::Stage);
+    /// What `FROM --platform` says.
+    fn given_platform(&self, dockerfile: &Dockerfile, word: &Word, site: &Site) -> Result<Platform, BuildError> {
+        let unset = RefCell::new(Vec::new());
+        let lookup = |name: &str| {
+            let value = self.globals.get(name).cloned();
+            unset.borrow_mut().extend(value.is_none().then(|| name.to_owned()));
+            value
+        };
+        let text = Expander::new(dockerfile.directives.escape, &lookup).expand(&word.text).map_err(site.because())?;
+        let names: Vec<&str> = self.globals.keys().map(String::as_str).collect();
+        let near = unset.borrow().iter().find_map(|name| closest(name, &names));
+        let meant = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+        if text.is_empty() {
+            return Err(site.error(format!("empty platform value from expression {}{meant}", word.text)).into());
+        }
+        let wrong = |error| site.error(format!("failed to parse platform {}: {error}{meant}", word.text));
+        Ok(text.parse().map_err(|error: registry_client::Error| wrong(error))?)
+    }
+
+    /// FROM takes a stage by its lower-case name only, and never by number; of one name the last before it.
+    fn base(&self, request: &BuildRequest, image: &str, platform: &Platform) -> Origin {
+        let stage = self.names.get(image).map(|stage| Origin::Stage(*stage));
         stage.unwrap_or_else(|| Self::outside(request, image, platform))
     }
 
     /// The last stage of that name, in any case.
     fn stage_named(&self, name: &str) -> Option<usize> {
-        let is_named = |planned: &PlannedStage<'_>| {
-            planned.stage.from.value.name.as_ref().is_some_and(|word| word.text.eq_ignore_ascii_case(name))
-        };
-        self.stages.iter().rposition(is_named)
+        self.names.get(name.to_lowercase().as_str()).copied()
     }
 
     /// Refuses RUN steps for a machine that this one cannot play, before anything runs. What a base image's triggers
@@ -372,7 +369,9 @@ pub(crate) fn stage_label(dockerfile: &Dockerfile, index: usize) -> String {
 /// What an instruction names as places of files, and where it does.
 fn sources(placed: &Placed<Instruction>) -> Vec<(&Placed<Instruction>, Span, SourceName<'_>)> {
     match &placed.value {
-        Instruction::Copy(copy) => copy.from.iter().map(|word| (placed, word.span, SourceName::Copy(&word.text))).collect(),
+        Instruction::Copy(copy) => {
+            copy.from.iter().map(|word| (placed, word.span, SourceName::Copy(&word.text))).collect()
+        }
         Instruction::Run(run) => {
             let mounts = run.mounts.iter();
             mounts.filter_map(|mount| Some((placed, mount.span, SourceName::Mount(mount.from()?)))).collect()
@@ -545,7 +544,9 @@ mod tests {
         let text = "FROM scratch AS x\nCOPY f /f\nFROM scratch AS x\nCOPY --from=x /f /g\n";
         assert!(error(text).contains("circular dependency detected on stage: x"));
         let text = "FROM scratch AS x\nFROM scratch AS y\nCOPY --from=x / /\nFROM scratch AS x\nFROM y\n";
-        assert!(error(text).contains("cannot copy from stage \"x\", it needs to be defined before current stage \"y\""));
+        assert!(
+            error(text).contains("cannot copy from stage \"x\", it needs to be defined before current stage \"y\"")
+        );
         let bases = planned("FROM img AS x\nFROM x AS x\nFROM x\n", &[]).expect("valid");
         let bases: Vec<_> = bases.into_iter().map(|(base, _)| base).collect();
         assert_eq!(bases, [Origin::Image("img".to_owned()), Origin::Stage(0), Origin::Stage(1)]);
@@ -571,7 +572,10 @@ mod tests {
     #[test]
     fn the_name_of_a_stage_has_to_be_one_of_an_image() {
         for name in ["build-", "a._b", "x."] {
-            assert!(error(&format!("FROM scratch AS {name}")).contains(&format!("invalid context name {name}")), "{name}");
+            assert!(
+                error(&format!("FROM scratch AS {name}")).contains(&format!("invalid context name {name}")),
+                "{name}"
+            );
         }
         assert_eq!(planned("FROM scratch AS a__b--c.d", &[]).err(), None);
     }

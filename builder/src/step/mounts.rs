@@ -105,7 +105,8 @@ impl StepMounts {
         let mut words = Vec::new();
         for (kind, site) in &self.kinds {
             if let MountKind::Cache(CacheMount { from: Some(from), source, target, .. }) = kind {
-                let content = identity(builder, &builder.input(SourceName::Mount(from), site)?, source.as_deref(), site)?;
+                let content =
+                    identity(builder, &builder.input(SourceName::Mount(from), site)?, source.as_deref(), site)?;
                 words.push(NamedContent { name: format!("what the cache mount {target} begins with"), content });
             }
             words.push(match kind {

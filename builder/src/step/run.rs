@@ -16,7 +16,7 @@ use crate::build::Builder;
 use crate::cache::Work;
 use crate::changeset::ChangeSet;
 use crate::commit::{Removed, commit_upper};
-use crate::dockerfile::{self, FileNameError, Run, Script, Security};
+use crate::dockerfile::{self, Run, Script, Security};
 use crate::error::{BuildError, Site};
 use crate::events::StepNumber;
 use crate::failure::FailedStep;
@@ -71,7 +71,7 @@ pub(crate) fn run(
 
 impl Job {
     fn new(builder: &Builder<'_>, stage: &StageState, run: &Run, site: &Site) -> Result<Self, BuildError> {
-        let (argv, script) = command(stage, run).map_err(site.because())?;
+        let (argv, script) = command(stage, run.script().map_err(site.because())?);
         let request = builder.request();
         let network = match run.network {
             None | Some(dockerfile::Network::Default) => request.sandbox.network,
@@ -224,8 +224,8 @@ impl Job {
     }
 
     fn add_script(&self, mounts: &mut Vec<sandbox::Mount>, scratch: &Path) -> io::Result<()> {
-        use std::os::unix::fs::PermissionsExt;
         use std::io::Write;
+        use std::os::unix::fs::PermissionsExt;
         let Some((name, text)) = &self.script else { return Ok(()) };
         let directory = scratch.join("script");
         std::fs::create_dir(&directory)?;
@@ -256,13 +256,13 @@ fn hint(exit: sandbox::Exit) -> Option<&'static str> {
 }
 
 /// What runs, and the script it runs, if it is one.
-fn command(stage: &StageState, run: &Run) -> Result<(Vec<String>, Option<(String, String)>), FileNameError> {
+fn command(stage: &StageState, script: Script) -> (Vec<String>, Option<(String, String)>) {
     let with_shell = |text: String| stage.shell().into_iter().chain([text]).collect();
-    Ok(match run.script()? {
+    match script {
         Script::Exec(argv) => (argv, None),
         Script::Shell(text) => (with_shell(text), None),
         Script::Program { name, content } => (with_shell(format!("{SCRIPT_DIRECTORY}/{name}")), Some((name, content))),
-    })
+    }
 }
 
 /// The environment of a step, before proxies, secrets and HOME.

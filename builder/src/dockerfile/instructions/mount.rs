@@ -470,8 +470,7 @@ mod tests {
 
     #[test]
     fn an_option_that_says_nothing_about_a_type_is_taken_as_buildkit_takes_it() {
-        for text in
-            ["target=/x,id=a", "type=tmpfs,target=/x,id=a,from=b", "type=secret,id=a,ro", "type=ssh,source=,ro"]
+        for text in ["target=/x,id=a", "type=tmpfs,target=/x,id=a,from=b", "type=secret,id=a,ro", "type=ssh,source=,ro"]
         {
             assert_eq!(evaluate(text).err(), None, "{text}");
         }

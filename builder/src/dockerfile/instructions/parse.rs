@@ -6,8 +6,7 @@ use super::flags::Flags;
 use super::healthcheck::healthcheck;
 use super::mount::{Mount, has_variable};
 use super::{
-    Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, Network, Placed,
-    Run, Security,
+    Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, Network, Placed, Run, Security,
 };
 use crate::dockerfile::error::{DockerfileError, closest};
 use crate::dockerfile::heredoc::{self, Heredoc};
