@@ -418,7 +418,7 @@ fn inline(builder: &Builder<'_>, stage: &StageState, heredoc: &Heredoc, site: &S
         let expander = crate::dockerfile::Expander::new(builder.evaluation.escape, &lookup);
         text = expander.expand_heredoc(&text).map_err(site.at(heredoc.span).because())?;
     }
-    let name = heredoc.file_name().map_err(site.at(heredoc.span).because())?;
+    let name = heredoc.file_name().map_err(site.because())?;
     Ok(Item::Inline { name, bytes: text.into_bytes().into() })
 }
 
