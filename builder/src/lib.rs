@@ -35,6 +35,7 @@ pub mod host;
 mod image;
 mod machine;
 mod manifest;
+mod materials;
 mod names;
 mod origins;
 mod outline;
