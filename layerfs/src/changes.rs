@@ -152,7 +152,7 @@ pub fn changes<T: Tree>(
     let index = LinkIndex::read(tree, work, marks).map_err(failed("reading the hard links of"))?;
     let root = Some(TreeInode::ROOT);
     let pending = vec![Pending { path: Vec::new(), in_upper: true, merged: root, below: root }];
-    let mut walk = Walk { tree, upper: &upper, index: &index, marks, found: Vec::new(), pending };
+    let mut walk = Walk { tree, upper: &upper, index: &index, marks, found: Vec::new(), pending, last: None };
     walk.visit_root().map_err(failed("comparing"))?;
     while let Some(next) = walk.pending.pop() {
         walk.visit(&next)?;
@@ -192,6 +192,8 @@ struct Walk<'a, T> {
     marks: MarkNamespace,
     found: Vec<Found>,
     pending: Vec<Pending>,
+    /// The directory of the upper that was visited last.
+    last: Option<(Vec<u8>, Handle)>,
 }
 
 impl<T: Tree> Walk<'_, T> {
@@ -208,7 +210,7 @@ impl<T: Tree> Walk<'_, T> {
 
     fn visit(&mut self, at: &Pending) -> Result<(), ChangesError> {
         let failed = |source| ChangesError::System { action: "comparing", path: at.path.clone(), source };
-        let opened = at.in_upper.then(|| open_below(self.upper, &at.path, FileKind::Directory)).transpose();
+        let opened = at.in_upper.then(|| self.open_directory(&at.path)).transpose();
         let handle = match opened {
             Err(Errno::NOENT) => return Ok(()),
             opened => opened.map_err(failed)?,
@@ -238,7 +240,18 @@ impl<T: Tree> Walk<'_, T> {
                 return Err(ChangesError::ReservedName { path });
             }
         }
+        self.last = handle.map(|handle| (at.path.clone(), handle));
         Ok(())
+    }
+
+    /// A directory is mostly visited after the one that it is in: from there it is one step, however deep it lies.
+    fn open_directory(&self, path: &[u8]) -> rustix::io::Result<Handle> {
+        if let Some((above, handle)) = &self.last
+            && let Some(rest) = path.strip_prefix(&above[..]).and_then(|rest| rest.strip_prefix(b"/"))
+        {
+            return open_below(handle, rest, FileKind::Directory);
+        }
+        open_below(self.upper, path, FileKind::Directory)
     }
 
     fn tree_names(&self, directory: Option<TreeInode>) -> rustix::io::Result<Vec<Vec<u8>>> {
@@ -552,7 +565,7 @@ fn link_groups(mut found: Vec<Found>) -> Vec<Change> {
 }
 
 /// Opens what is at a path below a directory, name by name; no link is followed and nothing above can be reached.
-fn open_below(root: &OwnedFd, path: &[u8], kind: FileKind) -> rustix::io::Result<Handle> {
+fn open_below(root: impl AsFd, path: &[u8], kind: FileKind) -> rustix::io::Result<Handle> {
     let mut at = open_at(root, b".", FileKind::Directory)?;
     let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
     while let Some(name) = names.next() {

@@ -505,6 +505,9 @@ fn directories_may_lie_deeper_than_a_thread_can_call() {
     let leaf = make(deepest, b"leaf", Making::File);
     assert_eq!(union.metadata(leaf).expect("stat").links, 1);
     drop(union);
+    let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
+    let found = layerfs::changes(&bench.tree, upper, &work, OPTIONS.marks).expect("compares");
+    assert_eq!(found.entries().len(), DEEP + 2 * OPTIONS.open_files + 1);
     // Not by the library's function, which calls itself.
     let (removed, output) = shell(&bench.path(""), "rm -rf upper");
     assert!(removed, "{output}");
