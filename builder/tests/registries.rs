@@ -242,6 +242,56 @@ fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
 }
 
 #[test]
+fn an_image_that_is_named_by_digest_moves_no_tag() {
+    let desk = Desk::new();
+    let (old, new) = (desk.push("app:1", "linux/amd64", "old"), desk.push("copy:latest", "linux/amd64", "new"));
+    let (app, copy, layout) = (desk.place(&format!("app@{old}")), desk.place("copy"), desk.text("layout"));
+    fs::write(desk.path("list"), format!("{app} {copy}\n{app} oci:{layout}\n{app} {}\n", desk.at("copy")))
+        .expect("written");
+    let done = desk.run(&["sync", &desk.text("list")]).success();
+    assert!(done.contains(&format!("{copy}@{old}")) && done.contains(&format!("oci:{layout}:{old}")), "{done}");
+    assert_eq!(desk.run(&["copy", &desk.place("copy:latest"), "oci:latest"]).success(), new);
+    assert_eq!(desk.run(&["copy", &desk.place(&format!("copy@{old}")), "oci:old"]).success(), old);
+    let names = desk.run(&["images", "--format", "json"]).success();
+    assert!(names.contains(&format!("copy@{old}")), "{names}");
+    // What the store has is not moved again either.
+    assert!(desk.run(&["sync", &desk.text("list")]).success().ends_with("0 copied, 3 unchanged, 0 failed"));
+}
+
+#[test]
+fn an_image_is_the_one_that_came_last_however_its_name_was_spelled() {
+    let desk = Desk::new();
+    let old = desk.push("app:latest", "linux/amd64", "old");
+    desk.push("other:1", "linux/amd64", "new");
+    let new = desk.run(&["copy", &desk.place("other:1"), &desk.place("app:latest")]).success();
+    assert_ne!(old, new);
+    let images = || desk.run(&["images", "--quiet"]).success();
+    let (full, short) = (desk.at("app:latest"), desk.at("app"));
+    assert_eq!(desk.run(&["pull", &full]).success(), new);
+    let spelled = |name: &str| desk.run(&["inspect", "--format", "json", name]).json();
+    for name in [&full, &short] {
+        assert_eq!(spelled(name)["digest"], new);
+    }
+    assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(2), "{}", images());
+    assert_eq!(desk.run(&["push", &full]).success(), new);
+    desk.run(&["copy", &format!("docker://{}", desk.at("other:1")), &full]).success();
+    assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(2), "{}", images());
+    // Its own digest makes another name of it.
+    desk.run(&["pull", &desk.at(&format!("app@{new}"))]).success();
+    assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(3), "{}", images());
+}
+
+#[test]
+fn a_store_is_no_layout_to_write_to() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    let store = format!("oci:{}:x", desk.text("store"));
+    desk.run(&["copy", &desk.place("app:1"), &store]).failure(1, "named without a prefix");
+    desk.run(&["copy", &desk.at("app:1"), "oci:out:x"]).success();
+    skopeo(&["inspect", &format!("oci:{}:{}", desk.text("store"), desk.at("app:1"))]).success();
+}
+
+#[test]
 fn limits_are_told_and_their_absence_too() {
     let desk = Desk::new();
     let words = desk.run(&["limits", desk.registry.address()]).success();

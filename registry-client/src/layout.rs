@@ -12,7 +12,7 @@ use oci_spec::image::{Descriptor, Digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::digest::{self, VerifyingReader};
+use crate::digest::VerifyingReader;
 use crate::draft::{Draft, parent};
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
@@ -24,6 +24,9 @@ use crate::signature::companion_subject;
 const NAME: &str = "org.opencontainers.image.ref.name";
 /// The same in containerd and in what `docker save` writes: the full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// What tells a store from any other layout. Only the builder writes to one.
+const STORE_MARKER: &str = "nacre-store";
 
 /// One image of a layout directory, by its name; without a name the only one.
 #[derive(Debug, Clone)]
@@ -72,6 +75,11 @@ impl OciLayout {
 
     /// Makes the directory for a digest's blobs, and the layout around it.
     fn prepare(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        // It looks like a layout, but its list has another lock, and its blobs hang together with more.
+        if self.directory.join(STORE_MARKER).exists() {
+            let what = "it is the store of nacre, whose images are named without a prefix".to_owned();
+            return Err(Error::local(format!("write to {}", Destination::name(self)), Cause::Input(what)));
+        }
         let blobs = self.directory.join("blobs").join(digest.algorithm().as_ref());
         std::fs::create_dir_all(&blobs).map_err(|error| self.disk(&blobs, error))?;
         let marker = self.directory.join("oci-layout");
@@ -258,8 +266,7 @@ pub(crate) fn read_manifest(
         }
     };
     let bytes = read_small(files, place, &blob_name(&digest))?;
-    digest::check(&bytes, &digest)
-        .and_then(|()| Manifest::new(media_type.as_deref(), bytes))
+    Manifest::known_as(&digest, media_type.as_deref(), bytes)
         .map_err(|cause| Error::local(format!("read the manifest {digest} of {place}"), cause))
 }
 

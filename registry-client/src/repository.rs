@@ -135,12 +135,14 @@ impl Repository {
             let named = response.header("docker-content-digest").and_then(|value| Digest::try_from(value).ok());
             let too_large = || Cause::Malformed(format!("the manifest is larger than {MANIFEST_LIMIT_BYTES} bytes"));
             let bytes = response.read_up_to(MANIFEST_LIMIT_BYTES, &self.host.name)?.ok_or_else(too_large)?;
-            match (selector, named) {
-                (Selector::Digest(digest), _) => digest::check(&bytes, digest)?,
-                (Selector::Tag(_), Some(named)) => digest::check(&bytes, &named)?,
-                (Selector::Tag(_), None) => {}
-            }
-            Ok((Manifest::new(content_type.as_deref(), bytes)?, etag))
+            let manifest = match (selector, named) {
+                (Selector::Digest(digest), _) => Manifest::known_as(digest, content_type.as_deref(), bytes)?,
+                (Selector::Tag(_), named) => {
+                    named.map_or(Ok(()), |named| digest::check(&bytes, &named))?;
+                    Manifest::new(content_type.as_deref(), bytes)?
+                }
+            };
+            Ok((manifest, etag))
         };
         let patiently = |_| self.client.retrying(&doing, fetch).map_err(|cause| Error::new(&doing, cause));
         twice_if_damaged(&doing, self.client.progress(), patiently)

@@ -3,15 +3,12 @@
 use std::process::ExitCode;
 
 use builder::{ImageConfig, StoredImage};
-use layerfs::Store;
+use layerfs::{DOCUMENT_MAX_BYTES, Store};
 use serde::Serialize;
 
 use crate::format::{Format, Table};
 use crate::session::{self, Session, print_bytes};
 use crate::units::human_size;
-
-/// Manifests and configurations are smaller.
-const MOST_DOCUMENT_BYTES: u64 = 8 << 20;
 
 /// Arguments of `nacre inspect`.
 #[derive(clap::Args)]
@@ -60,15 +57,15 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let store = session.store()?;
     let named = session::lookup(&store, &args.name)?;
     if let Some(Document::Manifest) = args.raw {
-        print_bytes(&store.read_blob(named.digest(), MOST_DOCUMENT_BYTES)?)?;
+        print_bytes(&store.read_blob(named.digest(), DOCUMENT_MAX_BYTES)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let image = session::open_image(&store, &args.name)?;
     let manifest: serde_json::Value =
-        serde_json::from_slice(&store.read_blob(image.manifest.digest(), MOST_DOCUMENT_BYTES)?)?;
+        serde_json::from_slice(&store.read_blob(image.manifest.digest(), DOCUMENT_MAX_BYTES)?)?;
     let config_digest = manifest["config"]["digest"].as_str().unwrap_or_default().to_owned();
     if let Some(Document::Config) = args.raw {
-        print_bytes(&store.read_blob(&config_digest.parse()?, MOST_DOCUMENT_BYTES)?)?;
+        print_bytes(&store.read_blob(&config_digest.parse()?, DOCUMENT_MAX_BYTES)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     let inspected = inspected(&store, &named, image, manifest, config_digest)?;
