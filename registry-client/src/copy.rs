@@ -70,6 +70,32 @@ pub(crate) const INDEX_DEPTH_LIMIT: usize = 4;
 const REFERRERS_DEPTH_LIMIT: usize = 16;
 /// Manifests in one copy; more than any index of platforms holds.
 const MANIFESTS_LIMIT: usize = 10_000;
+/// What they may take together: they are held in memory, with what they point to. Real ones have some KiB each.
+const MANIFESTS_LIMIT_BYTES: usize = 64 << 20;
+
+/// Counts what is held of the manifests below one.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    manifests: usize,
+    bytes: usize,
+}
+
+impl Held {
+    /// One more.
+    ///
+    /// # Errors
+    /// If these are more than any image has.
+    pub(crate) fn add(&mut self, source: &dyn Source, manifest: &Manifest) -> Result<(), Error> {
+        self.manifests += 1;
+        self.bytes += manifest.bytes().len();
+        if self.manifests <= MANIFESTS_LIMIT && self.bytes <= MANIFESTS_LIMIT_BYTES {
+            return Ok(());
+        }
+        let limit = MANIFESTS_LIMIT_BYTES >> 20;
+        let what = format!("it has more than {MANIFESTS_LIMIT} manifests, or {limit} MiB of them");
+        Err(Error::new(format!("read {}", source.name()), Cause::Malformed(what)))
+    }
+}
 
 /// Copies what `source` names to `destination`.
 ///
@@ -157,7 +183,7 @@ fn offered(manifests: &[Descriptor]) -> String {
 }
 
 pub(crate) fn too_deep(source: &dyn Source) -> Error {
-    let what = format!("its indexes are nested more than {INDEX_DEPTH_LIMIT} deep, or hold too many images");
+    let what = format!("its indexes are nested more than {INDEX_DEPTH_LIMIT} deep");
     Error::new(format!("read {}", source.name()), Cause::Malformed(what))
 }
 
@@ -167,6 +193,7 @@ struct Plan {
     blobs: VecDeque<Descriptor>,
     seen: HashSet<Digest>,
     children: Vec<Manifest>,
+    held: Held,
     /// What lies beside an image under a tag of its own.
     companions: Vec<(String, Manifest)>,
     /// Whether there is more than the image: companions or referrers.
@@ -179,7 +206,7 @@ impl Plan {
         match manifest.content() {
             ManifestContent::Image { config, layers } => self.add_blobs(source, *config, layers)?,
             ManifestContent::Index(manifests) => {
-                if depth >= INDEX_DEPTH_LIMIT || manifests.len() + self.children.len() > MANIFESTS_LIMIT {
+                if depth >= INDEX_DEPTH_LIMIT {
                     return Err(too_deep(source));
                 }
                 self.add_children(source, manifests, depth)?;
@@ -187,7 +214,7 @@ impl Plan {
         }
         if self.with_referrers {
             let referrers = source.referrers(manifest.digest())?;
-            if !referrers.is_empty() && (depth >= REFERRERS_DEPTH_LIMIT || self.children.len() > MANIFESTS_LIMIT) {
+            if !referrers.is_empty() && depth >= REFERRERS_DEPTH_LIMIT {
                 return Err(too_deep(source));
             }
             self.has_more |= !referrers.is_empty();
@@ -216,6 +243,7 @@ impl Plan {
     fn add_companions(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
         for tag in companion_tags(subject) {
             let Some(companion) = source.tagged(&tag)? else { continue };
+            self.held.add(source, &companion)?;
             if let ManifestContent::Image { config, layers } = companion.content() {
                 self.add_blobs(source, *config, layers)?;
                 self.companions.push((tag, companion));
@@ -229,6 +257,7 @@ impl Plan {
         for descriptor in manifests {
             if self.seen.insert(descriptor.digest().clone()) {
                 let child = source.manifest(Some(descriptor.digest()))?;
+                self.held.add(source, &child)?;
                 self.add(source, &child, depth + 1)?;
                 self.children.push(child);
             }

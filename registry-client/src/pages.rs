@@ -2,6 +2,9 @@
 //!
 //! Invariant: a list ends: links in a circle, endless pages and links to other hosts are errors.
 
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
 use crate::error::Cause;
 use crate::repository::Repository;
 use crate::transport::Method;
@@ -11,6 +14,8 @@ use crate::url::Url;
 const PAGES_LIMIT: usize = 100_000;
 /// A page is at most this long: a thousand tags of the longest kind, or a manifest.
 const PAGE_LIMIT_BYTES: u64 = 8 << 20;
+/// A million names of usual length; they are held in memory.
+const NAMES_LIMIT_BYTES: usize = 64 << 20;
 
 /// Hands the pages of a list to `take` one by one, until it says that it wants no more.
 pub(crate) fn follow(
@@ -21,7 +26,12 @@ pub(crate) fn follow(
     mut take: impl FnMut(&Url, Vec<u8>) -> Result<bool, Cause>,
 ) -> Result<(), Cause> {
     let mut url = first;
+    // Not the URLs themselves: a page may name one of many thousand characters.
+    let (hasher, mut seen) = (RandomState::new(), HashSet::new());
     for _ in 0..PAGES_LIMIT {
+        if !seen.insert(hasher.hash_one(url.to_wire())) {
+            return Err(Cause::Malformed(format!("{url} goes on with a page that was there before")));
+        }
         let response = repository.request(doing, Method::Get, url.clone(), headers.to_vec())?;
         let next = response.header("link").and_then(next_link).map(|link| url.join(link)).transpose();
         let next = next.map_err(Cause::Malformed)?;
@@ -39,6 +49,28 @@ pub(crate) fn follow(
         }
     }
     Err(Cause::Malformed(format!("the list has more than {PAGES_LIMIT} pages")))
+}
+
+/// The names in a list of pages, `limit` of them at most; `of_page` gives those of a page, if it is one.
+pub(crate) fn names(
+    repository: &Repository,
+    doing: &str,
+    first: Url,
+    limit: usize,
+    of_page: impl Fn(&[u8]) -> Option<Vec<String>>,
+) -> Result<Vec<String>, Cause> {
+    let (mut names, mut held_bytes) = (Vec::new(), 0);
+    follow(repository, doing, first, &[], |url, page| {
+        let more = of_page(&page).ok_or_else(|| Cause::Malformed(format!("{url} did not answer with such a list")))?;
+        held_bytes += more.iter().map(|name| name.len() + size_of::<String>()).sum::<usize>();
+        if held_bytes > NAMES_LIMIT_BYTES {
+            return Err(Cause::Malformed(format!("the list is larger than {} MiB", NAMES_LIMIT_BYTES >> 20)));
+        }
+        names.extend(more);
+        Ok(names.len() < limit)
+    })?;
+    names.truncate(limit);
+    Ok(names)
 }
 
 /// The target of `<...>; rel="next"` among the links of a header (RFC 8288).

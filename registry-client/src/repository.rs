@@ -20,7 +20,7 @@ use crate::place::{Content, Origin, Stored};
 use crate::progress::Progress;
 use crate::pull::BlobReader;
 use crate::ranges::RangedReader;
-use crate::retry::twice_if_damaged;
+use crate::retry::{RetryPolicy, twice_if_damaged};
 use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
 use crate::upload::Upload;
@@ -42,6 +42,8 @@ pub struct Repository {
     takes_digests: bool,
     /// Where it is written to, if not here.
     push: Option<Box<Self>>,
+    /// How patiently it is asked.
+    retry: RetryPolicy,
 }
 
 /// A tag or a digest.
@@ -76,8 +78,12 @@ impl Repository {
             takes_tags: way.takes_tags,
             takes_digests: way.takes_digests,
             push: None,
+            retry: *client.retry(),
         };
-        let ways: Vec<Self> = route.pulls.into_iter().map(at).collect();
+        let mut ways: Vec<Self> = route.pulls.into_iter().map(at).collect();
+        if let Some((_, mirrors)) = ways.split_last_mut() {
+            mirrors.iter_mut().for_each(|mirror| mirror.retry = mirror.retry.while_others_can());
+        }
         let push = Box::new(at(route.push));
         // The last way is the registry itself, unless it serves no reads.
         let own = ways.last().filter(|last| last.host.name == push.host.name).cloned().unwrap_or((*push).clone());
@@ -144,7 +150,7 @@ impl Repository {
             };
             Ok((manifest, etag))
         };
-        let patiently = |_| self.client.retrying(&doing, fetch).map_err(|cause| Error::new(&doing, cause));
+        let patiently = |_| self.client.retrying(&self.retry, &doing, fetch).map_err(|cause| Error::new(&doing, cause));
         twice_if_damaged(&doing, self.client.progress(), patiently)
     }
 
@@ -226,16 +232,8 @@ impl Repository {
         if let Some(last) = last {
             url = url.with_parameter("last", last);
         }
-        let mut tags = Vec::new();
-        let take = |url: &Url, page: Vec<u8>| {
-            let page: TagPage = serde_json::from_slice(&page)
-                .map_err(|_| Cause::Malformed(format!("{url} did not answer with a list of tags")))?;
-            tags.extend(page.tags.unwrap_or_default());
-            Ok(tags.len() < limit)
-        };
-        pages::follow(self, &doing, url, &[], take).map_err(|cause| Error::new(doing, cause))?;
-        tags.truncate(limit);
-        Ok(tags)
+        let tags = |page: &[u8]| serde_json::from_slice::<TagPage>(page).ok().map(|page| page.tags.unwrap_or_default());
+        pages::names(self, &doing, url, limit, tags).map_err(|cause| Error::new(doing, cause))
     }
 
     /// What the registry still lets us pull, if it says so: asked for with a `HEAD`, which Docker Hub does not count
@@ -333,6 +331,11 @@ impl Repository {
         Ok((descriptor, stored))
     }
 
+    /// Waits before the next try after `tries`, as patiently as this is asked.
+    pub(crate) fn wait_to_retry(&self, doing: &str, tries: u32, cause: Cause) -> Result<Cause, Cause> {
+        self.client.wait_to_retry(&self.retry, doing, tries, cause)
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -382,7 +385,7 @@ impl Repository {
         scopes: &'a Scopes,
     ) -> Call<'a> {
         let purpose = Purpose { host: &self.host, repository: &self.name, scopes };
-        Call { method, url, headers, body, purpose, may_repeat: true }
+        Call { method, url, headers, body, purpose, retry: self.retry, may_repeat: true }
     }
 
     /// The same, asking for the right to delete.

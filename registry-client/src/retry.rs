@@ -29,7 +29,16 @@ impl Default for RetryPolicy {
 /// Nothing listens at the port: a restart is over soon, a wrong name never is.
 const TRIES_IF_REFUSED: u32 = 3;
 
+/// Of hosts that have the same, one that fails is asked no more often than this.
+const TRIES_IF_OTHERS_CAN: u32 = 2;
+
 impl RetryPolicy {
+    /// The same for a host in whose place another can be asked, who is not waited for long.
+    pub(crate) fn while_others_can(self) -> Self {
+        let longest_wait = self.longest_wait.min(2 * self.base_wait);
+        Self { tries: self.tries.min(TRIES_IF_OTHERS_CAN), longest_wait, ..self }
+    }
+
     /// The wait before the next try, or `None` if there is none after `tries` tries.
     pub(crate) fn wait_after(&self, tries: u32, cause: &Cause) -> Option<Duration> {
         let limit = if matches!(cause, Cause::Refused { .. }) { self.tries.min(TRIES_IF_REFUSED) } else { self.tries };

@@ -7,7 +7,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http;
 use ureq::tls::{Certificate, ClientCert, PemItem, RootCerts, TlsConfig, parse_pem};
@@ -55,6 +55,12 @@ impl Default for TransportOptions {
 
 /// A registry may move and digest a whole blob between the last byte of a PUT and its answer.
 const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// How often as long as its first byte may take, the head of an answer may take: one that drips has an end so.
+const HEAD_STALLS: u32 = 2;
+
+/// Slower than this is as good as silent: a day and a half for 128 MiB.
+const LEAST_BYTES_PER_SECOND: u64 = 1 << 10;
 
 /// What is still asked for after everything was stopped, a session to be ended, is worth no longer wait.
 const TIDYING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -122,6 +128,50 @@ impl Response {
         let mut bytes = Vec::new();
         self.body.take(limit_bytes + 1).read_to_end(&mut bytes).map_err(|error| read_cause(error, host))?;
         Ok((bytes.len() as u64 <= limit_bytes).then_some(bytes))
+    }
+}
+
+/// A body that does not come slower than it may, however regularly.
+struct Paced<R> {
+    inner: R,
+    pace: Pace,
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let begin = Instant::now();
+        let count = self.inner.read(buffer)?;
+        self.pace.note(begin.elapsed(), count)?;
+        Ok(count)
+    }
+}
+
+/// How fast bytes come while somebody waits for them; how long these are made use of says nothing of the peer.
+#[derive(Debug)]
+struct Pace {
+    measured_over: Duration,
+    waited: Duration,
+    came_bytes: u64,
+}
+
+impl Pace {
+    fn new(measured_over: Duration) -> Self {
+        Self { measured_over, waited: Duration::ZERO, came_bytes: 0 }
+    }
+
+    fn note(&mut self, waited: Duration, count: usize) -> io::Result<()> {
+        self.waited += waited;
+        self.came_bytes += count as u64;
+        if count == 0 || self.waited < self.measured_over {
+            return Ok(());
+        }
+        let (came_bytes, waited) = (self.came_bytes, self.waited);
+        *self = Self::new(self.measured_over);
+        if came_bytes as f64 >= waited.as_secs_f64() * LEAST_BYTES_PER_SECOND as f64 {
+            return Ok(());
+        }
+        let what = format!("{came_bytes} bytes in {} s", waited.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, what))
     }
 }
 
@@ -212,6 +262,7 @@ impl Transport {
             return Err(Cause::Broken { host: origin.authority(), source });
         }
         let body = body.into_with_config().limit(u64::MAX).reader();
+        let body = Paced { inner: body, pace: Pace::new(self.options.stall_timeout) };
         Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: Box::new(body) })
     }
 
@@ -226,10 +277,12 @@ impl Transport {
         if self.check().is_err() {
             return agent.run(agent.configure_request(request).timeout_global(Some(TIDYING_TIMEOUT)).build());
         }
-        if !is_upload {
-            return agent.run(request);
-        }
-        agent.run(agent.configure_request(request).timeout_per_read(Some(UPLOAD_ANSWER_TIMEOUT)).build())
+        let request = agent.configure_request(request);
+        let request = match is_upload {
+            false => request.timeout_recv_response(Some(self.options.stall_timeout * HEAD_STALLS)),
+            true => request.timeout_per_read(Some(UPLOAD_ANSWER_TIMEOUT)),
+        };
+        agent.run(request.build())
     }
 
     fn agent(&self, origin: &Origin, peer: &Peer, method: Method) -> Result<Agent, Cause> {
@@ -405,6 +458,19 @@ fn is_unknown_host(error: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_that_drip_are_as_good_as_none_however_long_others_take_with_them() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(60 * second);
+        assert!((0..19).all(|_| pace.note(3 * second, 1).is_ok()));
+        assert_eq!(pace.note(3 * second, 1).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let mut slow = Pace::new(60 * second);
+        assert!((0..1000).all(|_| slow.note(3 * second, 4 << 10).is_ok()));
+        assert!(slow.note(59 * second, 1).is_ok() && slow.note(second, 60 << 10).is_ok());
+        // The end of a small answer is no matter of speed.
+        assert!(Pace::new(60 * second).note(61 * second, 0).is_ok());
+    }
 
     #[test]
     fn a_name_that_does_not_exist_is_told_from_a_name_server_that_fails() {

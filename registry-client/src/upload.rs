@@ -101,7 +101,7 @@ impl<'a> Upload<'a> {
         let tries = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         match self.content_failed.load(Ordering::Relaxed) {
             true => Err(cause),
-            false => self.repository.client().wait_to_retry(&self.doing, tries, cause).map(drop),
+            false => self.repository.wait_to_retry(&self.doing, tries, cause).map(drop),
         }
     }
 
@@ -275,7 +275,6 @@ impl<'a> Upload<'a> {
 
     /// Sends one chunk, after a break only what the registry does not have of it.
     fn send_chunk(&self, session: &mut Session, start: u64, chunk: &[u8]) -> Result<(), Cause> {
-        let client = self.repository.client();
         let end = start + chunk.len() as u64;
         let (mut tries, mut position) = (1, start);
         while position < end {
@@ -285,7 +284,7 @@ impl<'a> Upload<'a> {
                     return Err(Cause::Malformed(format!("the registry has {reached} of {end} bytes after a chunk")));
                 }
                 Err(cause) => {
-                    let cause = client.wait_to_retry(&self.doing, tries, cause)?;
+                    let cause = self.repository.wait_to_retry(&self.doing, tries, cause)?;
                     tries += 1;
                     // A session that is gone ends this try, and not the upload.
                     let Ok(reached) = self.status(session) else { return Err(cause) };

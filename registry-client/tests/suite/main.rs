@@ -11,6 +11,7 @@ mod ranges;
 mod referrers;
 mod registry;
 mod resume;
+mod sick;
 mod signatures;
 mod stream;
 mod support;
