@@ -297,7 +297,8 @@ impl Client {
         self.retrying(&call.retry, doing, attempt)
     }
 
-    /// Sends with the authorization we have, and once more if it is refused.
+    /// Sends with the authorization we have, and once more if it is refused; a third time where the first answer could
+    /// not tell that more rights are wanted than we thought.
     fn authorized(&self, call: &Call<'_>) -> Result<Response, Cause> {
         let (transport, authenticator) = (&self.shared.transport, &self.shared.authenticator);
         let authorization = authenticator.known(transport, &call.purpose)?;
@@ -306,7 +307,8 @@ impl Client {
             return Ok(response);
         }
         let challenges: Vec<String> = response.headers("www-authenticate").map(str::to_owned).collect();
-        let fresh = if response.status == 401 || !challenges.is_empty() {
+        let is_first = authorization.is_none();
+        let mut fresh = if response.status == 401 || !challenges.is_empty() {
             // Read to its end, the connection can serve the next request; a failure only costs the connection.
             let _ = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &call.purpose.host.name);
             let challenges = challenges.iter().map(String::as_str);
@@ -318,7 +320,18 @@ impl Client {
                 None => return Ok(response),
             }
         };
-        let (response, _) = self.redirected(call, Some(&fresh))?;
+        let (mut response, asked) = self.redirected(call, Some(&fresh))?;
+        if response.status == 401
+            && is_first
+            && asked.origin() == call.purpose.host.endpoint.origin()
+            && authenticator.wants_more(&call.purpose, response.headers("www-authenticate"))
+        {
+            let challenges: Vec<String> = response.headers("www-authenticate").map(str::to_owned).collect();
+            let _ = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &call.purpose.host.name);
+            let challenges = challenges.iter().map(String::as_str);
+            fresh = authenticator.after_refusal(transport, &call.purpose, challenges, Some(&fresh))?;
+            response = self.redirected(call, Some(&fresh))?.0;
+        }
         if response.status != 401 {
             return Ok(response);
         }

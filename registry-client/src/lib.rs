@@ -29,6 +29,7 @@ mod limits;
 mod manifest;
 #[cfg(test)]
 mod mutations;
+mod no_proxy;
 mod open;
 mod pages;
 mod peer;

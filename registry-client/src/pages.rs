@@ -33,7 +33,7 @@ pub(crate) fn follow(
             return Err(Cause::Malformed(format!("{url} goes on with a page that was there before")));
         }
         let response = repository.request(doing, Method::Get, url.clone(), headers.to_vec())?;
-        let next = response.header("link").and_then(next_link).map(|link| url.join(link)).transpose();
+        let next = response.headers("link").find_map(next_link).map(|link| url.join(link)).transpose();
         let next = next.map_err(Cause::Malformed)?;
         let page = response.read_up_to(PAGE_LIMIT_BYTES, &url.origin().authority())?;
         let page = page.ok_or_else(|| Cause::Malformed(format!("{url} answered with an endless page")))?;
@@ -78,7 +78,7 @@ pub(crate) fn next_link(header: &str) -> Option<&str> {
     let mut rest = header;
     loop {
         let (target, after) = rest.trim().strip_prefix('<')?.split_once('>')?;
-        let end = after.find(", <").unwrap_or(after.len());
+        let end = end_of_link(after);
         let is_next = after[..end].split(';').any(|parameter| {
             parameter.split_once('=').is_some_and(|(key, value)| {
                 key.trim().eq_ignore_ascii_case("rel") && value.trim().trim_matches('"').eq_ignore_ascii_case("next")
@@ -87,8 +87,23 @@ pub(crate) fn next_link(header: &str) -> Option<&str> {
         if is_next {
             return Some(target);
         }
-        rest = after.get(end + 2..)?;
+        rest = after.get(end + 1..)?;
     }
+}
+
+/// Where the parameters of a link end: at a comma, unless that is quoted.
+fn end_of_link(parameters: &str) -> usize {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for (at, byte) in parameters.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b',' if !is_quoted => return at,
+            _ => {}
+        }
+    }
+    parameters.len()
 }
 
 #[cfg(test)]
@@ -103,6 +118,8 @@ mod tests {
         assert_eq!(next_link(r#"</x>; rel="prev""#), None);
         assert_eq!(next_link(r#"</x,y>; rel="prev", </z>; rel="next""#), Some("/z"));
         assert_eq!(next_link("/x; rel=next"), None);
+        assert_eq!(next_link(r#"</x>;rel="prev",</z>;rel="next""#), Some("/z"));
+        assert_eq!(next_link(r#"</x>; title="a\", <b>"; rel=prev ,  </z>; rel=next"#), Some("/z"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::auth::{Purpose, Scopes};
 use crate::client::{Call, Client, MakeBody};
 use crate::digest::{self, VerifyingReader};
-use crate::error::{Cause, Error};
+use crate::error::{Answer, Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::hosts::{Host, Route, Way};
 use crate::limits::Limits;
@@ -164,9 +164,15 @@ impl Repository {
 
     fn resolve_here(&self, selector: &Selector) -> Result<Descriptor, Error> {
         let doing = format!("look up {}", self.show(selector));
-        let response = self
-            .request(&doing, Method::Head, self.manifest_url(selector), vec![accept_manifests()])
-            .map_err(|cause| Error::new(&doing, cause))?;
+        let asked = self.request(&doing, Method::Head, self.manifest_url(selector), vec![accept_manifests()]);
+        let response = match asked {
+            Ok(response) => response,
+            // There are registries, and proxies before them, that know no HEAD, or not for manifests.
+            Err(Cause::Answer(Answer { status: 400 | 404 | 405 | 501, .. })) => {
+                return Ok(self.manifest_here(selector)?.descriptor());
+            }
+            Err(cause) => return Err(Error::new(&doing, cause)),
+        };
         let digest = response.header("docker-content-digest").and_then(|value| Digest::try_from(value).ok());
         let size_bytes = response.header("content-length").and_then(|value| value.parse::<u64>().ok());
         let content_type = response.header("content-type").map(media_type);

@@ -14,6 +14,7 @@ use ureq::tls::{Certificate, ClientCert, PemItem, RootCerts, TlsConfig, parse_pe
 use ureq::{Agent, Proxy, SendBody};
 
 use crate::error::{Cause, is_transient_status};
+use crate::no_proxy;
 use crate::peer::{Identity, Peer};
 use crate::secret::Secret;
 use crate::url::{Origin, Url};
@@ -179,8 +180,8 @@ impl Pace {
 #[derive(Debug)]
 pub(crate) struct Transport {
     options: TransportOptions,
-    /// By whether they speak TLS, and what is special about their peers.
-    agents: Mutex<HashMap<(bool, Peer), Agent>>,
+    /// By whether they speak TLS, whether through a proxy, and what is special about their peers.
+    agents: Mutex<HashMap<(bool, bool, Peer), Agent>>,
     /// Some peer refused `Expect`: from then on large bodies are sent without asking.
     expect_refused: AtomicBool,
     /// Nobody needs answers any more.
@@ -291,7 +292,8 @@ impl Transport {
         if method != Method::Delete {
             self.check()?;
         }
-        let key = (origin.is_https, peer.clone());
+        let is_direct = no_proxy::is_direct(self.options.no_proxy.as_deref().unwrap_or_default(), origin);
+        let key = (origin.is_https, is_direct, peer.clone());
         if let Some(agent) = agents.get(&key) {
             return Ok(agent.clone());
         }
@@ -300,7 +302,8 @@ impl Transport {
             false => (TlsConfig::default(), &self.options.http_proxy),
         };
         let connect_timeout = peer.connect_timeout.unwrap_or(self.options.connect_timeout);
-        let agent = self.new_agent(tls, self.proxy(proxy).map_err(Cause::Input)?, connect_timeout);
+        let proxy = if is_direct { None } else { proxy_at(proxy).map_err(Cause::Input)? };
+        let agent = self.new_agent(tls, proxy, connect_timeout);
         agents.insert(key, agent.clone());
         Ok(agent)
     }
@@ -331,31 +334,6 @@ impl Transport {
             .new_agent()
     }
 
-    fn proxy(&self, url: &Option<Secret>) -> Result<Option<Proxy>, String> {
-        let Some(url) = url.as_ref().map(Secret::reveal).filter(|url| !url.is_empty()) else { return Ok(None) };
-        // The URL may hold a password: it is not shown.
-        let parsed = Proxy::new(url).map_err(|_| "the proxy's URL is not understood".to_owned())?;
-        if !matches!(parsed.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https) {
-            return Err(format!("the proxy at {} is neither http nor https", parsed.host()));
-        }
-        let mut builder = Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
-        if let Some(user) = parsed.username() {
-            builder = builder.username(user);
-        }
-        if let Some(password) = parsed.password() {
-            builder = builder.password(password);
-        }
-        // Docker and containers never proxy loopback.
-        for host in ["localhost", "127.0.0.1", "::1"].into_iter().chain(self.no_proxy_hosts()) {
-            builder = builder.no_proxy(host);
-        }
-        builder.build().map(Some).map_err(|_| "the list of hosts without proxy is not understood".to_owned())
-    }
-
-    fn no_proxy_hosts(&self) -> impl Iterator<Item = &str> {
-        self.options.no_proxy.as_deref().unwrap_or_default().split(',').map(str::trim).filter(|host| !host.is_empty())
-    }
-
     fn root_certificates(&self, peer: &Peer) -> Result<RootCerts, String> {
         let system = rustls_native_certs::load_native_certs();
         let mut certificates: Vec<Certificate<'static>> =
@@ -375,6 +353,25 @@ impl Transport {
         }
         Ok(RootCerts::from(certificates))
     }
+}
+
+/// A proxy by its URL; which hosts are reached without it is decided before.
+fn proxy_at(url: &Option<Secret>) -> Result<Option<Proxy>, String> {
+    let Some(url) = url.as_ref().map(Secret::reveal).filter(|url| !url.is_empty()) else { return Ok(None) };
+    // The URL may hold a password: it is not shown.
+    let wrong = || "the proxy's URL is not understood".to_owned();
+    let parsed = Proxy::new(url).map_err(|_| wrong())?;
+    if !matches!(parsed.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https) {
+        return Err(format!("the proxy at {} is neither http nor https", parsed.host()));
+    }
+    let mut builder = Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
+    if let Some(user) = parsed.username() {
+        builder = builder.username(user);
+    }
+    if let Some(password) = parsed.password() {
+        builder = builder.password(password);
+    }
+    builder.build().map(Some).map_err(|_| wrong())
 }
 
 /// The library panics where certificate and key do not fit: an [`Identity`] was checked for that when it was made.

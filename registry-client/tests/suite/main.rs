@@ -1,5 +1,6 @@
 //! The tests of this crate from outside: one program, so that it links once.
 
+mod access;
 mod companions;
 mod contract;
 mod faults;
