@@ -73,18 +73,33 @@ impl<'a> StorePlace<'a> {
         }
     }
 
+    /// Where it is.
+    pub(crate) fn store(&self) -> &'a Store {
+        self.store
+    }
+
     /// Whether all is there that a manifest leads to. What cannot be read is not there.
-    fn is_whole(&self, manifest: &Descriptor, depth: usize) -> bool {
-        let read = || {
-            let bytes = self.store.read_blob(manifest.digest(), MANIFEST_LIMIT_BYTES).ok()?;
-            Manifest::new(None, bytes).ok()
-        };
-        match read().map(|manifest| manifest.content()) {
+    pub(crate) fn is_whole(&self, manifest: &Descriptor) -> bool {
+        self.is_whole_at(manifest, 0)
+    }
+
+    /// Whether a manifest is there, and one of several.
+    pub(crate) fn is_index(&self, manifest: &Descriptor) -> bool {
+        matches!(self.content_of(manifest), Some(ManifestContent::Index(_)))
+    }
+
+    fn content_of(&self, manifest: &Descriptor) -> Option<ManifestContent> {
+        let bytes = self.store.read_blob(manifest.digest(), MANIFEST_LIMIT_BYTES).ok()?;
+        Manifest::new(None, bytes).ok().map(|manifest| manifest.content())
+    }
+
+    fn is_whole_at(&self, manifest: &Descriptor, depth: usize) -> bool {
+        match self.content_of(manifest) {
             Some(ManifestContent::Image { config, layers }) => {
                 layers.iter().chain([&*config]).all(|blob| Destination::has_blob(self, blob).unwrap_or(false))
             }
             Some(ManifestContent::Index(entries)) if depth < MOST_INDEXES_DEEP => {
-                entries.iter().all(|entry| self.is_whole(entry, depth + 1))
+                entries.iter().all(|entry| self.is_whole_at(entry, depth + 1))
             }
             _ => false,
         }
@@ -172,7 +187,7 @@ impl Destination for StorePlace<'_> {
     fn named(&self) -> Result<Option<Digest>, Error> {
         let Some(name) = &self.name else { return Ok(None) };
         let found = crate::names::find(self.store, &name.parse()?)?;
-        Ok(found.filter(|manifest| self.is_whole(manifest, 0)).map(|manifest| manifest.digest().clone()))
+        Ok(found.filter(|manifest| self.is_whole(manifest)).map(|manifest| manifest.digest().clone()))
     }
 
     fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {

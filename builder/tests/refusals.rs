@@ -104,6 +104,28 @@ fn a_hint_does_what_was_wanted() {
 }
 
 #[test]
+fn what_scripts_of_dockers_users_say_is_understood() {
+    let shell = Shell::new();
+    shell.run("rmi -f nope nope:2").success();
+    shell.run("rmi").failure(2, "NAME");
+    shell.run("build -t app:1 -t app:2 .").success();
+    shell.run("image rm -f app:1 nope").success();
+    assert_eq!(shell.run("image ls").success(), shell.run("images").success());
+    assert!(shell.run("image ls").success().contains("app:2"));
+    shell.run("image prune -f").success();
+    assert_eq!(shell.run("rmi --all").success(), "app:2");
+    assert_eq!(shell.run("rmi --all").success(), "");
+    shell.run("image push nope").failure(1, "nope");
+    assert!(shell.run("help").success().contains("Usage: nacre"));
+    assert!(shell.run("help run").success().contains("Usage: nacre run"));
+    assert!(shell.run("help manifest create").success().contains("Usage: nacre manifest create"));
+    shell.run("help nope").failure(2, "nope");
+    let ended = shell.run("images -x");
+    assert!(!ended.stderr.contains("as a value"), "{}", ended.stderr);
+    ended.failure(2, "-x");
+}
+
+#[test]
 fn a_list_that_is_too_long_is_refused_and_not_cut() {
     let shell = Shell::new();
     fs::write(shell.0.path().join("list"), "# a comment\n".repeat(1_500_000)).expect("written");

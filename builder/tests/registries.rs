@@ -7,10 +7,11 @@ mod ended;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixtures::fault::{FaultServer, Reply};
 use fixtures::registry::Registry;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use ended::Ended;
@@ -279,6 +280,94 @@ fn an_image_is_the_one_that_came_last_however_its_name_was_spelled() {
     // Its own digest makes another name of it.
     desk.run(&["pull", &desk.at(&format!("app@{new}"))]).success();
     assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(3), "{}", images());
+}
+
+/// A registry of an index under any tag, with an image without layers, that can become another one.
+fn registry_of_an_index(is_other: &'static AtomicBool) -> FaultServer {
+    FaultServer::start(move |request| {
+        let digest = |text: &str| layerfs::digest_of(text.as_bytes()).to_string();
+        let platform = registry_client::Platform::host();
+        let config = json!({"architecture": platform.architecture(), "os": "linux", "created": "2020-01-01T00:00:00Z",
+            "author": is_other.load(Ordering::SeqCst).to_string(), "rootfs": {"type": "layers", "diff_ids": []}});
+        let config = config.to_string();
+        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config),
+                "size": config.len()}, "layers": []});
+        let manifest = manifest.to_string();
+        let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(&manifest),
+            "size": manifest.len(), "platform": {"os": "linux", "architecture": platform.architecture()}});
+        let mut arm = entry.clone();
+        arm["platform"] = json!({"os": "linux", "architecture": "riscv64"});
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [entry, arm]});
+        let index = index.to_string();
+        let documents = [
+            (digest(&config), &config, "application/octet-stream"),
+            (digest(&manifest), &manifest, "application/vnd.oci.image.manifest.v1+json"),
+            ("manifests/".to_owned(), &index, "application/vnd.oci.image.index.v1+json"),
+        ];
+        match documents.iter().find(|(part, ..)| request.path.contains(part)) {
+            Some((_, text, media_type)) => Reply::new(200)
+                .header("Content-Type", *media_type)
+                .header("Docker-Content-Digest", digest(text))
+                .body(text.as_str()),
+            None => Reply::new(404),
+        }
+    })
+}
+
+#[test]
+fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
+    static IS_OTHER: AtomicBool = AtomicBool::new(false);
+    let (desk, server) = (Desk::new(), registry_of_an_index(&IS_OTHER));
+    let name = format!("{}/app", server.address());
+    fs::write(desk.path("Dockerfile"), format!("FROM {name}\nLABEL a=b\n")).expect("written");
+    let old = desk.run(&["pull", &name]).success();
+    let fetched = || server.count("GET", "/manifests/");
+    assert_eq!((fetched(), server.count("HEAD", "/manifests/")), (2, 0));
+    assert_eq!(desk.run(&["pull", &name]).success(), old);
+    assert_eq!(desk.run(&["pull", "-q", &format!("{name}:latest")]).success(), old);
+    desk.run(&["build", "--pull", "."]).success();
+    desk.run(&["run", "--pull", "always", &name, "x"]).failure(127, "x");
+    assert_eq!((fetched(), server.count("HEAD", "/manifests/")), (2, 4));
+    // Another platform, the whole index, or another image under the tag is fetched.
+    assert_eq!(desk.run(&["pull", "--platform", "linux/riscv64", &name]).success(), old);
+    assert_eq!(fetched(), 4);
+    assert_ne!(desk.run(&["pull", "--all-platforms", &name]).success(), old);
+    assert_eq!(fetched(), 6);
+    desk.run(&["pull", "--all-platforms", &name]).success();
+    assert_eq!(fetched(), 6);
+    assert_eq!(desk.run(&["pull", &name]).success(), old);
+    IS_OTHER.store(true, Ordering::SeqCst);
+    assert_ne!(desk.run(&["pull", &name]).success(), old);
+    // Where signatures are demanded, what is there does not count.
+    let policy = r#"{"default": [{"type": "reject"}]}"#;
+    fs::write(desk.path("policy.json"), policy).expect("written");
+    desk.run(&["pull", "--signature-policy", "policy.json", &name]).failure(1, "");
+}
+
+#[test]
+fn an_image_is_inspected_wherever_it_lies() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "one");
+    let (there, stored) = (desk.place("app:1"), desk.at("app:1"));
+    desk.run(&["copy", &stored, "oci:layout:x"]).success();
+    desk.run(&["copy", &stored, "docker-archive:app.tar:app:1"]).success();
+    let whole = desk.run(&["inspect", "--format", "json", &stored]).json();
+    for place in [&there, "oci:layout:x", "oci:layout:@0"] {
+        let shown = desk.run(&["inspect", "--platform", "linux/amd64", "--format", "json", place]).json();
+        assert_eq!(shown["names"], json!([place.replace("docker://", "docker://")]), "{shown}");
+        for key in ["digest", "config", "config_digest", "layers", "manifest"] {
+            assert_eq!(shown[key], whole[key], "{place} {key}");
+        }
+    }
+    assert!(desk.run(&["inspect", "docker-archive:app.tar"]).success().contains("linux/amd64"));
+    let raw = desk.run(&["inspect", "--raw", "manifest", &there]).success();
+    assert_eq!(layerfs::digest_of(raw.as_bytes()).to_string(), digest);
+    desk.run(&["inspect", &desk.place("nope")]).failure(3, "404");
+    desk.run(&["copy", &stored, "oci:layout:@1"]).failure(1, "give it a name");
+    desk.run(&["copy", "oci:layout:@7", "x"]).failure(1, "counted from @0");
+    desk.run(&["copy", "oci:layout:@x", "x"]).failure(2, "no number");
 }
 
 #[test]

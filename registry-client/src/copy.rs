@@ -58,6 +58,8 @@ impl Default for CopyOptions {
 pub struct Copied {
     /// The manifest (or index) that the destination names now.
     pub manifest: Manifest,
+    /// The digest of what the source names: that, or the index that it was chosen from.
+    pub named: Digest,
     /// Blobs whose content was sent.
     pub sent: usize,
     /// Blobs that were there, or that the registry took from another repository.
@@ -107,9 +109,11 @@ pub fn copy(
     options: &CopyOptions,
     progress: &dyn Progress,
 ) -> Result<Copied, Error> {
+    let named = source.manifest(None)?;
+    let named_digest = named.digest().clone();
     let top = match &options.platforms {
-        PlatformChoice::One(platform) => choose_image(source, platform)?,
-        PlatformChoice::All => source.manifest(None)?,
+        PlatformChoice::One(platform) => chosen(source, named, platform)?,
+        PlatformChoice::All => named,
     };
     let mut plan = Plan { with_referrers: options.referrers, ..Plan::default() };
     plan.seen.insert(top.digest().clone());
@@ -135,7 +139,7 @@ pub fn copy(
         destination.put_manifest(manifest, false)?;
     }
     destination.put_manifest(&top, true)?;
-    Ok(Copied { manifest: top, sent: results.sent, skipped: results.skipped })
+    Ok(Copied { manifest: top, named: named_digest, sent: results.sent, skipped: results.skipped })
 }
 
 /// Copies one blob ahead of the image that it belongs to; false if it needed no moving.
@@ -156,7 +160,10 @@ pub fn copy_blob(
 /// # Errors
 /// If the source cannot be read, or has no image for the platform.
 pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest, Error> {
-    let mut manifest = source.manifest(None)?;
+    chosen(source, source.manifest(None)?, platform)
+}
+
+fn chosen(source: &dyn Source, mut manifest: Manifest, platform: &Platform) -> Result<Manifest, Error> {
     for _ in 0..INDEX_DEPTH_LIMIT {
         let ManifestContent::Index(manifests) = manifest.content() else { return Ok(manifest) };
         let Some(chosen) = platform.choose(&manifests, &manifest.os_versions()) else {

@@ -17,6 +17,7 @@ use crate::draft::{Draft, parent};
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
+use crate::reference::position_of;
 use crate::referrers;
 use crate::signature::companion_subject;
 
@@ -75,6 +76,7 @@ impl OciLayout {
 
     /// Makes the directory for a digest's blobs, and the layout around it.
     fn prepare(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        check_name(self.tag.as_deref(), &self.words())?;
         // It looks like a layout, but its list has another lock, and its blobs hang together with more.
         if self.directory.join(STORE_MARKER).exists() {
             let what = "it is the store of nacre, whose images are named without a prefix".to_owned();
@@ -213,6 +215,17 @@ impl Destination for OciLayout {
 
     fn put_tagged(&self, manifest: &Manifest, tag: &str) -> Result<(), Error> {
         Self::new(&self.directory, Some(tag.to_owned())).put_manifest(manifest, true)
+    }
+}
+
+/// Where an image goes it has a name, and no number.
+pub(crate) fn check_name(tag: Option<&str>, words: &str) -> Result<(), Error> {
+    match tag.and_then(position_of) {
+        None => Ok(()),
+        Some(_) => {
+            let what = "a number names an image that is there already; give it a name".to_owned();
+            Err(Error::local(format!("write to {words}"), Cause::Input(what)))
+        }
     }
 }
 
@@ -359,6 +372,10 @@ fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor,
         };
     };
     let is_named = |descriptor: &&Descriptor, key| annotation(descriptor, key).as_deref() == Some(tag);
+    if let Some(position) = position_of(tag) {
+        let missing = || fail(Cause::Missing(format!("it holds {} images, counted from @0", all.len())));
+        return all.get(position).cloned().ok_or_else(missing);
+    }
     // No tag has a colon: what has one is a digest, and names itself.
     let found = all.iter().find(|descriptor| descriptor.digest().as_ref() == tag);
     let found = found.or_else(|| all.iter().find(|descriptor| is_named(descriptor, NAME)));

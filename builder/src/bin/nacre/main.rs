@@ -48,7 +48,16 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage::answer(error),
     };
-    if matches!(&cli.verb, Verb::Build(args) if args.quiet) {
+    if let Verb::Image(verb) = cli.verb {
+        cli.verb = verb.into();
+    }
+    let is_quiet = match &cli.verb {
+        Verb::Build(args) => args.quiet,
+        Verb::Pull(args) => args.quiet,
+        Verb::Push(args) => args.quiet,
+        _ => false,
+    };
+    if is_quiet {
         cli.global.progress = progress::Mode::Quiet;
     }
     let is_run = matches!(cli.verb, Verb::Run(_));
@@ -131,6 +140,7 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         | Verb::Completions(_)
         | Verb::Doctor(_)
         | Verb::Unshare(_) => unreachable!("they were carried out without a session"),
+        Verb::Image(_) => unreachable!("it stands for another one"),
     }
 }
 
