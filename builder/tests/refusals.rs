@@ -116,6 +116,7 @@ fn what_scripts_of_dockers_users_say_is_understood() {
     assert_eq!(shell.run("rmi --all").success(), "app:2");
     assert_eq!(shell.run("rmi --all").success(), "");
     shell.run("image push nope").failure(1, "nope");
+    shell.run("image ls -a").failure(2, "every name of the store is listed");
     assert!(shell.run("help").success().contains("Usage: nacre"));
     assert!(shell.run("help run").success().contains("Usage: nacre run"));
     assert!(shell.run("help manifest create").success().contains("Usage: nacre manifest create"));
@@ -123,6 +124,22 @@ fn what_scripts_of_dockers_users_say_is_understood() {
     let ended = shell.run("images -x");
     assert!(!ended.stderr.contains("as a value"), "{}", ended.stderr);
     ended.failure(2, "-x");
+}
+
+#[test]
+fn nothing_is_cleared_up_below_a_manifest_that_is_damaged() {
+    let shell = Shell::new();
+    let digest = shell.run("build -t app .").success();
+    let blobs = shell.0.path().join("store/blobs/sha256");
+    let count = || fs::read_dir(&blobs).expect("listed").count();
+    let before = count();
+    fs::write(blobs.join(digest.trim_start_matches("sha256:")), "{").expect("written");
+    shell.run("prune --all").failure(1, "`nacre verify` tells");
+    assert_eq!(count(), before);
+    assert_ne!(shell.run("verify").code, 0);
+    shell.run("rmi app").success();
+    shell.run("prune --all").success();
+    assert_eq!(count(), 0);
 }
 
 #[test]

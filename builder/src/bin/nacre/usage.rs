@@ -168,7 +168,12 @@ pub(crate) fn answer(mut error: clap::Error) -> ExitCode {
     let mut command = Cli::command();
     command.build();
     let verbs = spoken(&command, std::env::args().skip(1));
-    let verb = verbs.first().map_or("", String::as_str);
+    let verb = match verbs.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["image", "ls", ..] => "images",
+        ["image", "rm", ..] => "remove",
+        ["image", verb, ..] | [verb, ..] => verb,
+        [] => "",
+    };
     match elsewhere(&error, verb) {
         Some((what, hint)) => report::show(&format!("error: {what} is not supported\nhint: {hint}\n")),
         None => {
@@ -270,7 +275,6 @@ mod tests {
     fn the_verb_is_found_behind_global_flags() {
         let spoken = |line: &str| spoken(&Cli::command(), line.split(' ').map(str::to_owned));
         assert_eq!(spoken("--root /s rmi -f x"), ["remove"]);
-        assert_eq!(spoken("help run"), ["help", "run"]);
         assert_eq!(spoken("manifest create run"), ["manifest", "create"]);
         assert_eq!(spoken("run image push"), ["run"]);
     }
