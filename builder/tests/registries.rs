@@ -356,7 +356,7 @@ fn an_image_is_inspected_wherever_it_lies() {
     let whole = desk.run(&["inspect", "--format", "json", &stored]).json();
     for place in [&there, "oci:layout:x", "oci:layout:@0"] {
         let shown = desk.run(&["inspect", "--platform", "linux/amd64", "--format", "json", place]).json();
-        assert_eq!(shown["names"], json!([place.replace("docker://", "docker://")]), "{shown}");
+        assert_eq!(shown["names"], json!([place]), "{shown}");
         for key in ["digest", "config", "config_digest", "layers", "manifest"] {
             assert_eq!(shown[key], whole[key], "{place} {key}");
         }
