@@ -205,7 +205,7 @@ fn what_docker_has_and_this_does_not_is_told_with_the_way() {
     person.run(&["run", "-p", "80:80", "app"]).failure(125, "its ports are open as they are");
     person.run(&["build", "--provenance=version=v0.2", "."]).failure(2, "version=v0.2 is not supported");
     person.run(&["build", "nowhere"]).failure(1, "cannot find the build context nowhere");
-    person.run(&["inspect", "docker-archive:x.tar"]).failure(1, "nacre copy docker-archive:x.tar");
+    person.run(&["inspect", "docker-archive:x.tar"]).failure(1, "x.tar");
     person.run(&["copy", "app", "store:app:1"]).failure(1, "store:app:1");
     // The variable NACRE_ROOT is no argument.
     person.run(&["build"]).failure(2, "Usage: nacre build [OPTIONS] <CONTEXT>");

@@ -20,7 +20,7 @@ use crate::progress::{Progress, Silent};
 use crate::ranges::{LaneBudget, RangePolicy};
 use crate::reference::Reference;
 use crate::repository::Repository;
-use crate::retry::{RetryPolicy, parse_retry_after};
+use crate::retry::{Patience, RetryPolicy, parse_retry_after};
 use crate::secret::{self, Secret, without_credentials};
 use crate::transport::{Body, Method, Response, Transport, TransportOptions};
 use crate::url::{Origin, Url};
@@ -182,7 +182,7 @@ impl Client {
             headers: Vec::new(),
             body: &|| Ok(Body::Empty),
             purpose: Purpose { host: &host, repository: "", scopes: &scopes },
-            retry: *self.retry(),
+            patience: Patience::new(*self.retry(), false),
             may_repeat: true,
         };
         let response = self.call(doing, &call).map_err(|cause| Error::new(doing, cause))?;
@@ -236,7 +236,7 @@ impl Client {
     /// Runs `attempt` until it succeeds, fails for good or the tries are used up.
     pub(crate) fn retrying<T>(
         &self,
-        policy: &RetryPolicy,
+        patience: &Patience,
         doing: &str,
         mut attempt: impl FnMut() -> Result<T, Cause>,
     ) -> Result<T, Cause> {
@@ -244,7 +244,7 @@ impl Client {
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
-                Err(cause) => drop(self.wait_to_retry(policy, doing, tries, cause)?),
+                Err(cause) => drop(self.wait_to_retry(patience, doing, tries, cause)?),
             }
             tries += 1;
         }
@@ -253,12 +253,12 @@ impl Client {
     /// Waits before the next try after `tries`, and gives the cause back: as an error where there is none.
     pub(crate) fn wait_to_retry(
         &self,
-        policy: &RetryPolicy,
+        patience: &Patience,
         doing: &str,
         tries: u32,
         cause: Cause,
     ) -> Result<Cause, Cause> {
-        let Some(wait) = policy.wait_after(tries, &cause) else { return Err(cause) };
+        let Some(wait) = patience.wait_after(tries, &cause) else { return Err(cause) };
         self.shared.transport.check()?;
         self.progress().retrying(doing, &cause.to_string(), wait);
         self.shared.transport.pause(wait)?;
@@ -294,7 +294,7 @@ impl Client {
         if !call.may_repeat {
             return attempt();
         }
-        self.retrying(&call.retry, doing, attempt)
+        self.retrying(&call.patience, doing, attempt)
     }
 
     /// Sends with the authorization we have, and once more if it is refused; a third time where the first answer could
@@ -390,7 +390,7 @@ impl Client {
             headers,
             body: &|| Ok(Body::Empty),
             purpose,
-            retry: *self.retry(),
+            patience: Patience::new(*self.retry(), false),
             may_repeat: false,
         };
         check_move(host.endpoint.origin(), url)?;
@@ -409,7 +409,7 @@ impl Client {
         let body = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &host).ok().flatten().unwrap_or_default();
         let first = serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| body.errors.into_iter().next());
         let (code, message) = first.map_or((None, None), |first| (first.code, first.message));
-        let is_long_wait = retry_after.is_some_and(|wait| wait > call.retry.longest_wait);
+        let is_long_wait = retry_after.is_some_and(|wait| wait > call.patience.longest_wait());
         if status == 429 && (is_used_up || is_long_wait) {
             return Cause::Quota { host, limits, retry_after };
         }
@@ -506,7 +506,7 @@ pub(crate) struct Call<'a> {
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: &'a MakeBody<'a>,
     pub(crate) purpose: Purpose<'a>,
-    pub(crate) retry: RetryPolicy,
+    pub(crate) patience: Patience,
     /// Whether it can be sent again after it may have reached the registry.
     pub(crate) may_repeat: bool,
 }

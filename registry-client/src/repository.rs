@@ -20,7 +20,7 @@ use crate::place::{Content, Origin, Stored};
 use crate::progress::Progress;
 use crate::pull::BlobReader;
 use crate::ranges::RangedReader;
-use crate::retry::{RetryPolicy, twice_if_damaged};
+use crate::retry::{Patience, twice_if_damaged};
 use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
 use crate::upload::Upload;
@@ -43,7 +43,7 @@ pub struct Repository {
     /// Where it is written to, if not here.
     push: Option<Box<Self>>,
     /// How patiently it is asked.
-    retry: RetryPolicy,
+    patience: Patience,
 }
 
 /// A tag or a digest.
@@ -78,11 +78,11 @@ impl Repository {
             takes_tags: way.takes_tags,
             takes_digests: way.takes_digests,
             push: None,
-            retry: *client.retry(),
+            patience: Patience::new(*client.retry(), false),
         };
         let mut ways: Vec<Self> = route.pulls.into_iter().map(at).collect();
         if let Some((_, mirrors)) = ways.split_last_mut() {
-            mirrors.iter_mut().for_each(|mirror| mirror.retry = mirror.retry.while_others_can());
+            mirrors.iter_mut().for_each(|mirror| mirror.patience = Patience::new(*client.retry(), true));
         }
         let push = Box::new(at(route.push));
         // The last way is the registry itself, unless it serves no reads.
@@ -150,7 +150,8 @@ impl Repository {
             };
             Ok((manifest, etag))
         };
-        let patiently = |_| self.client.retrying(&self.retry, &doing, fetch).map_err(|cause| Error::new(&doing, cause));
+        let patiently =
+            |_| self.client.retrying(&self.patience, &doing, fetch).map_err(|cause| Error::new(&doing, cause));
         twice_if_damaged(&doing, self.client.progress(), patiently)
     }
 
@@ -339,7 +340,7 @@ impl Repository {
 
     /// Waits before the next try after `tries`, as patiently as this is asked.
     pub(crate) fn wait_to_retry(&self, doing: &str, tries: u32, cause: Cause) -> Result<Cause, Cause> {
-        self.client.wait_to_retry(&self.retry, doing, tries, cause)
+        self.client.wait_to_retry(&self.patience, doing, tries, cause)
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -391,7 +392,7 @@ impl Repository {
         scopes: &'a Scopes,
     ) -> Call<'a> {
         let purpose = Purpose { host: &self.host, repository: &self.name, scopes };
-        Call { method, url, headers, body, purpose, retry: self.retry, may_repeat: true }
+        Call { method, url, headers, body, purpose, patience: self.patience, may_repeat: true }
     }
 
     /// The same, asking for the right to delete.

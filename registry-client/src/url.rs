@@ -123,7 +123,9 @@ impl Origin {
         let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         // The system takes `127.1`, `2130706433` and `0x7f.1` for addresses, too; nobody writes such a registry.
         let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
-        let is_number = last.bytes().all(|b| b.is_ascii_digit()) || last.starts_with("0x") || last.starts_with("0X");
+        let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+        let is_number = hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+            || last.bytes().all(|b| b.is_ascii_digit());
         if is_name && is_number && host.parse::<Ipv4Addr>().is_err() {
             return None;
         }
