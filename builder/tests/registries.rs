@@ -371,6 +371,30 @@ fn an_image_is_inspected_wherever_it_lies() {
 }
 
 #[test]
+fn an_image_is_saved_and_loaded_as_docker_does_it() {
+    let desk = Desk::new();
+    desk.push("team/app:1", "linux/amd64", "one");
+    let name = desk.at("team/app:1");
+    let diff_ids = |name: &str| desk.run(&["inspect", "--format", "json", name]).json()["config"]["rootfs"].clone();
+    let whole = diff_ids(&name);
+    for format in ["docker-archive", "oci-archive"] {
+        desk.run(&["save", "-q", "-o", "app.tar", "--format", format, &name]).success();
+        desk.run(&["rmi", &name]).success();
+        assert_eq!(desk.run(&["load", "-i", "app.tar"]).success(), name);
+        assert_eq!(diff_ids(&name), whole, "{format}");
+    }
+    let skopeo = |to: &str| skopeo(&["copy", "--src-tls-verify=false", &desk.place("team/app:1"), to]).success();
+    skopeo(&format!("docker-archive:{}:other:2", desk.text("other.tar")));
+    assert_eq!(desk.run(&["image", "load", "--input", "other.tar"]).success(), "other:2");
+    skopeo(&format!("oci-archive:{}:1", desk.text("unnamed.tar")));
+    desk.run(&["load", "-i", "unnamed.tar"]).failure(1, "gives the only one a name");
+    desk.run(&["load", "-i", "nope.tar"]).failure(1, "nope.tar");
+    desk.run(&["save", "-o", "x.tar", "nope"]).failure(1, "nope");
+    assert!(!desk.path("x.tar").exists());
+    desk.run(&["save", &name]).failure(2, "--output");
+}
+
+#[test]
 fn a_store_is_no_layout_to_write_to() {
     let desk = Desk::new();
     desk.push("app:1", "linux/amd64", "one");

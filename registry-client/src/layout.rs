@@ -17,7 +17,7 @@ use crate::draft::{Draft, parent};
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
-use crate::reference::position_of;
+use crate::reference::{Reference, position_of};
 use crate::referrers;
 use crate::signature::companion_subject;
 
@@ -349,6 +349,17 @@ pub(crate) fn read_referrers(files: &dyn Files, place: &str, subject: &Digest) -
         }
     }
     Ok(found)
+}
+
+/// The images that have a full name, with what finds them: containerd's annotation, or a name that is more than a tag.
+pub(crate) fn full_names(files: &dyn Files, place: &str) -> Result<Vec<(String, Reference)>, Error> {
+    let full = |entry: &Descriptor| {
+        let name =
+            annotation(entry, NAME).filter(|name| name.contains(['/', ':']) && companion_subject(name).is_none());
+        let name = annotation(entry, CONTAINERD_NAME).or(name)?;
+        Some((name.clone(), name.parse().ok()?))
+    };
+    Ok(listed(files, place)?.iter().filter_map(full).collect())
 }
 
 fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor, Error> {

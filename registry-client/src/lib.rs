@@ -54,6 +54,7 @@ mod upload;
 mod url;
 mod ways;
 
+pub use self::archive::archived;
 pub use self::archive::docker::{DockerArchiveDestination, DockerArchiveSource};
 pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
 pub use self::artifact::{Artifact, FileContent};

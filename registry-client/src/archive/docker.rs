@@ -110,16 +110,30 @@ impl Source for DockerArchiveSource {
     fn distrust(&self, _: &Descriptor) {}
 }
 
-/// Finds the image of a reference; without one the only image.
-fn find(files: &TarFiles, words: &str, reference: Option<&Reference>) -> Result<Item, Error> {
+/// The names that images have in an archive.
+pub(super) fn names(files: &TarFiles, words: &str) -> Result<Vec<Reference>, Error> {
+    let all = items(files, words)?;
+    Ok(all.iter().flat_map(tags_of).filter_map(|tag| tag.parse().ok()).collect())
+}
+
+fn tags_of(item: &Item) -> Vec<String> {
+    item.repo_tags.clone().unwrap_or_default()
+}
+
+fn items(files: &TarFiles, words: &str) -> Result<Vec<Item>, Error> {
     let fail = |cause| Error::local(format!("find the image in {words}"), cause);
     if !files.has("manifest.json") {
         return Err(fail(Cause::Malformed("it has no manifest.json: not made by docker save".to_owned())));
     }
     let bytes = read_small(files, words, "manifest.json")?;
-    let mut items: Vec<Item> = serde_json::from_slice(&bytes)
-        .map_err(|error| fail(Cause::Malformed(format!("its manifest.json is not understood: {error}"))))?;
-    let tags_of = |item: &Item| item.repo_tags.clone().unwrap_or_default();
+    serde_json::from_slice(&bytes)
+        .map_err(|error| fail(Cause::Malformed(format!("its manifest.json is not understood: {error}"))))
+}
+
+/// Finds the image of a reference; without one the only image.
+fn find(files: &TarFiles, words: &str, reference: Option<&Reference>) -> Result<Item, Error> {
+    let fail = |cause| Error::local(format!("find the image in {words}"), cause);
+    let mut items = items(files, words)?;
     let Some(reference) = reference else {
         if items.len() == 1 {
             return Ok(items.remove(0));

@@ -51,6 +51,10 @@ pub(crate) enum Verb {
     Pull(commands::pull::Args),
     /// Copy an image between registries, layouts, archives and the store
     Copy(commands::copy::Args),
+    /// Write an image of the store to a file
+    Save(commands::save::Args),
+    /// Read images from a file into the store
+    Load(commands::load::Args),
     /// Copy many images, as a list file says
     Sync(commands::sync::Args),
     /// List the tags of a repository
@@ -137,6 +141,10 @@ pub(crate) enum ImageVerb {
     Rm(commands::remove::Args),
     /// Remove what no name leads to
     Prune(commands::prune::Args),
+    /// Write an image of the store to a file
+    Save(commands::save::Args),
+    /// Read images from a file into the store
+    Load(commands::load::Args),
 }
 
 impl From<ImageVerb> for Verb {
@@ -151,6 +159,8 @@ impl From<ImageVerb> for Verb {
             ImageVerb::Tag(args) => Self::Tag(args),
             ImageVerb::Rm(args) => Self::Remove(args),
             ImageVerb::Prune(args) => Self::Prune(args),
+            ImageVerb::Save(args) => Self::Save(args),
+            ImageVerb::Load(args) => Self::Load(args),
         }
     }
 }

@@ -56,6 +56,8 @@ fn main() -> ExitCode {
         Verb::Build(args) => args.quiet,
         Verb::Pull(args) => args.quiet,
         Verb::Push(args) => args.quiet,
+        Verb::Save(args) => args.quiet,
+        Verb::Load(args) => args.quiet,
         _ => false,
     };
     if is_quiet {
@@ -113,6 +115,8 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Push(args) => commands::push::run(session, &args),
         Verb::Pull(args) => commands::pull::run(session, &args),
         Verb::Copy(args) => commands::copy::run(session, &args),
+        Verb::Save(args) => commands::save::run(session, &args),
+        Verb::Load(args) => commands::load::run(session, &args),
         Verb::Sync(args) => commands::sync::run(session, &args),
         Verb::Tags(args) => commands::tags::run(session, &args),
         Verb::Catalog(args) => commands::catalog::run(session, &args),
