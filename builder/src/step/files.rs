@@ -6,18 +6,19 @@ use std::sync::Arc;
 use layerfs::{FileKind, Time, Tree};
 
 use super::content::{self, ContentRules};
-use super::copy::{Copier, CopyError, CopyOptions};
 use super::remote::{self, Remote, SourceKind};
-use super::select::{Selected, Source};
-use super::unpack;
 use crate::accounts::Accounts;
 use crate::build::{Builder, Identity, Input};
 use crate::cache::{NamedContent, Work};
+use crate::changeset::copy::{Copier, CopyError, CopyOptions};
+use crate::changeset::select::{Selected, Source};
+use crate::changeset::unpack;
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
 use crate::context::{Patterns, without_passwords};
-use crate::dockerfile::{Add, Copy, FileSource, Files, Heredoc, ModeChange, Word};
+use crate::dockerfile::{Add, Copy, FileSource, Files, Heredoc, InvalidMode, ModeChange, Word};
 use crate::error::{BuildError, Site};
+use crate::plan::SourceName;
 use crate::stage::StageState;
 
 /// passwd and group files of images are small; what is larger is no such file.
@@ -32,7 +33,7 @@ pub(crate) fn copy(
     site: &Site,
 ) -> Result<(), BuildError> {
     let input = match &copy.from {
-        Some(from) => builder.input(&from.text, &site.at(from.span))?,
+        Some(from) => builder.input(SourceName::Copy(&from.text), &site.at(from.span))?,
         None => builder.context()?,
     };
     Job::new(builder, stage, (&copy.files, copy.parents), input, None, site)?.carry_out(builder, stage, text, site)
@@ -417,13 +418,12 @@ fn inline(builder: &Builder<'_>, stage: &StageState, heredoc: &Heredoc, site: &S
         let expander = crate::dockerfile::Expander::new(builder.evaluation.escape, &lookup);
         text = expander.expand_heredoc(&text).map_err(site.at(heredoc.span).because())?;
     }
-    Ok(Item::Inline { name: heredoc.delimiter.clone(), bytes: text.into_bytes().into() })
+    let name = heredoc.file_name().map_err(site.because())?;
+    Ok(Item::Inline { name, bytes: text.into_bytes().into() })
 }
 
 fn mode(text: &str, site: &Site) -> Result<ModeChange, BuildError> {
-    let wrong =
-        || site.error(format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"));
-    ModeChange::parse(text).ok_or_else(|| wrong().into())
+    ModeChange::parse(text).ok_or_else(|| site.error(InvalidMode(text.to_owned()).to_string()).into())
 }
 
 fn owner(builder: &Builder<'_>, stage: &StageState, text: &str, is_link: bool) -> Result<Owner, BuildError> {

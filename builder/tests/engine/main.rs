@@ -18,5 +18,6 @@ mod pulling;
 mod pushing;
 mod remote_cache;
 mod side_by_side;
+mod stages;
 mod support;
 mod trust;
