@@ -77,6 +77,13 @@ impl<'a> Expander<'a> {
         Self { escape, lookup: Some(lookup), raw: Raw::Nothing, reads_quotes: true }
     }
 
+    /// For the body of a here-document: quotes are plain characters, and the backslash is the escape character
+    /// whatever that of the Dockerfile is.
+    #[must_use]
+    pub fn heredoc(lookup: Lookup<'a>) -> Self {
+        Self { escape: '\\', lookup: Some(lookup), raw: Raw::Nothing, reads_quotes: false }
+    }
+
     /// Splits like a shell but leaves references to variables standing.
     pub(super) fn raw(raw: Raw) -> Self {
         Self { escape: '\\', lookup: None, raw, reads_quotes: true }
@@ -96,14 +103,6 @@ impl<'a> Expander<'a> {
     /// As [`Self::expand`].
     pub fn expand_words(&self, text: &str) -> Result<Vec<String>, ExpansionError> {
         self.lex(text).map(|(_, words)| words)
-    }
-
-    /// The body of a here-document: quotes are plain characters, variables and escapes are not.
-    ///
-    /// # Errors
-    /// As [`Self::expand`].
-    pub fn expand_heredoc(&self, body: &str) -> Result<String, ExpansionError> {
-        Self { reads_quotes: false, ..*self }.expand(body)
     }
 
     fn lex(&self, text: &str) -> Result<(String, Vec<String>), ExpansionError> {
@@ -423,8 +422,8 @@ mod tests {
     #[test]
     fn a_heredoc_keeps_quotes_and_loses_backslashes() {
         let lookup = |_: &str| Some("v".to_owned());
-        let expander = Expander::new('\\', &lookup);
-        assert_eq!(expander.expand_heredoc("it's \"$x\" \\$x back\\slash").as_deref(), Ok("it's \"v\" $x backslash"));
+        let expander = Expander::heredoc(&lookup);
+        assert_eq!(expander.expand("it's \"$x\" \\$x back\\slash").as_deref(), Ok("it's \"v\" $x backslash"));
     }
 
     #[test]

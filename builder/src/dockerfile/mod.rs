@@ -107,7 +107,7 @@ mod tests {
         for placed in file.stages.iter().flat_map(|stage| &stage.instructions) {
             let _ = expander.expand(&placed.text);
             let _ = expander.expand_words(&placed.text);
-            let _ = expander.expand_heredoc(&placed.text);
+            let _ = Expander::heredoc(&lookup).expand(&placed.text);
             if let Instruction::Run(run) = &placed.value {
                 let _ = run.script();
                 run.mounts.iter().for_each(|mount| drop(mount.evaluate(&expander)));

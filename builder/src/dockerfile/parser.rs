@@ -124,7 +124,7 @@ impl LineParser<'_> {
         let text = &line.text[range.clone()];
         let keyword_end = range.start + text.find(words::is_blank).unwrap_or(text.len());
         let keyword = line.word(range.start..keyword_end);
-        let (flags, rest) = words::flags(line, keyword_end..range.end);
+        let (flags, rest) = words::flags(line, keyword_end..range.end, self.escape);
         let arguments = if rest.is_empty() { Arguments::None } else { self.arguments(&keyword, rest, is_trigger)? };
         Ok(Statement {
             keyword,

@@ -34,21 +34,21 @@ pub(crate) fn arg(
 ) -> Result<(), BuildError> {
     let mut shown = Vec::new();
     for argument in arguments {
-        let name = evaluation.expand(stage, &argument.name, site)?;
+        let name = &argument.name.text;
         // A default that is not needed may be an error: `${NAME:?}`.
-        let is_given = evaluation.request.build_args.contains_key(&name);
+        let is_given = evaluation.request.build_args.contains_key(name);
         let default = argument.default.as_ref().filter(|_| !is_given);
         let default = default.map(|word| evaluation.expand(stage, word, site)).transpose()?;
-        let value = evaluation.argument(&name, default);
+        let value = evaluation.argument(name, default);
         shown.push(match &value {
             Some(value) => format!("{name}={value}"),
             None => name.clone(),
         });
         if let Some(value) = value {
             if PROXY_ARGUMENTS.contains(&name.as_str()) {
-                stage.set_variable(&name, &value);
+                stage.set_variable(name, &value);
             } else {
-                stage.set_argument(&name, &value);
+                stage.set_argument(name, &value);
             }
         }
     }

@@ -126,7 +126,7 @@ pub struct BaseImage {
 /// One name of ARG.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildArgument {
-    /// The name; expanded.
+    /// The name; as BuildKit has it, neither expanded nor freed of quotes.
     pub name: Word,
     /// The default; expanded. `Some("")` for `ARG name=`.
     pub default: Option<Word>,
@@ -187,7 +187,7 @@ pub enum FileSource {
     Heredoc(Heredoc),
 }
 
-/// What COPY and ADD have in common. All words are expanded.
+/// What COPY and ADD have in common. Words are expanded, but for excludes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     /// At least one.
@@ -200,7 +200,7 @@ pub struct Files {
     pub chmod: Option<Word>,
     /// `--link`.
     pub link: bool,
-    /// `--exclude`, in order.
+    /// `--exclude`, in order; never expanded.
     pub excludes: Vec<Word>,
 }
 
