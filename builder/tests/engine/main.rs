@@ -19,4 +19,5 @@ mod pushing;
 mod remote_cache;
 mod side_by_side;
 mod support;
+mod syntax;
 mod trust;
