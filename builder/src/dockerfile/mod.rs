@@ -176,11 +176,19 @@ mod tests {
         assert!(message("COPY --link= a b").contains("missing a value"));
         assert!(message("COPY --from=a --from=b a b").contains("duplicate flag"));
         assert!(message("CMD --x y").contains("unknown flag: --x"));
-        assert!(message("HEALTHCHECK --interval=5s NONE").contains("unknown flag"));
+        assert!(message("ONBUILD --x RUN y").contains("unknown flag"));
         assert!(message("HEALTHCHECK --retries=-1 CMD x").contains("negative"));
         assert!(message("HEALTHCHECK --timeout=1us CMD x").contains("less than 1ms"));
         assert!(message("RUN --security=none x").contains("not valid"));
         assert!(message("RUN").contains("at least one argument"));
+    }
+
+    #[test]
+    fn flags_are_not_looked_at_where_buildkit_does_not() {
+        for text in ["HEALTHCHECK --interval=5s NONE", "HEALTHCHECK --x --x NONE", "ARG --x A=1", "STOPSIGNAL --x 9"] {
+            assert!(Dockerfile::parse("D", format!("FROM a\n{text}").as_bytes()).is_ok(), "{text}");
+        }
+        assert!(Dockerfile::parse("D", b"FROM a\nSTOPSIGNAL --x").is_err());
     }
 
     #[test]

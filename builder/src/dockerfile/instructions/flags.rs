@@ -1,6 +1,7 @@
 //! The flags of one statement, taken by name and type.
 //!
-//! Invariant: a flag that nobody takes is an error, and so is one given twice: nothing is ignored.
+//! Invariant: a flag that nobody takes is an error, and so is one given twice: nothing is ignored. Only where BuildKit
+//! does not look at flags at all (ARG, STOPSIGNAL, HEALTHCHECK NONE), nor is this asked.
 
 use crate::dockerfile::error::{DockerfileError, closest};
 use crate::dockerfile::parser::Statement;

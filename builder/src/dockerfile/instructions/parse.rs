@@ -102,7 +102,10 @@ impl<'a> Typing<'a> {
             "HEALTHCHECK" => healthcheck(self.source, self.statement).map(Instruction::Healthcheck),
             _ => {
                 let instruction = self.without_flags()?;
-                Flags::new(self.source, self.statement).finish()?;
+                // As in BuildKit, whose parser does not look at the flags of these.
+                if !matches!(instruction, Instruction::Arg(_) | Instruction::StopSignal(_)) {
+                    Flags::new(self.source, self.statement).finish()?;
+                }
                 Ok(instruction)
             }
         }
