@@ -49,6 +49,7 @@ mod schedule;
 pub mod signals;
 mod stage;
 mod step;
+mod surroundings;
 mod sys;
 mod upper;
 

@@ -337,23 +337,8 @@ fn sources(instruction: &Instruction) -> Vec<&str> {
     }
 }
 
-/// What is set before the first ARG.
-/// <https://docs.docker.com/reference/dockerfile/#automatic-platform-args-in-the-global-scope>
-pub(crate) const PLATFORM_ARGUMENTS: [&str; 11] = [
-    "TARGETPLATFORM",
-    "TARGETOS",
-    "TARGETOSVERSION",
-    "TARGETARCH",
-    "TARGETVARIANT",
-    "BUILDPLATFORM",
-    "BUILDOS",
-    "BUILDOSVERSION",
-    "BUILDARCH",
-    "BUILDVARIANT",
-    "TARGETSTAGE",
-];
-
 /// The platform arguments, and the global ARGs on top of them.
+/// <https://docs.docker.com/reference/dockerfile/#automatic-platform-args-in-the-global-scope>
 pub(crate) fn globals(
     dockerfile: &Dockerfile,
     request: &BuildRequest,

@@ -51,7 +51,8 @@ impl DirectiveReader {
         if self.is_done {
             return Ok(false);
         }
-        let Some((name, value)) = name_and_value(line) else {
+        let text = std::str::from_utf8(line).ok().and_then(|text| text.strip_prefix('#'));
+        let Some((name, value)) = text.and_then(name_and_value) else {
             self.is_done = true;
             return Ok(false);
         };
@@ -77,9 +78,9 @@ impl DirectiveReader {
     }
 }
 
-fn name_and_value(line: &[u8]) -> Option<(String, String)> {
-    let line = std::str::from_utf8(line).ok()?;
-    let (name, value) = line.strip_prefix('#')?.split_once('=')?;
+/// What a comment says if it is written as a directive is: the name in small letters, and the value.
+pub(super) fn name_and_value(comment: &str) -> Option<(String, String)> {
+    let (name, value) = comment.split_once('=')?;
     let (name, value) = (name.trim(), value.trim());
     let is_name =
         name.starts_with(|c: char| c.is_ascii_alphabetic()) && name.chars().all(|c| c.is_ascii_alphanumeric());

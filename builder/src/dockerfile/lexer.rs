@@ -16,7 +16,7 @@ const LONGEST_LINE_BYTES: usize = 65_535;
 /// One instruction's text over all its lines.
 #[derive(Debug)]
 pub(super) struct LogicalLine {
-    /// Joined text, no blanks at either end.
+    /// Joined text, no blanks at its end.
     pub(super) text: String,
     /// (offset in `text`, offset in the source) where each physical line's part begins; sorted, starting at 0.
     parts: Vec<(usize, usize)>,
@@ -84,21 +84,14 @@ impl<'a> Lexer<'a> {
                 continue;
             }
             match trimmed.first() {
-                // An empty comment parts those above it from the instruction.
+                // An empty comment, unlike an empty line, parts those above it from the instruction.
                 Some(b'#') if trimmed[1..].trim_ascii().is_empty() => comments.clear(),
                 Some(b'#') => comments.push(String::from_utf8_lossy(&trimmed[1..]).trim().to_owned()),
-                Some(_) if !self.is_only_escape(trimmed) => {
-                    return self.instruction(start, trimmed, comments).map(Some);
-                }
-                // A lone continuation is empty and joins nothing.
-                _ => comments.clear(),
+                Some(_) => return self.instruction(start, trimmed, comments).map(Some),
+                None => {}
             }
         }
         Ok(None)
-    }
-
-    fn is_only_escape(&self, trimmed: &[u8]) -> bool {
-        self.without_continuation(trimmed) == Some(b"")
     }
 
     fn instruction(

@@ -34,8 +34,8 @@ pub use instructions::{
     Instruction, ModeChange, Mount, MountError, MountKind, MountOption, Network, Onbuild, ParsedTrigger, Placed, Run,
     Script, Security, Sharing, parse_trigger,
 };
+pub(crate) use lint::{Below, finish, lint, lint_before};
 pub use lint::{CheckOptions, Warning};
-pub(crate) use lint::{finish, lint, lint_before};
 pub use parser::{Arguments, Pair, Statement, parse};
 pub use rules::Rule;
 pub use source::{Position, Source, Span, Word};

@@ -121,6 +121,7 @@ impl LineParser<'_> {
     /// `is_trigger` stops ONBUILD from nesting, which would recurse as deep as the file likes.
     fn statement(&self, range: Range<usize>, is_trigger: bool) -> Result<Statement, DockerfileError> {
         let line = self.line;
+        let range = words::trimmed(line, range);
         let text = &line.text[range.clone()];
         let keyword_end = range.start + text.find(words::is_blank).unwrap_or(text.len());
         let keyword = line.word(range.start..keyword_end);

@@ -25,6 +25,9 @@ pub(crate) const PROXY_ARGUMENTS: [&str; 10] = [
     "all_proxy",
 ];
 
+/// Build arguments for the scanner of packages, which are no variables.
+pub(crate) const SCAN_ARGUMENTS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
 /// ARG: the value given to the build, else the default, else that of a global ARG of the same name.
 pub(crate) fn arg(
     evaluation: &Evaluation<'_>,
@@ -45,9 +48,10 @@ pub(crate) fn arg(
             None => name.clone(),
         });
         if let Some(value) = value {
-            if PROXY_ARGUMENTS.contains(&name.as_str()) {
+            if !SCAN_ARGUMENTS.contains(&name.as_str()) {
                 stage.set_variable(name, &value);
-            } else {
+            }
+            if !PROXY_ARGUMENTS.contains(&name.as_str()) {
                 stage.set_argument(name, &value);
             }
         }
