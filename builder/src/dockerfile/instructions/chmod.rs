@@ -69,7 +69,7 @@ impl ModeChange {
             Change::Clear(bits) => mode & !bits,
             Change::SetIfExecutable(bits) => mode | if is_executable { bits } else { 0 },
             Change::Copy { from, operator, to } => {
-                let copied = ((mode >> from) & 0o7) * 0o111 & to;
+                let copied = (((mode >> from) & 0o7) * 0o111) & to;
                 match operator {
                     '+' => mode | copied,
                     '-' => mode & !copied,
