@@ -100,12 +100,12 @@ impl Bench<'_> {
                 let name = format!("near-{who:?}-{round}").to_lowercase();
                 let layout = self.fresh(&name, self.args.megabytes)?;
                 let times = |row: usize, rows: &mut [[Vec<Duration>; 2]; 4], time| rows[row][who as usize].push(time);
-                times(0, &mut rows, timed(|| self.push(who, &layout, self.registry, &name))?);
-                times(1, &mut rows, timed(|| self.pull(who, self.registry, &name))?);
-                times(2, &mut rows, timed(|| self.push_again(who, &name))?);
+                times(0, &mut rows, settled(|| self.push(who, &layout, self.registry, &name))?);
+                times(1, &mut rows, settled(|| self.pull(who, self.registry, &name))?);
+                times(2, &mut rows, settled(|| self.push_again(who, &name))?);
                 fs::remove_dir_all(&layout)?;
                 drop_caches()?;
-                times(3, &mut rows, timed(|| self.first_exec(who, &name))?);
+                times(3, &mut rows, settled(|| self.first_exec(who, &name))?);
                 self.clear(&name)?;
             }
         }
@@ -129,10 +129,10 @@ impl Bench<'_> {
                 let link = Link::to(self.registry, weather)?;
                 let name = format!("far-{}-{who:?}-{round}", words.len()).to_lowercase();
                 let layout = self.fresh(&name, self.args.far_megabytes)?;
-                rows[0][who as usize].push(survived(timed(|| self.push(who, &layout, link.address, &name))));
+                rows[0][who as usize].push(survived(settled(|| self.push(who, &layout, link.address, &name))));
                 // What a contender could not push it can pull all the same.
                 self.push(Who::Nacre, &layout, self.registry, &name)?;
-                rows[1][who as usize].push(survived(timed(|| self.pull(who, link.address, &name))));
+                rows[1][who as usize].push(survived(settled(|| self.pull(who, link.address, &name))));
                 fs::remove_dir_all(&layout)?;
                 self.clear(&name)?;
             }
@@ -224,6 +224,12 @@ impl Bench<'_> {
         }
         Ok(())
     }
+}
+
+/// How long something takes on a disk that is not busy with what was written before.
+fn settled(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    rustix::fs::sync();
+    timed(work)
 }
 
 /// How long it took, if it came to an end; why it did not is told where long runs show where they are.

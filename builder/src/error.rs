@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::causes::{full_disk, in_full};
 use crate::context::GitError;
 use crate::dockerfile::{DockerfileError, Source, Span};
 
@@ -104,9 +105,13 @@ impl Site {
         }
     }
 
-    /// Adds this place to any error.
-    pub(crate) fn because<E: std::fmt::Display>(&self) -> impl FnOnce(E) -> BuildError {
+    /// Adds this place to any error, and what there is to do where the disk is full.
+    pub(crate) fn because<E: Into<Box<dyn std::error::Error>>>(&self) -> impl FnOnce(E) -> BuildError {
         let site = self.clone();
-        move |cause| site.error(cause.to_string()).into()
+        move |error| {
+            let error = error.into();
+            let hint = full_disk(&*error).map(str::to_owned);
+            DockerfileError { hint, ..site.error(in_full(&*error)) }.into()
+        }
     }
 }

@@ -1,8 +1,7 @@
 //! BuildKit's own tables and the conformance corpus, read where the shared folder exists: syntax trees, shell words,
 //! ignore patterns, and every Dockerfile of the corpus.
 //!
-//! Invariant: a test that finds no shared folder passes and says on stderr what it left out.
-#![expect(clippy::print_stderr, reason = "a test says what it left out")]
+//! Invariant: a test that finds no shared folder passes and says what it left out.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,14 +12,7 @@ use serde_json::Value;
 
 /// A folder of the shared conformance data.
 fn shared(folder: &str) -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let root = std::env::var_os("NACRE_SHARED").map_or_else(default, PathBuf::from);
-    let path = root.join("conformance").join(folder);
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("left out: no folder {}", path.display());
-    None
+    fixtures::shared(&format!("conformance/{folder}"))
 }
 
 fn read(path: impl AsRef<Path>) -> String {

@@ -39,6 +39,10 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Who serves it.
     pub plane: Plane,
+    /// On the overlay plane, where no file of the tree has extended attributes: what stays in the layers says that it knows
+    /// none (`EOPNOTSUPP`, as file systems without them), instead of that there are none. The kernel then never asks for
+    /// any, which is four of the five requests that `cp -a` makes for a file.
+    pub forgoes_xattrs: bool,
 }
 
 /// Why a mount or unmount failed.

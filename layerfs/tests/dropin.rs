@@ -383,7 +383,8 @@ fn buildah_builds_the_same_layers_as_on_plain_copies() {
 
 #[test]
 fn podman_runs_commits_and_maps_owners() {
-    let Some(runtime) = runtime() else { return };
+    // The runtime for hosts where limits cannot be raised.
+    let Some(runtime) = fixtures::shared("runtime/runc-without-rlimits") else { return };
     let place = Place::new();
     let prepared = containers(&place);
     let prepared = format!(
@@ -442,19 +443,4 @@ fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
         user.0
     ));
     assert!(listed.contains(" left\n") && listed.contains("data/gone/moved/link"), "{listed}");
-}
-
-/// The runtime for hosts where limits cannot be raised, from the shared tables.
-fn runtime() -> Option<PathBuf> {
-    let shared = std::env::var_os("NACRE_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), Into::into);
-    let runtime = shared.join("runtime/runc-without-rlimits");
-    if runtime.exists() {
-        return Some(runtime);
-    }
-    #[expect(clippy::print_stderr, reason = "a test says what it leaves out")]
-    {
-        eprintln!("left out: podman run; there is no {}", runtime.display());
-    }
-    None
 }

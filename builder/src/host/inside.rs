@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use layerfs::{MountOptions, Plane, Store, Tree, UpperLife};
 
-use super::{Finding, whole};
+use super::Finding;
+use crate::causes::in_full;
 use crate::sandbox::{self, Limits, Network, Process, Security, Streams};
 use crate::upper::open_union;
 
@@ -22,7 +23,12 @@ pub fn inside(store: &Store) -> Vec<Finding> {
         Ok(()) => Finding::works("fuse plane", "an image can be mounted, read and written"),
         Err(error) => {
             let next = "give the container or machine /dev/fuse (docker run --device /dev/fuse), and permit mount(2)";
-            Finding::missing("fuse plane", whole(&*error), "RUN steps, `nacre run` and `nacre mount` cannot work", next)
+            Finding::missing(
+                "fuse plane",
+                in_full(&*error),
+                "RUN steps, `nacre run` and `nacre mount` cannot work",
+                next,
+            )
         }
     };
     let mut findings = vec![fuse, overlay(store)];
@@ -50,7 +56,7 @@ fn overlay(store: &Store) -> Finding {
         (Err(error), _) => {
             let cost = "`--plane auto` takes the fuse plane, which writes slower";
             let next = "put the store on a file system that can be an overlay's upper (ext4, xfs, btrfs; not overlayfs or NFS)";
-            Finding::limited(WHAT, whole(&*error), cost, next)
+            Finding::limited(WHAT, in_full(&*error), cost, next)
         }
     }
 }
@@ -63,7 +69,7 @@ fn sandbox_finding(what: &str, trial: Trial) -> Finding {
     let Err(error) = trial else {
         return Finding::works(what, "a command can be started with it");
     };
-    let found = whole(&*error);
+    let found = in_full(&*error);
     match what {
         "limits by cgroups" => {
             let next =

@@ -63,17 +63,3 @@ impl Finding {
         Self { state: State::Missing, ..Self::limited(what, found, cost, next) }
     }
 }
-
-/// An error with all its causes, on one line.
-fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = inner.source();
-    }
-    text
-}

@@ -149,7 +149,8 @@ impl Job {
                 and the image would depend on the plane";
             return Err(site.error(message).into());
         }
-        let options = MountOptions { plane: builder.request().sandbox.plane, ..MountOptions::default() };
+        let plane = builder.request().sandbox.plane;
+        let options = MountOptions { plane, forgoes_xattrs: true, ..MountOptions::default() };
         let mounted = mount(union, &merged, options).map_err(site.because())?;
         without_devices(&merged).map_err(site.because())?;
         make_directory(&merged, Path::new(&stage.working_dir())).map_err(site.because())?;

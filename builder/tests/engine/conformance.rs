@@ -1,23 +1,9 @@
 //! The shared conformance cases, with goldens recorded from BuildKit: as root, and once more as an ordinary user.
 
-use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{OrdinaryUser, run};
-
-/// The runner's folder, if it is there.
-fn runner() -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let root = std::env::var_os("NACRE_SHARED").map_or_else(default, PathBuf::from);
-    let path = root.join("conformance/dockerfile");
-    if path.join("run_cases.py").is_file() {
-        return Some(path);
-    }
-    _ = writeln!(std::io::stderr(), "left out: no conformance cases in {}", path.display());
-    None
-}
 
 /// Left out for an ordinary user: `cp` of a set-user-id file. The kernel takes the bit from a file that is written by
 /// whoever has no CAP_FSETID of the machine's own (`setattr_should_drop_suidgid`), on every file system.
@@ -25,7 +11,7 @@ const ROOT_ONLY: &str = "stages/scratch-and-whiteouts\n";
 
 /// Runs all cases, and asserts that none failed.
 fn cases_pass(user: Option<&OrdinaryUser>) {
-    let Some(runner) = runner() else { return };
+    let Some(runner) = fixtures::shared("conformance/dockerfile") else { return };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let at = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
     run("cp", &[env!("CARGO_BIN_EXE_nacre"), &at("nacre")]);

@@ -30,13 +30,15 @@ pub(crate) struct Lower<T> {
     union: Arc<Union<T>>,
     marks: MarkNamespace,
     xattr_use: XattrUse,
+    /// Whether the kernel is told never to ask for attributes, if there are none.
+    forgoes_xattrs: bool,
 }
 
 impl<T: Tree> Lower<T> {
     /// The tree under a union, for an overlay that keeps its marks in `marks`.
-    pub(crate) fn new(union: Arc<Union<T>>, marks: MarkNamespace) -> Self {
+    pub(crate) fn new(union: Arc<Union<T>>, marks: MarkNamespace, forgoes_xattrs: bool) -> Self {
         let xattr_use = union.tree().xattr_use();
-        Self { union, marks, xattr_use }
+        Self { union, marks, xattr_use, forgoes_xattrs }
     }
 
     fn tree(&self) -> &T {
@@ -113,8 +115,12 @@ impl<T: Tree + 'static> Server for Lower<T> {
             }
             // The overlay shows the upper's.
             Operation::StatFs => reply.space([0, 0, 0, self.tree().last_inode().0, 0], BLOCK_BYTES),
-            // Not ENOSYS, "never ask again": the overlay would then refuse to remove an attribute that is not there
-            // with EOPNOTSUPP, where the fuse plane has ENODATA.
+            // "Never ask again": also the removal of an attribute that is not there then ends in EOPNOTSUPP.
+            Operation::Xattr { .. } | Operation::XattrNames { .. }
+                if self.xattr_use == XattrUse::Unused && self.forgoes_xattrs =>
+            {
+                return Err(Errno::NOSYS);
+            }
             Operation::Xattr { .. } if self.xattr_use == XattrUse::Unused => return Err(Errno::NODATA),
             Operation::Xattr { name, size } => {
                 let name = self.marks.shown(name).ok_or(Errno::NODATA)?;

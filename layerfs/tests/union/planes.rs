@@ -9,6 +9,7 @@ use layerfs::{
     changes, mount,
 };
 use proptest::prelude::*;
+use rustix::{fs::XattrFlags, io::Errno};
 
 use crate::{
     bench::{OPTIONS, listing, open_directory, shell},
@@ -257,4 +258,40 @@ fn a_tree_alone_has_no_overlay() {
     let refused = mount(alone(), &at, options(Plane::Overlay)).expect_err("there is nothing to lay over it");
     assert!(matches!(refused, layerfs::MountError::Plane { source: PlaneFault::NoUpper, .. }), "{refused:?}");
     assert_eq!(mount(alone(), &at, options(Plane::Auto)).expect("mounts").plane(), Plane::Fuse);
+}
+
+#[test]
+fn files_below_an_overlay_that_forgoes_attributes_know_none_until_they_are_changed() {
+    let mut planes = Planes::new("echo a > a; echo b > b; mkdir d");
+    planes.unmount();
+    let options = MountOptions { plane: Plane::Overlay, forgoes_xattrs: true, ..MountOptions::default() };
+    let merged = planes.path("overlay/merged");
+    planes.mounts.push(mount(planes.open("overlay"), &merged, options).expect("mounts"));
+    let names = |file: &str| rustix::fs::listxattr(merged.join(file), &mut [0_u8; 64][..]);
+    let value = |file: &str| rustix::fs::getxattr(merged.join(file), "user.x", &mut [0_u8; 8][..]);
+    let set = |file: &str| rustix::fs::setxattr(merged.join(file), "user.x", b"new", XattrFlags::empty());
+    for file in ["a", "d"] {
+        assert_eq!((names(file), value(file)), (Err(Errno::OPNOTSUPP), Err(Errno::OPNOTSUPP)), "{file}");
+        assert_eq!(rustix::fs::removexattr(merged.join(file), "user.x"), Err(Errno::OPNOTSUPP), "{file}");
+        set(file).expect("an attribute can be set");
+        assert_eq!((names(file), value(file)), (Ok("user.x".len() + 1), Ok(3)), "{file}");
+    }
+    let (works, output) = shell(&merged, "chmod 600 b; setfacl -m u:4242:r b; getfacl -pc b; mv d e; cp -a a c; ls e");
+    assert!(works && output.contains("user:4242:r--"), "{output}");
+    planes.unmount();
+    let changed: Vec<_> = planes.changes("overlay").into_iter().map(|(change, _)| change.path).collect();
+    let changed: Vec<_> = changed.iter().map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+    assert_eq!(changed, ["a", "b", "c", "d", "e"]);
+}
+
+#[test]
+fn an_overlay_that_forgoes_attributes_shows_those_that_there_are() {
+    let mut planes = Planes::new("echo a > a; echo b > b; setfattr -n user.x -v old a");
+    planes.unmount();
+    let options = MountOptions { plane: Plane::Overlay, forgoes_xattrs: true, ..MountOptions::default() };
+    let merged = planes.path("overlay/merged");
+    planes.mounts.push(mount(planes.open("overlay"), &merged, options).expect("mounts"));
+    let (works, output) = shell(&merged, "getfattr --only-values -n user.x a; getfattr -d b; echo end");
+    assert!(works, "{output}");
+    assert_eq!(output, "oldend\n");
 }

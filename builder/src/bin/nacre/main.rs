@@ -148,7 +148,7 @@ fn needed_root(verb: &Verb) -> Option<rootless::Options> {
 
 fn start_log(debug: bool) {
     if debug {
-        let filter = tracing_subscriber::EnvFilter::new("debug");
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let most = tracing_subscriber::filter::LevelFilter::DEBUG;
+        tracing_subscriber::fmt().with_max_level(most).with_writer(std::io::stderr).init();
     }
 }

@@ -1,13 +1,13 @@
 //! Errors for people: what happened, where, why, and what to do next, on one screen. The kind of
 //! error sets the exit code: 1 user or build, 2 usage, 3 registry or network. `nacre run` has its own, for all of them.
 
-use std::error::Error as _;
 use std::io::Write;
 use std::process::ExitCode;
 
 use builder::BuildError;
 use builder::dockerfile::{DockerfileError, Place};
-use registry_client::{Cause, ErrorKind, without_credentials};
+use builder::{full_disk, in_full};
+use registry_client::{ErrorKind, without_credentials};
 
 use crate::server::Foreign;
 
@@ -138,18 +138,8 @@ fn registry_code(error: &registry_client::Error) -> u8 {
     }
 }
 
-/// The error and all its causes on one line; a cause that the message already tells is not told twice.
-fn headline(error: &dyn std::error::Error, text: &mut String) {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let words = inner.to_string();
-        if !line.contains(&words) {
-            line = format!("{line}: {words}");
-        }
-        cause = inner.source();
-    }
-    text.push_str(&format!("error: {line}\n"));
+fn headline(error: &(dyn std::error::Error + 'static), text: &mut String) {
+    text.push_str(&format!("error: {}\n", in_full(error)));
 }
 
 /// The line of the Dockerfile with a mark under what is wrong. Of a line that is too long for a screen, what is around
@@ -173,31 +163,6 @@ fn located(error: &DockerfileError, text: &mut String) {
     let marks = "^".repeat((*width).min(last.saturating_sub(at)).max(1));
     text.push_str(&format!(" {margin} |\n {number} | {cut_before}{part}{cut_after}\n {margin} | {before}{marks}\n"));
     hint(error.hint.as_deref(), text);
-}
-
-/// What to do where a full disk is among the causes.
-fn full_disk(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-    const WORDS: &str =
-        "the disk is full; if it is that of the store, `nacre prune` frees what no image and no later build needs";
-    let is_full = |kind| matches!(kind, std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-    let mut causes = std::iter::successors(Some(error), |error| cause_of(*error));
-    causes
-        .any(|error| error.downcast_ref::<std::io::Error>().is_some_and(|error| is_full(error.kind())))
-        .then_some(WORDS)
-}
-
-/// An error of the registry client has its cause beside it, and an I/O error may carry another error.
-fn cause_of<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a (dyn std::error::Error + 'static)> {
-    if let Some(error) = error.downcast_ref::<registry_client::Error>() {
-        return match error.cause() {
-            Cause::Place(place) => Some(&**place),
-            cause => cause.source(),
-        };
-    }
-    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
-        Some(carried) => Some(carried),
-        None => error.source(),
-    }
 }
 
 fn hint(words: Option<&str>, text: &mut String) {

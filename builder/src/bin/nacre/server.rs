@@ -104,7 +104,11 @@ fn serve_directly(job: &Job, ready: &dyn Fn(&str) -> anyhow::Result<()>) -> anyh
     let prepared = Prepared::new(&store, job)?;
     let own = i32::try_from(std::process::id()).context("the number of this process is too large")?;
     let started = prepared.start(job, Server::of(own)?, |union| {
-        Ok(layerfs::mount(union, &job.directory, MountOptions { read_only: job.read_only, plane: job.plane })?)
+        Ok(layerfs::mount(
+            union,
+            &job.directory,
+            MountOptions { read_only: job.read_only, plane: job.plane, ..MountOptions::default() },
+        )?)
     });
     let (mount, record) = match started {
         Ok(started) => started,
