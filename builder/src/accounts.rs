@@ -104,14 +104,17 @@ impl Accounts {
     }
 
     /// Whom `--chown=text` means, and whose a WORKDIR is. As in BuildKit a number is the group, too, whatever the files
-    /// say, an unknown user is root, and an unknown group the user's; with `--link`, which has no files to look in,
-    /// every name but root is unknown and an error.
+    /// say, an unknown user is root, and an unknown group the user's, but an empty one (`1000:`) root's; with `--link`,
+    /// which has no files to look in, every name but root is unknown and an error.
     pub(crate) fn owner(&self, text: &str, is_link: bool) -> Result<Owner, UnknownAccount> {
         let (user_text, group_text) = match text.split_once(':') {
-            Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+            Some((user, group)) => (user, Some(group)),
             None => (text, None),
         };
-        let number = |text: &str| if text == "root" { Some(0) } else { text.parse::<u32>().ok() };
+        let number = |text: &str| match text {
+            "root" => Some(0),
+            text => text.parse::<i32>().ok().map(i32::cast_unsigned),
+        };
         let (uid, own_gid) = match (self.user(user_text), number(user_text)) {
             (_, Some(uid)) => (uid, uid),
             (Some(user), _) => (user.uid, user.gid),
@@ -120,6 +123,7 @@ impl Accounts {
         };
         let gid = match group_text {
             None => own_gid,
+            Some("") => 0,
             Some(group) => match number(group).or_else(|| self.gid(group)) {
                 Some(gid) => gid,
                 None if is_link => return Err(UnknownAccount::Group(group.to_owned())),
@@ -174,6 +178,16 @@ mod tests {
     fn chown_takes_a_bare_number_for_the_group_as_well() {
         assert_eq!(accounts().owner("1234", false), Ok(Owner { uid: 1234, gid: 1234 }));
         assert_eq!(accounts().owner("daemon:2345", false), Ok(Owner { uid: 1, gid: 2345 }));
+    }
+
+    #[test]
+    fn chown_to_an_empty_user_or_group_is_to_root() {
+        for is_link in [false, true] {
+            assert_eq!(accounts().owner("1000:", is_link), Ok(Owner { uid: 1000, gid: 0 }));
+            assert_eq!(accounts().owner("app:", is_link), Ok(Owner { uid: 1000, gid: 0 }));
+            assert_eq!(accounts().owner(":7", is_link), Ok(Owner { uid: 0, gid: 7 }));
+            assert_eq!(accounts().owner(":", is_link), Ok(Owner { uid: 0, gid: 0 }));
+        }
     }
 
     #[test]

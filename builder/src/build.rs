@@ -25,7 +25,7 @@ use crate::manifest::{self, Types};
 use crate::origins;
 use crate::packing::{Age, Order};
 use crate::place::StoredImage;
-use crate::plan::{Origin, Plan, PlannedStage};
+use crate::plan::{Origin, Plan, PlannedStage, SourceName};
 use crate::remote_cache::{RemoteCaches, StepResult};
 use crate::request::{BuildRequest, MainContext, NamedContext, Times};
 use crate::schedule::Schedule;
@@ -50,7 +50,7 @@ pub struct Built {
 /// One image of a build.
 #[derive(Debug, Clone)]
 pub struct BuiltImage {
-    /// What it was asked for; its configuration may say otherwise if its base does.
+    /// What it was asked for; its configuration may say otherwise where nobody asked and its base does.
     pub platform: Platform,
     /// The configuration's descriptor.
     pub config: Descriptor,
@@ -200,11 +200,11 @@ impl<'a> Builder<'a> {
     }
 
     /// What `--from` or `from=` names.
-    pub(crate) fn input(&self, from: &str, site: &Site) -> Result<Input, BuildError> {
+    pub(crate) fn input(&self, from: SourceName<'_>, site: &Site) -> Result<Input, BuildError> {
         let origin = self.image.plan.origin(self.request(), self.index, from, site)?;
-        let label = format!("\"{from}\"");
+        let label = format!("\"{}\"", from.text());
         match origin {
-            Origin::Scratch => Err(site.error("there is nothing to take from scratch").into()),
+            Origin::Scratch => Ok(Input { tree: self.empty_tree()?, identity: Identity::Chain(String::new()), label }),
             Origin::Stage(index) => {
                 let stage = self.image.stage(index)?;
                 Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
@@ -236,7 +236,7 @@ impl<'a> Builder<'a> {
         let changes = files::whole(&input.tree, stage.epoch, self.empty_tree()?);
         let changes = changes.map_err(BuildError::file("read", from))?;
         let diff_id = commit_changeset(self.store, &changes, stage.epoch)?;
-        stage.add_layer(diff_id, from);
+        stage.add_unrecorded_layer(diff_id);
         if self.image.plan.is_in_result(self.index) {
             self.shared.packer.order(Order::Pack(diff_id, Age::Old));
         }
@@ -409,6 +409,10 @@ impl<'a> Builder<'a> {
                 StageState::on_image(image.config, image.layers)
             }
         };
+        // A context in the place of a stage is as it is.
+        if !planned.is_replaced {
+            stage = stage.with_path();
+        }
         if let Origin::Stage(_) = planned.base {
             self.triggers(&mut stage, &site)?;
             return Ok(stage);
@@ -434,7 +438,9 @@ impl<'a> Builder<'a> {
     fn triggers(&self, stage: &mut StageState, site: &Site) -> Result<(), BuildError> {
         for text in std::mem::take(&mut stage.config.config.on_build) {
             let in_trigger = |message: &str| site.error(format!("ONBUILD {text}: {message}"));
-            let trigger = parse_trigger("ONBUILD", &text).map_err(|error| in_trigger(&error.message))?;
+            let trigger = parse_trigger("ONBUILD", &text)
+                .and_then(|trigger| trigger.instruction.check_constants(&trigger.source).map(|()| trigger))
+                .map_err(|error| in_trigger(&error.message))?;
             let at = Site { source: trigger.source.clone(), span: trigger.instruction.span };
             self.instruction(stage, &trigger.instruction, &at).map_err(|error| match error {
                 BuildError::Dockerfile(error) => in_trigger(&error.message).into(),
@@ -464,7 +470,7 @@ impl<'a> Builder<'a> {
             Instruction::Shell(words) => config::shell(stage, words),
             Instruction::StopSignal(word) => config::stop_signal(evaluation, stage, word, site)?,
             Instruction::Healthcheck(check) => config::healthcheck(stage, check),
-            Instruction::Onbuild(onbuild) => config::onbuild(stage, &onbuild.text),
+            Instruction::Onbuild(text) => config::onbuild(stage, text),
             Instruction::Maintainer(word) => config::maintainer(stage, &word.text),
         }
         Ok(())

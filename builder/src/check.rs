@@ -44,7 +44,7 @@ pub fn check(request: &BuildRequest, bases: Bases<'_>) -> Result<Checked, BuildE
     }
     let plan = Plan::of_text(&file, request, request.platforms.first().unwrap_or(&request.build_platform));
     let (built, impossible) = match plan {
-        Ok(plan) => (request.target.as_ref().map(|_| plan.needed(request)), None),
+        Ok(plan) => (request.target.as_ref().map(|_| plan.needed()), None),
         Err(BuildError::Dockerfile(error)) => (None, Some(error)),
         Err(other) => return Err(other),
     };
@@ -144,7 +144,7 @@ fn violation(file: &Dockerfile, first: &Warning, warnings: &[Warning]) -> Docker
 /// The stages that the target needs; unknown if the file cannot be built at all, which is told elsewhere.
 fn built_stages(file: &Dockerfile, request: &BuildRequest) -> Option<BTreeSet<usize>> {
     let plan = Plan::of_text(file, request, request.platforms.first()?).ok()?;
-    Some(plan.needed(request))
+    Some(plan.needed())
 }
 
 /// What the build argument says, else `# check=`.

@@ -151,15 +151,14 @@ impl<'a> Shared<'a> {
         let mut next = 0;
         for plan in plans {
             let mut numbers = vec![0; plan.stages.len()];
-            for index in plan.needed(self.request) {
+            for index in plan.needed() {
                 numbers[index] = next;
                 next += plan.step_count(index);
             }
             images.push(ImageBuild { shared: self, plan, stages: Flights::new(), numbers });
         }
         self.unplanned.store(next, Ordering::Relaxed);
-        let stages =
-            images.iter().flat_map(|image| image.plan.needed(self.request).into_iter().map(move |at| (image, at)));
+        let stages = images.iter().flat_map(|image| image.plan.needed().into_iter().map(move |at| (image, at)));
         let stages: Vec<_> = stages.collect();
         std::thread::scope(|scope| {
             if self.request.engine.jobs > 1 {
@@ -205,7 +204,12 @@ impl ImageBuild<'_> {
 
     fn finish(&self) -> Result<BuiltImage, BuildError> {
         let mut stage = self.stage(self.plan.target)?;
+        stage.complete_history();
         stage.config.config.labels.extend(self.shared.request.labels.clone());
+        if self.shared.request.are_platforms_given {
+            stage.config.set_platform(&self.plan.platform);
+        }
+        stage.config.normalize_platform();
         stage.config.created = Some(stage.created.clone());
         let base_layers = stage.layers.iter().filter(|layer| layer.blob.is_some()).count();
         let layer = |StageLayer { diff_id, blob }| match blob {

@@ -15,6 +15,9 @@ use serde_json::Value;
 /// The path that processes get where an image sets none, as Docker has it.
 pub(crate) const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// The field that says for which version of the system an image is.
+const OS_VERSION: &str = "os.version";
+
 /// An image configuration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ImageConfig {
@@ -159,7 +162,7 @@ pub struct History {
 impl ImageConfig {
     /// The configuration of an image with nothing in it, for a platform.
     pub fn scratch(platform: &Platform) -> Self {
-        let version = platform.os_version().map(|version| ("os.version".to_owned(), version.into()));
+        let version = platform.os_version().map(|version| (OS_VERSION.to_owned(), version.into()));
         Self {
             architecture: platform.architecture().to_owned(),
             variant: platform.variant().map(str::to_owned),
@@ -167,6 +170,28 @@ impl ImageConfig {
             rest: version.into_iter().collect(),
             ..Self::default()
         }
+    }
+
+    /// Says that the image is for a platform, as BuildKit does it: a variant or a version that was not asked for stays if
+    /// the rest is the same.
+    pub fn set_platform(&mut self, platform: &Platform) {
+        let is_same = self.os == platform.os() && self.architecture == platform.architecture();
+        platform.os().clone_into(&mut self.os);
+        platform.architecture().clone_into(&mut self.architecture);
+        if platform.variant().is_some() || !is_same {
+            self.variant = platform.variant().map(str::to_owned);
+        }
+        if platform.os_version().is_some() || !is_same {
+            self.rest.remove(OS_VERSION);
+            self.rest.extend(platform.os_version().map(|version| (OS_VERSION.to_owned(), version.into())));
+        }
+    }
+
+    /// Writes the platform in its normal form: `arm64/v8` is `arm64`.
+    pub fn normalize_platform(&mut self) {
+        let normal = Platform::new(&self.os, &self.architecture, self.variant.as_deref());
+        normal.architecture().clone_into(&mut self.architecture);
+        self.variant = normal.variant().map(str::to_owned);
     }
 
     /// The bytes of the document.

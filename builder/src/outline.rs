@@ -153,7 +153,7 @@ pub fn outline(request: &BuildRequest) -> Result<Outline, BuildError> {
         let stage = survey.stage(index, base, &global);
         survey.stages.push(stage);
     }
-    let mut outline = survey.collect(&plan.needed(request));
+    let mut outline = survey.collect(&plan.needed());
     let target = &file.stages[plan.target];
     outline.name = target.from.value.name.as_ref().map_or_else(String::new, |name| name.text.clone());
     outline.description = description(&target.from.comments, &outline.name);

@@ -35,6 +35,9 @@ pub struct BuildRequest {
     pub labels: BTreeMap<String, String>,
     /// What to build for, one image each; never empty. Several give an index in this order.
     pub platforms: Vec<Platform>,
+    /// Whether the caller named them. Images say that they are for them then; for this machine by default, an image says
+    /// what its base does.
+    pub are_platforms_given: bool,
     /// What this machine is.
     pub build_platform: Platform,
     /// Carry out every step, whatever was recorded.
@@ -79,6 +82,7 @@ impl BuildRequest {
             build_args: BTreeMap::new(),
             labels: BTreeMap::new(),
             platforms: vec![Platform::host()],
+            are_platforms_given: false,
             build_platform: Platform::host(),
             no_cache: false,
             pull: false,

@@ -44,15 +44,11 @@ pub(crate) struct StageState {
 impl StageState {
     /// A stage on nothing.
     pub(crate) fn scratch(mut config: ImageConfig) -> Self {
-        // Windows knows its own, as BuildKit leaves it to the system.
-        if config.os != WINDOWS {
-            config.config.set_env("PATH", DEFAULT_PATH);
-        }
         config.config.working_dir = "/".to_owned();
         Self::on_image(config, Vec::new())
     }
 
-    /// A stage on an image.
+    /// A stage on an image, just as it is.
     pub(crate) fn on_image(config: ImageConfig, layers: Vec<Layer>) -> Self {
         let split = |entry: &String| {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
@@ -68,6 +64,16 @@ impl StageState {
             created: String::new(),
             epoch: None,
         }
+    }
+
+    /// Sets PATH if nothing below did, before the first instruction: `PATH=$PATH:/x` means something then. Windows knows
+    /// its own, as BuildKit leaves it to the system.
+    pub(crate) fn with_path(mut self) -> Self {
+        if self.config.os != WINDOWS && self.config.config.env("PATH").is_none() {
+            self.config.config.set_env("PATH", DEFAULT_PATH);
+            self.set_variable("PATH", DEFAULT_PATH);
+        }
+        self
     }
 
     /// The value of a variable.
@@ -107,9 +113,25 @@ impl StageState {
 
     /// Puts a layer on top, made by an instruction that the history shows as `created_by`.
     pub(crate) fn add_layer(&mut self, diff_id: DiffId, created_by: &str) {
+        self.add_unrecorded_layer(diff_id);
+        self.add_history(created_by, false);
+    }
+
+    /// Puts a layer on top that no instruction made: the history does not say where it came in.
+    pub(crate) fn add_unrecorded_layer(&mut self, diff_id: DiffId) {
         self.config.rootfs.diff_ids.push(diff_id.to_string());
         self.layers.push(StageLayer { diff_id, blob: None });
-        self.add_history(created_by, false);
+    }
+
+    /// Makes the history one of as many layers as there are, as BuildKit does it: entries that are missing come last, and
+    /// of those that are too many the last have no layer.
+    pub(crate) fn complete_history(&mut self) {
+        let mut missing = self.layers.len();
+        for entry in &mut self.config.history {
+            entry.empty_layer |= missing == 0;
+            missing -= usize::from(!entry.empty_layer);
+        }
+        (0..missing).for_each(|_| self.add_history("", false));
     }
 
     /// Records an instruction that made no layer.
@@ -149,5 +171,27 @@ fn set(list: &mut Vec<(String, String)>, name: &str, value: &str) {
     match list.iter_mut().find(|(other, _)| other == name) {
         Some(entry) => value.clone_into(&mut entry.1),
         None => list.push((name.to_owned(), value.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIFF_ID: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn a_history_has_as_many_layers_as_the_image() {
+        let entries = |layers: usize, history: &[bool]| {
+            let mut stage = StageState::on_image(ImageConfig::default(), Vec::new());
+            (0..layers).for_each(|_| stage.add_unrecorded_layer(DIFF_ID.parse().expect("a digest")));
+            history.iter().for_each(|empty| stage.add_history("x", *empty));
+            stage.complete_history();
+            stage.config.history.iter().map(|entry| entry.empty_layer).collect::<Vec<_>>()
+        };
+        assert_eq!(entries(2, &[true, false]), [true, false, false]);
+        assert_eq!(entries(1, &[false, true, false]), [false, true, true]);
+        assert_eq!(entries(1, &[true, false]), [true, false]);
+        assert_eq!(entries(1, &[]), [false]);
     }
 }

@@ -57,7 +57,7 @@ fn arguments(arguments: &Arguments) -> Vec<String> {
         }
         Arguments::OldPair(pair) => vec![quoted(&pair.name.text), quoted(&pair.value.text), quoted("")],
         Arguments::Health(kind, command) => [vec![quoted(&kind.text)], self::arguments(command)].concat(),
-        Arguments::Trigger(inner) => vec![tree(inner)],
+        Arguments::Trigger(inner, _) => vec![tree(inner)],
     }
 }
 
@@ -257,9 +257,13 @@ const FAILS_WITH_OPTIONS: [&str; 2] = ["stages/platform-invalid-fails", "stages/
 fn mistakes_are_told_with_the_words_and_the_line_of_the_corpus() {
     for case in corpus().iter().filter(|case| case.spec["expect"] == "fail") {
         let is_later = FAILS_LATER.contains(&case.name.as_str()) || FAILS_WITH_OPTIONS.contains(&case.name.as_str());
-        let error = match Dockerfile::parse("Dockerfile", &case.text) {
-            Ok(_) if is_later => continue,
-            Ok(_) => panic!("{} parses", case.name),
+        let read = Dockerfile::parse("Dockerfile", &case.text).and_then(|file| {
+            let mut instructions = file.stages.iter().flat_map(|stage| &stage.instructions);
+            instructions.try_for_each(|placed| placed.check_constants(&file.source))
+        });
+        let error = match read {
+            Ok(()) if is_later => continue,
+            Ok(()) => panic!("{} parses", case.name),
             Err(error) => error,
         };
         assert!(!is_later, "{} fails early: {error}", case.name);

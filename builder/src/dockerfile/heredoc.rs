@@ -5,11 +5,12 @@
 
 use super::expansion::{Expander, Raw};
 use super::source::Span;
+use crate::changeset::{clean, components};
 
 /// A here-document of RUN, COPY or ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Heredoc {
-    /// The word that ends the body, without quotes; also the file's name in COPY and ADD.
+    /// The word that ends the body, without quotes.
     pub delimiter: String,
     /// The body as written: tabs and line ends as in the file.
     pub content: String,
@@ -30,7 +31,25 @@ impl Heredoc {
         }
         self.content.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
     }
+
+    /// The name of the file that the body becomes: the delimiter, as in BuildKit a path in an empty root directory, where
+    /// no other directory is. It is one component, whatever the delimiter says.
+    ///
+    /// # Errors
+    /// If the path leads to the root itself, or through a directory.
+    pub fn file_name(&self) -> Result<String, FileNameError> {
+        let path = clean(self.delimiter.as_bytes());
+        match components(&path).count() {
+            1 => Ok(String::from_utf8_lossy(&path).into_owned()),
+            _ => Err(FileNameError(self.delimiter.clone())),
+        }
+    }
 }
+
+/// The delimiter of a here-document that is to be a file, and cannot be the name of one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the delimiter {0:?} of a heredoc cannot be the name of a file")]
+pub struct FileNameError(String);
 
 /// What opens a here-document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +130,22 @@ mod tests {
             assert_eq!((opening.delimiter.as_str(), opening.expands), (delimiter, expands), "{word}");
         }
         assert!(opening("<<-EOF").expect("dash").strips_tabs);
+    }
+
+    #[test]
+    fn the_file_of_a_document_has_a_name_of_one_component() {
+        let name = |delimiter: &str| {
+            let delimiter = delimiter.to_owned();
+            Heredoc { delimiter, content: String::new(), expands: true, strips_tabs: false, span: Span::default() }
+                .file_name()
+                .ok()
+        };
+        for delimiter in ["x", "/x", "../x", "./x/", "//a/../../x/."] {
+            assert_eq!(name(delimiter).as_deref(), Some("x"), "{delimiter}");
+        }
+        for delimiter in ["", "/", ".", "..", "x/..", "a/b", "/root/x", "../etc/x"] {
+            assert_eq!(name(delimiter), None, "{delimiter}");
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ const LONGEST_LINE_BYTES: usize = 65_535;
 pub(super) struct LogicalLine {
     /// Joined text, no blanks at its end.
     pub(super) text: String,
+    /// The blanks that stood at its end.
+    pub(super) tail: String,
     /// (offset in `text`, offset in the source) where each physical line's part begins; sorted, starting at 0.
     parts: Vec<(usize, usize)>,
     /// The instruction in the source, without here-documents.
@@ -102,6 +104,7 @@ impl<'a> Lexer<'a> {
     ) -> Result<LogicalLine, DockerfileError> {
         let mut joined = LogicalLine {
             text: String::new(),
+            tail: String::new(),
             parts: Vec::new(),
             span: Span::default(),
             comments,
@@ -125,7 +128,7 @@ impl<'a> Lexer<'a> {
             }
         }
         let length = joined.text.trim_end().len();
-        joined.text.truncate(length);
+        joined.tail = joined.text.split_off(length);
         joined.span = Span { start, end };
         Ok(joined)
     }

@@ -59,8 +59,8 @@ pub enum Arguments {
     OldPair(Pair),
     /// HEALTHCHECK: a word and the arguments behind it.
     Health(Word, Box<Arguments>),
-    /// ONBUILD: the instruction that is kept for later.
-    Trigger(Box<Statement>),
+    /// ONBUILD: the instruction that is kept for later, and its text with the blanks at its end.
+    Trigger(Box<Statement>, String),
 }
 
 /// Reads all statements of a file.
@@ -91,7 +91,7 @@ pub fn parse(source: &Source) -> Result<(Directives, Vec<Statement>), Dockerfile
 }
 
 fn read_heredocs(lexer: &mut Lexer<'_>, statement: &mut Statement) -> Result<(), DockerfileError> {
-    if let Arguments::Trigger(inner) = &mut statement.arguments {
+    if let Arguments::Trigger(inner, _) = &mut statement.arguments {
         return read_heredocs(lexer, inner);
     }
     let takes_heredocs = ["add", "copy", "run"].iter().any(|name| statement.keyword.text.eq_ignore_ascii_case(name));
@@ -152,7 +152,10 @@ impl LineParser<'_> {
             "onbuild" if is_trigger => {
                 Err(self.source.error(keyword.span, "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed"))
             }
-            "onbuild" => Ok(Arguments::Trigger(Box::new(self.statement(rest, true)?))),
+            "onbuild" => {
+                let text = format!("{}{}", &self.line.text[rest.start..], self.line.tail);
+                Ok(Arguments::Trigger(Box::new(self.statement(rest, true)?), text))
+            }
             _ => Ok(Arguments::Text(self.line.word(rest))),
         }
     }

@@ -227,7 +227,6 @@ pub(crate) fn texts(words: &[Word]) -> Vec<String> {
 
 fn argv(stage: &StageState, command: &Command) -> (Vec<String>, String) {
     let argv = match command {
-        Command::Shell(text) if text.text.is_empty() => Vec::new(),
         Command::Shell(text) => {
             let mut argv = stage.shell();
             argv.push(text.text.clone());

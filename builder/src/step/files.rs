@@ -16,8 +16,9 @@ use crate::cache::{NamedContent, Work};
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
 use crate::context::{Patterns, without_passwords};
-use crate::dockerfile::{Add, Copy, Expander, FileSource, Files, Heredoc, ModeChange, Word};
+use crate::dockerfile::{Add, Copy, Expander, FileSource, Files, Heredoc, InvalidMode, ModeChange, Word};
 use crate::error::{BuildError, Site};
+use crate::plan::SourceName;
 use crate::stage::StageState;
 
 /// passwd and group files of images are small; what is larger is no such file.
@@ -32,7 +33,7 @@ pub(crate) fn copy(
     site: &Site,
 ) -> Result<(), BuildError> {
     let input = match &copy.from {
-        Some(from) => builder.input(&from.text, &site.at(from.span))?,
+        Some(from) => builder.input(SourceName::Copy(&from.text), &site.at(from.span))?,
         None => builder.context()?,
     };
     Job::new(builder, stage, (&copy.files, copy.parents), input, None, site)?.carry_out(builder, stage, text, site)
@@ -416,13 +417,12 @@ fn inline(stage: &StageState, heredoc: &Heredoc, site: &Site) -> Result<Item, Bu
         let lookup = |name: &str| stage.variable(name);
         text = Expander::heredoc(&lookup).expand(&text).map_err(site.at(heredoc.span).because())?;
     }
-    Ok(Item::Inline { name: heredoc.delimiter.clone(), bytes: text.into_bytes().into() })
+    let name = heredoc.file_name().map_err(site.at(heredoc.span).because())?;
+    Ok(Item::Inline { name, bytes: text.into_bytes().into() })
 }
 
 fn mode(text: &str, site: &Site) -> Result<ModeChange, BuildError> {
-    let wrong =
-        || site.error(format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"));
-    ModeChange::parse(text).ok_or_else(|| wrong().into())
+    ModeChange::parse(text).ok_or_else(|| site.error(InvalidMode(text.to_owned()).to_string()).into())
 }
 
 fn owner(builder: &Builder<'_>, stage: &StageState, text: &str, is_link: bool) -> Result<Owner, BuildError> {

@@ -25,6 +25,7 @@ use crate::context::clean_path;
 use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
 use crate::error::{BuildError, Site};
 use crate::export;
+use crate::plan::SourceName;
 use crate::sandbox;
 use crate::stage::StageState;
 
@@ -104,7 +105,8 @@ impl StepMounts {
         let mut words = Vec::new();
         for (kind, site) in &self.kinds {
             if let MountKind::Cache(CacheMount { from: Some(from), source, target, .. }) = kind {
-                let content = identity(builder, &builder.input(from, site)?, source.as_deref(), site)?;
+                let content =
+                    identity(builder, &builder.input(SourceName::Mount(from), site)?, source.as_deref(), site)?;
                 words.push(NamedContent { name: format!("what the cache mount {target} begins with"), content });
             }
             words.push(match kind {
@@ -237,7 +239,7 @@ impl Prepared {
             let draft = claimed.draft().map_err(site.because())?;
             own(draft.path(), cache.ownership, CACHE_MODE).map_err(site.because())?;
             if let Some(from) = &cache.from {
-                let input = builder.input(from, site)?;
+                let input = builder.input(SourceName::Mount(from), site)?;
                 let path = resolved(&input, cache.source.as_deref(), site)?;
                 export::to_directory(&input.tree, &path, draft.path(), export::Ownership::Kept)?;
             }
@@ -339,7 +341,7 @@ impl Prepared {
 
 fn input(builder: &Builder<'_>, from: Option<&str>, site: &Site) -> Result<Input, BuildError> {
     match from {
-        Some(from) => builder.input(from, site),
+        Some(from) => builder.input(SourceName::Mount(from), site),
         None => builder.context(),
     }
 }
@@ -407,7 +409,7 @@ fn cache_name(builder: &Builder<'_>, cache: &CacheMount, site: &Site) -> Result<
         name.extend(ownership.mode.filter(|mode| *mode != CACHE_MODE).map(|mode| format!("#mode={mode:o}")));
     }
     if let Some(from) = &cache.from {
-        let begin = identity(builder, &builder.input(from, site)?, cache.source.as_deref(), site)?;
+        let begin = identity(builder, &builder.input(SourceName::Mount(from), site)?, cache.source.as_deref(), site)?;
         // So many digits tell the contents of one machine's caches apart.
         name.push_str(&format!("#from={:.16}", layerfs::digest_of(begin.as_bytes()).digest()));
     }

@@ -20,7 +20,6 @@ use crate::dockerfile::{self, Run, Script, Security};
 use crate::error::{BuildError, Site};
 use crate::events::StepNumber;
 use crate::failure::FailedStep;
-use crate::image::DEFAULT_PATH;
 use crate::machine;
 use crate::request::Entitlement;
 use crate::sandbox::{self, Process, Streams};
@@ -72,11 +71,10 @@ pub(crate) fn run(
 
 impl Job {
     fn new(builder: &Builder<'_>, stage: &StageState, run: &Run, site: &Site) -> Result<Self, BuildError> {
-        let (argv, script) = command(stage, run);
+        let (argv, script) = command(stage, run.script().map_err(site.because())?);
         let request = builder.request();
         let network = match run.network {
-            None => request.sandbox.network,
-            Some(dockerfile::Network::Default) => sandbox::Network::Default,
+            None | Some(dockerfile::Network::Default) => request.sandbox.network,
             Some(dockerfile::Network::Host) => sandbox::Network::Host,
             Some(dockerfile::Network::None) => sandbox::Network::None,
         };
@@ -227,13 +225,16 @@ impl Job {
     }
 
     fn add_script(&self, mounts: &mut Vec<sandbox::Mount>, scratch: &Path) -> io::Result<()> {
+        use std::io::Write;
         use std::os::unix::fs::PermissionsExt;
         let Some((name, text)) = &self.script else { return Ok(()) };
         let directory = scratch.join("script");
         std::fs::create_dir(&directory)?;
-        let path = directory.join(name);
-        std::fs::write(&path, text)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+        // A new one: no link is followed.
+        let mut file = std::fs::File::create_new(directory.join(name))?;
+        file.write_all(text.as_bytes())?;
+        // Whatever the umask.
+        file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
         let source = sandbox::Source::Bind { path: directory, read_only: true };
         mounts.push(sandbox::Mount { target: SCRIPT_DIRECTORY.into(), source });
         Ok(())
@@ -256,9 +257,9 @@ fn hint(exit: sandbox::Exit) -> Option<&'static str> {
 }
 
 /// What runs, and the script it runs, if it is one.
-fn command(stage: &StageState, run: &Run) -> (Vec<String>, Option<(String, String)>) {
+fn command(stage: &StageState, script: Script) -> (Vec<String>, Option<(String, String)>) {
     let with_shell = |text: String| stage.shell().into_iter().chain([text]).collect();
-    match run.script() {
+    match script {
         Script::Exec(argv) => (argv, None),
         Script::Shell(text) => (with_shell(text), None),
         Script::Program { name, content } => (with_shell(format!("{SCRIPT_DIRECTORY}/{name}")), Some((name, content))),
@@ -268,13 +269,8 @@ fn command(stage: &StageState, run: &Run) -> (Vec<String>, Option<(String, Strin
 /// The environment of a step, before proxies, secrets and HOME.
 fn environment(stage: &StageState) -> Vec<String> {
     let mut env: Vec<String> = stage.variables.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let has =
-        |env: &[String], name: &str| env.iter().any(|entry| entry.split_once('=').is_some_and(|(n, _)| n == name));
-    if !has(&env, "PATH") {
-        env.push(format!("PATH={DEFAULT_PATH}"));
-    }
     if let Some(epoch) = stage.epoch
-        && !has(&env, "SOURCE_DATE_EPOCH")
+        && stage.variable("SOURCE_DATE_EPOCH").is_none()
     {
         env.push(format!("SOURCE_DATE_EPOCH={epoch}"));
     }

@@ -18,6 +18,7 @@ mod pulling;
 mod pushing;
 mod remote_cache;
 mod side_by_side;
+mod stages;
 mod support;
 mod syntax;
 mod trust;

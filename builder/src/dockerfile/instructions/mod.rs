@@ -44,6 +44,36 @@ impl<T> Placed<T> {
     }
 }
 
+impl Placed<Instruction> {
+    /// Checks what BuildKit checks in stages that are needed only, as far as it names no variable: mounts, modes, and
+    /// whether there is something to run.
+    ///
+    /// # Errors
+    /// The first of them that makes no sense.
+    pub fn check_constants(&self, source: &Source) -> Result<(), DockerfileError> {
+        let chmod = match &self.value {
+            Instruction::Run(Run { command: Command::Exec(words), .. }) if words.is_empty() => {
+                return Err(self.error(source, self.span, "RUN requires at least one argument"));
+            }
+            Instruction::Run(run) => {
+                let wrong = |mount: &Mount| mount.check_constants().err().map(|error| (mount.span, error.to_string()));
+                return run.mounts.iter().find_map(wrong).map_or(Ok(()), |(at, why)| Err(self.error(source, at, why)));
+            }
+            Instruction::Copy(copy) => copy.files.chmod.as_ref(),
+            Instruction::Add(add) => add.files.chmod.as_ref(),
+            _ => None,
+        };
+        let is_wrong = |mode: &&Word| !mode.text.contains('$') && ModeChange::parse(&mode.text).is_none();
+        let wrong = |mode: &Word| Err(self.error(source, mode.span, InvalidMode(mode.text.clone()).to_string()));
+        chmod.filter(is_wrong).map_or(Ok(()), wrong)
+    }
+}
+
+/// A `--chmod` that is no mode.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("invalid chmod parameter: '{0}'. it should be octal string and between 0 and 07777")]
+pub struct InvalidMode(pub String);
+
 /// One instruction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Instruction {
@@ -79,8 +109,8 @@ pub enum Instruction {
     StopSignal(Word),
     /// HEALTHCHECK; never expanded.
     Healthcheck(Healthcheck),
-    /// ONBUILD.
-    Onbuild(Onbuild),
+    /// ONBUILD: the text of an instruction with its here-documents, as the image's config keeps it.
+    Onbuild(String),
     /// MAINTAINER.
     Maintainer(Word),
 }
@@ -135,7 +165,7 @@ pub struct BuildArgument {
 /// A command in one of its two forms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// One text for the shell, empty for a bare CMD or ENTRYPOINT.
+    /// One text for the shell; empty where nothing is said, which the shell is started with all the same.
     Shell(Word),
     /// The program and its arguments.
     Exec(Vec<Word>),
@@ -226,13 +256,4 @@ pub struct Add {
     pub unpack: Option<bool>,
     /// `--keep-git-dir`.
     pub keep_git_dir: Option<bool>,
-}
-
-/// What ONBUILD says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Onbuild {
-    /// The instruction for the child image.
-    pub inner: Box<Instruction>,
-    /// Its text with its here-documents, as the image's config keeps it.
-    pub text: String,
 }

@@ -1,7 +1,7 @@
 //! `RUN --mount`: its options as written, and the typed mount they become once variables are known.
 //!
-//! Invariant: an option is checked twice, by name while parsing and by value when it is evaluated; `from` never holds
-//! a variable, so that the graph of stages is known before any value is.
+//! Invariant: `from` never holds a variable, so that the graph of stages is known before any value is. All else is
+//! checked when it is evaluated: as in BuildKit a stage that nobody needs may say what it likes.
 //! <https://docs.docker.com/reference/dockerfile/#run---mount>
 
 use crate::dockerfile::error::{DockerfileError, closest};
@@ -12,7 +12,7 @@ use crate::fields::{csv_fields, truth};
 /// One `--mount`, not evaluated yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// Options in order, keys in lower case and without synonyms.
+    /// Options in order.
     pub options: Vec<MountOption>,
     /// The flag's value in the source.
     pub span: Span,
@@ -21,8 +21,8 @@ pub struct Mount {
 /// One option of `--mount`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountOption {
-    /// The canonical name: `source` for `src`, `target` for `dst` and `destination`, `readonly`, `readwrite`.
-    pub key: &'static str,
+    /// What it is called, in lower case.
+    pub key: String,
     /// The value, unexpanded; `None` for a bare word.
     pub value: Option<String>,
 }
@@ -173,7 +173,7 @@ impl MountKind {
 }
 
 impl Mount {
-    /// Reads the value of a `--mount` flag. Values without a variable are checked at once.
+    /// Reads the value of a `--mount` flag.
     pub(super) fn parse(source: &Source, word: &Word) -> Result<Self, DockerfileError> {
         let error = |message: String| source.error(word.span, message);
         let fields =
@@ -184,44 +184,59 @@ impl Mount {
                 Some((key, value)) => (key, Some(value.to_owned())),
                 None => (field.as_str(), None),
             };
-            let lower = key.to_ascii_lowercase();
-            let Some(&(_, key)) = KEYS.iter().find(|(name, _)| *name == lower) else {
-                let hint = closest(&lower, &KEYS.map(|(name, _)| name)).map(|near| format!("did you mean {near}?"));
-                return Err(error(format!("unexpected key '{key}' in '{field}'")).with_hint(hint));
-            };
-            if value.is_none() && !matches!(key, "readonly" | "readwrite" | "required") {
-                return Err(error(format!("invalid field '{field}' must be a key=value pair")));
-            }
+            let key = key.to_ascii_lowercase();
             if key == "from" && value.as_deref().is_some_and(has_variable) {
                 return Err(error("'from' doesn't support variable expansion, define alias stage instead".to_owned()));
             }
             options.push(MountOption { key, value });
         }
-        let mount = Self { options, span: word.span };
-        if !mount.options.iter().filter_map(|option| option.value.as_deref()).any(has_variable) {
-            mount.evaluate(&Expander::new('\\', &|_| None)).map_err(|cause| error(cause.to_string()))?;
-        }
-        Ok(mount)
+        Ok(Self { options, span: word.span })
     }
 
     /// The stage, image or named context that the mount reads, which never holds a variable.
     #[must_use]
     pub fn from(&self) -> Option<&str> {
-        let from = self.options.iter().rev().find(|option| option.key == "from")?;
+        let from = self.options.iter().rev().find(|option| option.key == "from" && option.value.is_some())?;
         from.value.as_deref().filter(|from| !from.is_empty())
     }
 
     /// Expands and checks all values.
     ///
     /// # Errors
-    /// A value that does not expand or is not of its type; an option that the type of mount does not have.
+    /// A value that does not expand or is not of its type; an option that there is not, or not for the type of mount.
     pub fn evaluate(&self, expander: &Expander<'_>) -> Result<MountKind, MountError> {
         let mut values = Values::default();
-        for MountOption { key, value } in &self.options {
-            let value = value.as_deref().map(|value| expander.expand(value)).transpose();
+        for option in &self.options {
+            let key = option.canonical_key()?;
+            let value = option.value.as_deref().map(|value| expander.expand(value)).transpose();
             values.0.push((key, value.map_err(|cause| MountError::Expansion { key, cause })?));
         }
         values.into_kind()
+    }
+
+    /// Checks what can be checked before any variable is known: all of a mount that names none.
+    pub(super) fn check_constants(&self) -> Result<(), MountError> {
+        match self.options.iter().filter_map(|option| option.value.as_deref()).any(has_variable) {
+            true => Ok(()),
+            false => self.evaluate(&Expander::new('\\', &|_| None)).map(drop),
+        }
+    }
+}
+
+impl MountOption {
+    /// `source` for `src`, `target` for `dst` and `destination`, `readonly`, `readwrite`.
+    fn canonical_key(&self) -> Result<&'static str, MountError> {
+        let Self { key, value } = self;
+        let field = value.as_ref().map_or_else(|| key.clone(), |value| format!("{key}={value}"));
+        match KEYS.iter().find(|(name, _)| name == key) {
+            Some((_, known)) if value.is_some() || matches!(*known, "readonly" | "readwrite" | "required") => Ok(known),
+            Some(_) => invalid(format!("invalid field '{field}' must be a key=value pair")),
+            None => {
+                let near = closest(key, &KEYS.map(|(name, _)| name));
+                let meant = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+                invalid(format!("unexpected key '{key}' in '{field}'{meant}"))
+            }
+        }
     }
 }
 
@@ -316,6 +331,7 @@ impl Values {
                 MountKind::Tmpfs { target: self.target(), size_bytes: self.size()? }
             }
             "secret" => self.secret()?,
+            "ssh" if self.text("source").is_some() => return invalid("ssh does not support source".to_owned()),
             "ssh" => MountKind::Ssh {
                 id: self.text("id").unwrap_or_else(|| "default".to_owned()),
                 target: self.text("target"),
@@ -454,8 +470,7 @@ mod tests {
 
     #[test]
     fn an_option_that_says_nothing_about_a_type_is_taken_as_buildkit_takes_it() {
-        for text in
-            ["target=/x,id=a", "type=tmpfs,target=/x,id=a,from=b", "type=secret,id=a,ro", "type=ssh,source=b,ro"]
+        for text in ["target=/x,id=a", "type=tmpfs,target=/x,id=a,from=b", "type=secret,id=a,ro", "type=ssh,source=,ro"]
         {
             assert_eq!(evaluate(text).err(), None, "{text}");
         }
@@ -468,6 +483,7 @@ mod tests {
             ("type=bind,target=/x,mode=0755", "mode"),
             ("type=secret,id=a,from=b", "from"),
             ("type=tmpfs,target=/x,required", "required"),
+            ("type=ssh,source=b", "ssh does not support source"),
             ("type=bind,target=/x,sharing=locked", "sharing"),
             ("type=disk,target=/x", "disk"),
             ("target=/x,colour=red", "colour"),

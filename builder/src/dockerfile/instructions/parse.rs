@@ -6,8 +6,7 @@ use super::flags::Flags;
 use super::healthcheck::healthcheck;
 use super::mount::{Mount, has_variable};
 use super::{
-    Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, ModeChange, Network, Onbuild, Placed,
-    Run, Security,
+    Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, Network, Placed, Run, Security,
 };
 use crate::dockerfile::error::{DockerfileError, closest};
 use crate::dockerfile::heredoc::{self, Heredoc};
@@ -269,15 +268,8 @@ impl<'a> Typing<'a> {
             },
         };
         flags.finish()?;
-        let command = self.command();
-        let is_empty = match &command {
-            Command::Shell(text) => text.text.is_empty(),
-            Command::Exec(words) => words.is_empty(),
-        };
-        if is_empty {
-            return Err(self.wrong("requires at least one argument"));
-        }
-        Ok(Instruction::Run(Run { command, mounts, network, security, heredocs: self.statement.heredocs.clone() }))
+        let (command, heredocs) = (self.command(), self.statement.heredocs.clone());
+        Ok(Instruction::Run(Run { command, mounts, network, security, heredocs }))
     }
 
     fn copy(&self) -> Result<Instruction, DockerfileError> {
@@ -308,13 +300,6 @@ impl<'a> Typing<'a> {
         let chmod = flags.string("chmod")?;
         let link = flags.boolean("link")?.unwrap_or(false);
         let excludes = flags.strings("exclude")?;
-        let is_wrong = |mode: &&Word| !mode.text.contains('$') && ModeChange::parse(&mode.text).is_none();
-        if let Some(mode) = chmod.as_ref().filter(is_wrong) {
-            return Err(self.error(
-                mode,
-                format!("invalid chmod parameter: '{}'. it should be octal string and between 0 and 07777", mode.text),
-            ));
-        }
         let (words, is_json) = match &self.statement.arguments {
             Arguments::Words(words) => (words.as_slice(), false),
             Arguments::Json(words) => (words.as_slice(), true),
@@ -354,15 +339,13 @@ impl<'a> Typing<'a> {
         }
     }
 
-    fn onbuild(&self) -> Result<Onbuild, DockerfileError> {
-        let Arguments::Trigger(inner) = &self.statement.arguments else {
+    /// As in BuildKit a trigger is an instruction only once it triggers: it is kept as it is written.
+    fn onbuild(&self) -> Result<String, DockerfileError> {
+        let Arguments::Trigger(inner, text) = &self.statement.arguments else {
             return Err(self.wrong("requires at least one argument"));
         };
         refuse_trigger(self.source, inner)?;
-        let mut text = inner.text.clone();
-        for heredoc in &inner.heredocs {
-            text.push_str(&format!("\n{}{}", heredoc.content, heredoc.delimiter));
-        }
-        Ok(Onbuild { inner: Box::new(instruction(self.source, inner)?.value), text })
+        let bodies = inner.heredocs.iter().map(|body| format!("\n{}{}", body.content, body.delimiter));
+        Ok(text.clone() + &bodies.collect::<String>())
     }
 }

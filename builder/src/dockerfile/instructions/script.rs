@@ -4,7 +4,7 @@
 //! instruction loses the tabs that `<<-` strips, as no shell sees its `<<-`.
 
 use super::{Command, Run};
-use crate::dockerfile::heredoc;
+use crate::dockerfile::heredoc::{self, FileNameError};
 
 /// What to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub enum Script {
     Shell(String),
     /// A here-document that begins with `#!`: a file to be made executable under this name and run.
     Program {
-        /// The file's name, which is the delimiter.
+        /// The file's name, one component.
         name: String,
         /// Its content.
         content: String,
@@ -24,23 +24,25 @@ pub enum Script {
 
 impl Run {
     /// Puts the command together.
-    #[must_use]
-    pub fn script(&self) -> Script {
+    ///
+    /// # Errors
+    /// If a program cannot have the name that its here-document has.
+    pub fn script(&self) -> Result<Script, FileNameError> {
         let text = match &self.command {
-            Command::Exec(words) => return Script::Exec(words.iter().map(|word| word.text.clone()).collect()),
+            Command::Exec(words) => return Ok(Script::Exec(words.iter().map(|word| word.text.clone()).collect())),
             Command::Shell(text) => &text.text,
         };
-        match self.heredocs.as_slice() {
+        Ok(match self.heredocs.as_slice() {
             [] => Script::Shell(text.clone()),
             [body] if heredoc::opening(text).is_some() && body.text().starts_with("#!") => {
-                Script::Program { name: body.delimiter.clone(), content: body.text() }
+                Script::Program { name: body.file_name()?, content: body.text() }
             }
             [body] if heredoc::opening(text).is_some() => Script::Shell(body.text()),
             bodies => {
                 let bodies = bodies.iter().map(|body| format!("\n{}{}", body.content, body.delimiter));
                 Script::Shell(text.clone() + &bodies.collect::<String>())
             }
-        }
+        })
     }
 }
 
@@ -52,7 +54,7 @@ mod tests {
     fn script(text: &str) -> Script {
         let file = Dockerfile::parse("D", format!("FROM a\n{text}").as_bytes()).expect(text);
         match &file.stages[0].instructions[0].value {
-            Instruction::Run(run) => run.script(),
+            Instruction::Run(run) => run.script().expect("its name is one"),
             other => panic!("{other:?}"),
         }
     }

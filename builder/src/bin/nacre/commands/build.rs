@@ -155,6 +155,7 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         build_args,
         labels: args.label.iter().map(|text| pair("--label", text)).collect::<Result<_, _>>()?,
         platforms: platforms(&args.platform)?,
+        are_platforms_given: !args.platform.is_empty(),
         build_platform: Platform::host(),
         no_cache: args.no_cache,
         pull: args.pull,
