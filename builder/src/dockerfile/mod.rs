@@ -180,6 +180,14 @@ mod tests {
         assert!(message("HEALTHCHECK --retries=-1 CMD x").contains("negative"));
         assert!(message("HEALTHCHECK --timeout=1us CMD x").contains("less than 1ms"));
         assert!(message("RUN --security=none x").contains("not valid"));
+        assert!(message("RUN --security= x").contains("not valid"));
+        assert!(message("RUN --network= x").contains("unsupported network mode"));
+        assert!(message("COPY ----chown=1 a b").contains("unknown flag: ----chown"));
+        assert!(message("COPY [\"a\", \"<<E\"]").contains("heredoc as a destination"));
+        assert_eq!(
+            (message("# c\n\\\n # d\n\n").as_str(), message("\\").as_str()),
+            ("unknown instruction: ", "unknown instruction: ")
+        );
     }
 
     #[test]

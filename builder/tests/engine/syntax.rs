@@ -2,9 +2,9 @@
 //! `fsutil/copy` make of it.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-use crate::support::{Bench, names};
+use crate::support::{Bench, SHELL, names, run};
 
 #[test]
 fn the_name_of_an_argument_is_taken_as_it_is_written() {
@@ -82,4 +82,46 @@ fn a_backslash_escapes_only_where_a_wildcard_makes_a_pattern() {
         bench.dockerfile(&format!("FROM scratch\nCOPY {absent} /x\n"));
         assert!(bench.build(&[]).fails(1).contains("not found in the build context"), "{absent}");
     }
+}
+
+#[test]
+fn a_port_loses_what_stands_before_a_default() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nEXPOSE ${LO:-8000}-${HI:-8010} 1${P:-234}/udp\n");
+    let config = bench.build(&["-t", "app"]).config();
+    assert_eq!(config["config"]["ExposedPorts"], serde_json::json!({"234/udp": {}, "8010/tcp": {}}));
+}
+
+#[test]
+fn a_here_document_of_the_json_form_is_an_empty_file() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nCOPY [\"<<EOF\", \"/x/\"]\n");
+    assert_eq!(fs::read(bench.tree(&[]).join("x/EOF")).expect("it is there"), b"");
+}
+
+#[test]
+fn memory_can_be_read_only_and_what_is_for_the_scanner_is_no_variable() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!(
+        "{SHELL}ARG BUILDKIT_SBOM_SCAN_STAGE=true\nRUN --mount=type=tmpfs,target=/m,ro \
+         ! touch /m/f && [ -d /m ] && [ -z \"$BUILDKIT_SBOM_SCAN_STAGE\" ]\n"
+    ));
+    let config = bench.build(&["-t", "app"]).config();
+    let last = config["history"].as_array().and_then(|steps| steps.last()).expect("a step");
+    let shown = last["created_by"].as_str().expect("text");
+    assert!(shown.starts_with("RUN |1 BUILDKIT_SBOM_SCAN_STAGE=true /bin/sh -c "), "{shown}");
+}
+
+#[test]
+fn a_directory_that_another_is_copied_to_gets_its_time() {
+    let bench = Bench::new();
+    bench.file("d/f", "").file("there/g", "");
+    for name in ["d", "d/f"] {
+        run("touch", &["-d", "@1000", bench.path("context").join(name).to_str().expect("text")]);
+    }
+    bench.dockerfile("FROM scratch\nCOPY there /t/\nCOPY d /t\nCOPY d /n/\n");
+    let tree = bench.tree(&["--source-date-epoch=none"]);
+    let time = |name: &str| tree.join(name).metadata().expect("it is there").mtime();
+    assert_eq!((time("t"), time("t/f"), time("n")), (1000, 1000, 1000));
+    assert_eq!(names(&tree.join("t")), ["f", "g"]);
 }

@@ -41,8 +41,12 @@ impl<'a> Flags<'a> {
 
     /// `--name=value`, at most once; an empty value is none, as in BuildKit.
     pub(super) fn string(&mut self, name: &'static str) -> Result<Option<Word>, DockerfileError> {
-        let value = self.take_one(name)?.map(|flag| self.value(flag)).transpose()?;
-        Ok(value.filter(|value| !value.text.is_empty()))
+        Ok(self.choice(name)?.filter(|value| !value.text.is_empty()))
+    }
+
+    /// `--name=value`, at most once, where an empty value is one, and none of those that there are.
+    pub(super) fn choice(&mut self, name: &'static str) -> Result<Option<Word>, DockerfileError> {
+        self.take_one(name)?.map(|flag| self.value(flag)).transpose()
     }
 
     fn value(&self, flag: &Flag) -> Result<Word, DockerfileError> {
