@@ -86,9 +86,12 @@ impl<'a> Lexer<'a> {
                 continue;
             }
             match trimmed.first() {
-                // An empty comment, unlike an empty line, parts those above it from the instruction.
-                Some(b'#') if trimmed[1..].trim_ascii().is_empty() => comments.clear(),
-                Some(b'#') => comments.push(String::from_utf8_lossy(&trimmed[1..]).trim().to_owned()),
+                Some(b'#') => {
+                    // As in BuildKit, the hash of an indented comment is a part of what it says.
+                    let said = String::from_utf8_lossy(&line.bytes[1..]).trim().to_owned();
+                    // An empty comment, unlike an empty line, parts those above it from the instruction.
+                    if said.is_empty() { comments.clear() } else { comments.push(said) }
+                }
                 Some(_) => return self.instruction(start, trimmed, comments).map(Some),
                 None => {}
             }
@@ -214,10 +217,11 @@ mod tests {
 
     #[test]
     fn directives_and_what_stands_above_an_empty_comment_are_no_comments_of_an_instruction() {
-        let source = Source::new("D", b"# check=skip=all\n# one\nFROM a\n# two\n#\nARG b\n# check=skip=x\nARG c\n");
+        let text = "# check=skip=all\n# one\n\n  # two\nFROM a\n# two\n#\nARG b\n# check=skip=x\nARG c\n";
+        let source = Source::new("D", text.as_bytes());
         let mut lexer = Lexer::new(&source);
         let mut comments = || lexer.next_instruction().expect("valid").expect("an instruction").comments;
-        assert_eq!(comments(), ["one"]);
+        assert_eq!(comments(), ["one", "# two"]);
         assert_eq!(comments(), [""; 0]);
         assert_eq!(comments(), ["check=skip=x"]);
     }
