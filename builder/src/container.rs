@@ -4,12 +4,11 @@
 //! container that is over leaves nothing in the store. Builds run their steps elsewhere (`step/run.rs`): those run
 //! on a stage, and know no entrypoint.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use layerfs::{
-    ChangesError, Compression, DiffId, Layer, MountError, MountOptions, Plane, Store, StoreError, Tree, Upper,
-    UpperLife,
+    ChangesError, Compression, DiffId, Layer, MountError, MountOptions, Store, StoreError, Tree, Upper, UpperLife,
 };
 use registry_client::{Error as ImageError, Platform, choose_image};
 use rustix::io::Errno;
@@ -20,6 +19,7 @@ use crate::error::BuildError;
 use crate::image::{DEFAULT_PATH, History, ImageConfig, RunConfig};
 use crate::manifest::{store_image, timestamp};
 use crate::place::{StorePlace, StoredImage};
+use crate::request::SandboxRequest;
 use crate::sandbox::{self, Process, Step, Streams};
 use crate::step::files::accounts;
 use crate::upper::{UpperError, make_directory, open_union, read_changes};
@@ -39,26 +39,12 @@ pub struct RunRequest {
     pub user: Option<String>,
     /// What else is mounted.
     pub mounts: Vec<sandbox::Mount>,
-    /// The network.
-    pub network: sandbox::Network,
     /// The host name; the beginning of the image's digest if none is given.
     pub hostname: Option<String>,
     /// Nothing of the image can be changed.
     pub read_only: bool,
-    /// Who serves the root directory.
-    pub plane: Plane,
-    /// Limits of all processes together.
-    pub limits: sandbox::Limits,
-    /// The OCI runtime that runs it, in place of our own sandbox.
-    pub runtime: Option<PathBuf>,
-    /// Limits of each process.
-    pub ulimits: Vec<sandbox::Ulimit>,
-    /// The size of /dev/shm.
-    pub shm_size_bytes: Option<u64>,
-    /// Lines for /etc/hosts: address, name.
-    pub extra_hosts: Vec<(String, String)>,
-    /// The content of /etc/resolv.conf.
-    pub resolv_conf: Option<String>,
+    /// Where it runs.
+    pub sandbox: SandboxRequest,
     /// Standard input is a pseudo terminal.
     pub terminal: bool,
 }
@@ -141,17 +127,18 @@ impl Container {
     pub fn new(store: &Store, image: &StoredImage, request: &RunRequest) -> Result<Self, ContainerError> {
         let tree: Arc<dyn Tree> = store.tree(&image.diff_ids())?;
         let upper = store.create_upper(&image.diff_ids(), UpperLife::Temporary)?;
-        let root = upper.scratch()?.join("merged");
+        let scratch = upper.scratch()?;
+        let root = scratch.join("merged");
         let in_root = |action: String| move |source| ContainerError::Root { action, source };
         std::fs::create_dir(&root).map_err(in_root("make the mount point".to_owned()))?;
         let mut process = process(&tree, image, request, &root)?;
+        request.sandbox.apply(&mut process, &scratch);
         let union = open_union(Arc::clone(&tree), &upper.upper(), &upper.work(), UpperLife::Temporary)?;
-        let mount = layerfs::mount(union, &root, MountOptions { plane: request.plane, ..MountOptions::default() })?;
+        let mount =
+            layerfs::mount(union, &root, MountOptions { plane: request.sandbox.plane, ..MountOptions::default() })?;
         let made = make_directory(&root, &process.cwd);
         made.map_err(in_root(format!("make the working directory {}", process.cwd.display())))?;
         process.mounts.clone_from(&request.mounts);
-        let runtime = |program| sandbox::Runtime { program, directory: root.with_file_name("runtime") };
-        process.runtime = request.runtime.clone().map(runtime);
         Ok(Self { mount, process, _upper: upper })
     }
 
@@ -195,13 +182,7 @@ fn process(
     process.cwd = working_directory(config, request)?.into();
     process.user = sandbox::User { uid: identity.owner.uid, gid: identity.owner.gid, groups: identity.groups.clone() };
     process.hostname = hostname;
-    process.network = request.network;
     process.read_only_root = request.read_only;
-    process.limits = request.limits.clone();
-    process.ulimits.clone_from(&request.ulimits);
-    process.shm_size_bytes = request.shm_size_bytes.unwrap_or(sandbox::DEFAULT_SHM_SIZE_BYTES);
-    process.extra_hosts.clone_from(&request.extra_hosts);
-    process.resolv_conf.clone_from(&request.resolv_conf);
     process.terminal = request.terminal;
     Ok(process)
 }

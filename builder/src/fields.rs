@@ -52,7 +52,7 @@ impl Fields {
 }
 
 /// A truth value as Go's `strconv.ParseBool` reads it, which docker and BuildKit use wherever they take one.
-pub(crate) fn truth(text: &str) -> Option<bool> {
+pub fn truth(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
@@ -61,8 +61,8 @@ pub(crate) fn truth(text: &str) -> Option<bool> {
 }
 
 /// The fields of one CSV record: a quoted field may hold commas, and doubled quotes for one.
-/// <https://www.rfc-editor.org/rfc/rfc4180>
-pub(crate) fn csv_fields(text: &str) -> Option<Vec<String>> {
+/// `None` where quotes do not match. <https://www.rfc-editor.org/rfc/rfc4180>
+pub fn csv_fields(text: &str) -> Option<Vec<String>> {
     let mut fields = Vec::new();
     let mut rest = text;
     loop {

@@ -27,7 +27,7 @@ mod events;
 mod explain;
 mod export;
 mod failure;
-mod fields;
+pub mod fields;
 mod flights;
 mod frontend;
 mod graph;

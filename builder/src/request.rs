@@ -12,7 +12,7 @@ use crate::context::{FetchAccess, Fetched, RemotePlace};
 use crate::dockerfile::Source;
 use crate::failure::OnFailure;
 use crate::remote_cache::CacheRequest;
-use crate::sandbox::{Limits, Network, Ulimit};
+use crate::sandbox::{self, Limits, Network, Process, Ulimit};
 
 /// A build.
 #[derive(Clone)]
@@ -48,6 +48,8 @@ pub struct BuildRequest {
     pub times: Times,
     /// How RUN steps run.
     pub sandbox: SandboxRequest,
+    /// Who is told of a failed step while its state is still there.
+    pub on_failure: Option<Arc<dyn OnFailure>>,
     /// Secrets by id.
     pub secrets: BTreeMap<String, Secret>,
     /// Agent sockets by id.
@@ -88,6 +90,7 @@ impl BuildRequest {
             pull: false,
             times: Times::Base,
             sandbox: SandboxRequest::default(),
+            on_failure: None,
             secrets: BTreeMap::new(),
             ssh: BTreeMap::new(),
             allow: BTreeSet::new(),
@@ -158,10 +161,10 @@ pub struct EngineRequest {
     pub explain: bool,
 }
 
-/// What every RUN step of a build gets.
-#[derive(Clone, Default)]
+/// Where a command runs: every RUN step of a build, or the one of a container.
+#[derive(Debug, Clone, Default)]
 pub struct SandboxRequest {
-    /// The network where the instruction names none.
+    /// The network, where the instruction names none.
     pub network: Network,
     /// Lines of /etc/hosts: address and name.
     pub extra_hosts: Vec<(String, String)>,
@@ -177,8 +180,20 @@ pub struct SandboxRequest {
     pub limits: Limits,
     /// An OCI runtime that runs the steps, in place of our own sandbox.
     pub runtime: Option<PathBuf>,
-    /// Who is told of a failed step while its state is still there.
-    pub on_failure: Option<Arc<dyn OnFailure>>,
+}
+
+impl SandboxRequest {
+    /// Has a process run so; a runtime keeps its files in `scratch`.
+    pub(crate) fn apply(&self, process: &mut Process, scratch: &Path) {
+        process.network = self.network;
+        process.extra_hosts.clone_from(&self.extra_hosts);
+        process.shm_size_bytes = self.shm_size_bytes.unwrap_or(sandbox::DEFAULT_SHM_SIZE_BYTES);
+        process.ulimits.clone_from(&self.ulimits);
+        process.resolv_conf.clone_from(&self.resolv_conf);
+        process.limits.clone_from(&self.limits);
+        let runtime = |program| sandbox::Runtime { program, directory: scratch.join("runtime") };
+        process.runtime = self.runtime.clone().map(runtime);
+    }
 }
 
 /// A context besides the main one.

@@ -9,6 +9,7 @@ use std::{
     process::{Command, Output},
 };
 
+use fixtures::user::User;
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     process::{Pid, PidfdFlags, Signal},
@@ -406,28 +407,12 @@ fn podman_runs_commits_and_maps_owners() {
     assert_eq!(mapped, "0:0\n5:6\n0:0\nagain\n");
 }
 
-/// An ordinary user with subordinate ids, who is gone with this value.
-struct User(String);
-
-impl User {
-    fn new(place: &Place) -> Self {
-        let user = Self(format!("dropin{}", std::process::id()));
-        place.sh(&format!("useradd -m {0}; cp {PROGRAM} /home/{0}/layerfs; chmod 755 /home/{0}/layerfs", user.0));
-        user
-    }
-}
-
-impl Drop for User {
-    fn drop(&mut self) {
-        drop(Command::new("userdel").args(["-r", &self.0]).output());
-    }
-}
-
 #[test]
 fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
     let place = Place::new();
     containers(&place);
-    let user = User::new(&place);
+    let user = User::new();
+    place.sh(&format!("cp {PROGRAM} /home/{0}/layerfs; chmod 755 /home/{0}/layerfs", user.name()));
     // The second part mounts in a namespace that ends with the mount in it; its server would hold the upper for ever.
     let script = format!(
         r#"{LIST} set -e; cd; export XDG_RUNTIME_DIR=$PWD/xdg; mkdir -m 700 xdg
@@ -440,7 +425,7 @@ fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
     fs::write(place.path("script"), script).expect("writable");
     let listed = place.sh(&format!(
         "cp -r context script /home/{0}; chown -R {0} /home/{0}; su {0} -s /bin/bash /home/{0}/script",
-        user.0
+        user.name()
     ));
     assert!(listed.contains(" left\n") && listed.contains("data/gone/moved/link"), "{listed}");
 }

@@ -152,11 +152,9 @@ impl Job {
         let mounted = mount(union, &merged, options).map_err(site.because())?;
         without_devices(&merged).map_err(site.because())?;
         make_directory(&merged, Path::new(&stage.working_dir())).map_err(site.because())?;
-        let mut process = self.process(builder, stage, &merged, &identity);
+        let mut process = self.process(builder, stage, &merged, &scratch, &identity);
         process.mounts = std::mem::take(&mut prepared.mounts);
         process.env.append(&mut prepared.env);
-        let runtime = |program| sandbox::Runtime { program, directory: scratch.join("runtime") };
-        process.runtime = builder.request().sandbox.runtime.clone().map(runtime);
         let ended = self.execute(builder, stage, number, &process, site);
         let unmounted = mounted.unmount();
         drop(prepared);
@@ -192,16 +190,23 @@ impl Job {
         }
         at.hint = hint(exit).map(str::to_owned);
         let error = BuildError::Step { at: Box::new(at), exit_code: exit.code(), tail };
-        if let Some(on_failure) = &builder.request().sandbox.on_failure {
+        if let Some(on_failure) = &builder.request().on_failure {
             let shell = stage.shell().into_iter().next().unwrap_or_default();
             on_failure.step_failed(&FailedStep { error: &error, process, shell });
         }
         Err(error)
     }
 
-    fn process(&self, builder: &Builder<'_>, stage: &StageState, root: &Path, identity: &Identity) -> Process {
-        let request = &builder.request().sandbox;
+    fn process(
+        &self,
+        builder: &Builder<'_>,
+        stage: &StageState,
+        root: &Path,
+        scratch: &Path,
+        identity: &Identity,
+    ) -> Process {
         let mut process = Process::new(root, self.argv.iter().cloned());
+        builder.request().sandbox.apply(&mut process, scratch);
         process.env.clone_from(&self.env);
         process.env.extend_from_slice(&self.proxies);
         if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
@@ -213,11 +218,6 @@ impl Job {
             sandbox::User { uid: identity.owner.uid, gid: identity.owner.gid, groups: identity.groups.clone() };
         process.network = self.network;
         process.security = self.security;
-        process.shm_size_bytes = request.shm_size_bytes.unwrap_or(sandbox::DEFAULT_SHM_SIZE_BYTES);
-        process.ulimits.clone_from(&request.ulimits);
-        process.extra_hosts.clone_from(&request.extra_hosts);
-        process.resolv_conf.clone_from(&request.resolv_conf);
-        process.limits.clone_from(&request.limits);
         if let Some(hostname) = &builder.shared.frontend.hostname {
             process.hostname.clone_from(hostname);
         }

@@ -6,7 +6,9 @@ use std::path::Path;
 use fixtures::registry::Registry;
 use serde_json::Value;
 
-use crate::support::{Bench, OrdinaryUser, SHELL};
+use fixtures::user::User;
+
+use crate::support::{Bench, SHELL};
 
 /// The id is the target, with what else the mount begins with.
 const ID: &str = "/cache#uid=7#mode=711";
@@ -53,7 +55,7 @@ fn a_cache_mount_arrives_as_it_was_on_another_machine() {
 
 #[test]
 fn an_ordinary_user_carries_files_of_many_owners() {
-    let user = OrdinaryUser::new("caches");
+    let user = User::new();
     let first = machine(FILL).owned_by(&user);
     first.build(&[]).succeeds();
     first.nacre(&["cache-mount", "export", ID, "oci:layout:cache"]).succeeds();

@@ -3,14 +3,16 @@
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use crate::support::{OrdinaryUser, run};
+use fixtures::user::User;
+
+use crate::support::run;
 
 /// Left out for an ordinary user: `cp` of a set-user-id file. The kernel takes the bit from a file that is written by
 /// whoever has no CAP_FSETID of the machine's own (`setattr_should_drop_suidgid`), on every file system.
 const ROOT_ONLY: &str = "stages/scratch-and-whiteouts\n";
 
 /// Runs all cases, and asserts that none failed.
-fn cases_pass(user: Option<&OrdinaryUser>) {
+fn cases_pass(user: Option<&User>) {
     let Some(runner) = fixtures::shared("conformance/dockerfile") else { return };
     let directory = tempfile::tempdir().expect("a temporary directory");
     let at = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
@@ -25,8 +27,8 @@ fn cases_pass(user: Option<&OrdinaryUser>) {
     if let Some(user) = user {
         std::fs::write(at("root-only"), ROOT_ONLY).expect("written");
         command.args(["--skip-list", &at("root-only")]);
-        run("chown", &["-hR", &format!("{}:{}", user.uid, user.gid), &at("")]);
-        command.uid(user.uid).gid(user.gid);
+        run("chown", &["-hR", &format!("{}:{}", user.uid(), user.gid()), &at("")]);
+        command.uid(user.uid()).gid(user.gid());
     }
     let output = command.output().expect("python3 runs");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -43,5 +45,5 @@ fn every_conformance_case_passes() {
 
 #[test]
 fn every_conformance_case_passes_for_an_ordinary_user() {
-    cases_pass(Some(&OrdinaryUser::new("cases")));
+    cases_pass(Some(&User::new()));
 }

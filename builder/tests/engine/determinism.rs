@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
-use crate::support::{BUSYBOX, Bench, OrdinaryUser, SHELL, run};
+use fixtures::user::User;
+
+use crate::support::{BUSYBOX, Bench, SHELL, run};
 
 /// Everything that goes into a layer: files, modes, links, archives, steps, whiteouts.
 fn dockerfile() -> String {
@@ -69,7 +71,7 @@ fn times_owners_and_the_order_of_names_make_no_difference() {
 
 #[test]
 fn root_and_an_ordinary_user_build_the_same_image() {
-    let user = OrdinaryUser::new("same");
+    let user = User::new();
     let first = bench(&NAMES, 1_000_000_000).build(&[]).digest();
     let other = bench(&NAMES, 1_000_000_000).owned_by(&user);
     let done = other.build(&[]);

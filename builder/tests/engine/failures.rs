@@ -134,7 +134,11 @@ fn limits_bound_a_step_and_are_no_part_of_its_key() {
     let bench = Bench::with_busybox();
     bench.dockerfile(&format!("{SHELL}RUN tail /dev/zero"));
     let said = bench.build(&["-m", "16m"]).fails(1);
-    assert!(said.contains("the step's memory limit was reached") || said.contains("cgroup"), "{said}");
+    if said.contains("cgroup") {
+        fixtures::left_out("what needs cgroups that can be made");
+    } else {
+        assert!(said.contains("the step's memory limit was reached"), "{said}");
+    }
     bench.dockerfile(&format!("{SHELL}RUN echo x > /x"));
     bench.build(&[]).succeeds();
     assert_eq!(bench.build(&["-m", "1g", "--cpus", "0.5", "--pids-limit", "100"]).cached(), 3);
@@ -185,7 +189,11 @@ fn a_step_of_a_runtime_that_took_too_much_memory_says_so() {
     }
     bench.dockerfile(&format!("{SHELL}RUN tail /dev/zero; exit 3\n"));
     let said = bench.build(&["--oci-runtime", "runc", "--memory", "32m"]).fails(1);
-    assert!(said.contains("memory limit was reached") || said.contains("cgroup"), "{said}");
+    if said.contains("cgroup") {
+        fixtures::left_out("what needs cgroups that can be made");
+    } else {
+        assert!(said.contains("memory limit was reached"), "{said}");
+    }
     bench.dockerfile(&format!("{SHELL}RUN exit 3\n"));
     let said = bench.build(&["--oci-runtime", "runc", "--memory", "32m"]).fails(1);
     assert!(!said.contains("memory limit was reached"), "{said}");

@@ -8,7 +8,9 @@ use std::process::Stdio;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
-use crate::support::{Bench, OrdinaryUser, SHELL, names};
+use fixtures::user::User;
+
+use crate::support::{Bench, SHELL, names};
 
 /// A process that does not end in this time is one that was left.
 const LONGEST_END: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
@@ -96,7 +98,7 @@ fn an_interrupted_build_leaves_nothing_at_any_moment() {
 
 #[test]
 fn an_interrupted_build_of_an_ordinary_user_leaves_nothing_either() {
-    let user = OrdinaryUser::new("interrupted");
+    let user = User::new();
     an_interrupted_build_leaves_nothing(&Bench::with_busybox().owned_by(&user), &[], Signal::TERM);
 }
 
@@ -114,7 +116,7 @@ fn a_build_killed_in_a_run_step_leaves_no_process_no_mount_and_a_good_store() {
 
 #[test]
 fn a_build_of_an_ordinary_user_killed_in_a_run_step_leaves_nothing_either() {
-    let user = OrdinaryUser::new("killed");
+    let user = User::new();
     a_killed_run_step_leaves_nothing(&Bench::with_busybox().owned_by(&user));
 }
 

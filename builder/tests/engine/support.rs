@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Mutex;
 
+use fixtures::user::User;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -39,15 +39,15 @@ impl Bench {
     }
 
     /// From here on everything is run by an ordinary user, who owns the directory.
-    pub(crate) fn owned_by(mut self, user: &OrdinaryUser) -> Self {
+    pub(crate) fn owned_by(mut self, user: &User) -> Self {
         // The build directory may be closed to others.
         let program = self.path("nacre");
         // Not by this process: a child forked meanwhile by another test would hold it open for writing (ETXTBSY).
         run("cp", &[self.program.to_str().expect("text"), program.to_str().expect("text")]);
         self.program = program;
-        let owner = format!("{}:{}", user.uid, user.gid);
+        let owner = format!("{}:{}", user.uid(), user.gid());
         run("chown", &["-hR", &owner, self.directory.path().to_str().expect("text")]);
-        self.user = Some((user.uid, user.gid));
+        self.user = Some((user.uid(), user.gid()));
         self
     }
 
@@ -214,37 +214,4 @@ pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// A user with subordinate ids, removed in the end.
-pub(crate) struct OrdinaryUser {
-    name: String,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-}
-
-impl OrdinaryUser {
-    /// Adds one.
-    pub(crate) fn new(role: &str) -> Self {
-        let name = format!("nacre-{role}-{}", std::process::id());
-        // The files of users have one lock, which useradd does not wait for long.
-        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-        let _turn = ONE_AT_A_TIME.lock().expect("no other test failed here");
-        run("useradd", &["-m", &name]);
-        let id = |option| run("id", &[option, &name]).trim().parse().expect("an id is a number");
-        let user = Self { uid: id("-u"), gid: id("-g"), name };
-        for (file, option) in [("/etc/subuid", "--add-subuids"), ("/etc/subgid", "--add-subgids")] {
-            let listed = fs::read_to_string(file).unwrap_or_default();
-            if !listed.lines().any(|line| line.starts_with(&format!("{}:", user.name))) {
-                run("usermod", &[option, "800000-865535", &user.name]);
-            }
-        }
-        user
-    }
-}
-
-impl Drop for OrdinaryUser {
-    fn drop(&mut self) {
-        run("userdel", &["-r", "-f", &self.name]);
-    }
 }

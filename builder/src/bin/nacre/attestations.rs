@@ -2,6 +2,7 @@
 //!
 //! Invariant: what cannot be said is an error that names itself; without a flag nothing is said.
 
+use builder::fields::{self, csv_fields};
 use builder::{Attestations, Provenance};
 
 use crate::report::Usage;
@@ -30,7 +31,7 @@ impl AttestationFlags {
         for text in &self.attest {
             let words = words("--attest", text)?;
             let kind = words.iter().find_map(|word| word.strip_prefix("type="));
-            let others = words.iter().filter(|word| !word.starts_with("type=")).copied();
+            let others = words.iter().map(String::as_str).filter(|word| !word.starts_with("type="));
             match kind {
                 Some("provenance") => asked.provenance = provenance("--attest", others)?,
                 Some("sbom") => asked.packages = packages("--attest", others)?,
@@ -39,25 +40,28 @@ impl AttestationFlags {
             }
         }
         if let Some(text) = &self.provenance {
-            asked.provenance = provenance("--provenance", words("--provenance", text)?.into_iter())?;
+            asked.provenance = provenance("--provenance", words("--provenance", text)?.iter().map(String::as_str))?;
         }
         if let Some(text) = &self.sbom {
-            asked.packages = packages("--sbom", words("--sbom", text)?.into_iter())?;
+            asked.packages = packages("--sbom", words("--sbom", text)?.iter().map(String::as_str))?;
         }
         Ok(asked)
     }
 }
 
 /// The words of a specification, each said once.
-fn words<'a>(flag: &str, text: &'a str) -> Result<Vec<&'a str>, Usage> {
-    let words: Vec<_> = text.split(',').collect();
+fn words(flag: &str, text: &str) -> Result<Vec<String>, Usage> {
+    let words = csv_fields(text).ok_or_else(|| Usage(format!("{flag} {text:?}: its quotes do not match")))?;
     let key = |word: &str| match word.split_once('=') {
         Some((key, _)) if key != "disabled" => key.to_owned(),
         // All others say whether it is wanted.
         _ => String::new(),
     };
     let again = words.iter().enumerate().find(|(at, word)| words[..*at].iter().any(|other| key(other) == key(word)));
-    again.map_or(Ok(words.clone()), |(_, word)| Err(Usage(format!("{flag} {text} says twice what {word} is about"))))
+    match again {
+        Some((_, word)) => Err(Usage(format!("{flag} {text} says twice what {word} is about"))),
+        None => Ok(words),
+    }
 }
 
 fn provenance<'a>(flag: &str, words: impl Iterator<Item = &'a str>) -> Result<Option<Provenance>, Usage> {
@@ -90,11 +94,12 @@ fn packages<'a>(flag: &str, words: impl Iterator<Item = &'a str>) -> Result<bool
 
 /// Whether a word wants it at all.
 fn truth(flag: &str, word: &str, others: &str) -> Result<bool, Usage> {
-    match word {
-        "" | "true" | "1" | "disabled=false" => Ok(true),
-        "false" | "0" | "disabled=true" => Ok(false),
-        _ => Err(Usage(format!("{flag} {word} is not supported: true, false, {others}"))),
-    }
+    let is_wanted = match word.strip_prefix("disabled=") {
+        Some(text) => fields::truth(text).map(|is_disabled| !is_disabled),
+        None if word.is_empty() => Some(true),
+        None => fields::truth(word),
+    };
+    is_wanted.ok_or_else(|| Usage(format!("{flag} {word} is not supported: true, false, {others}")))
 }
 
 #[cfg(test)]
@@ -112,6 +117,7 @@ mod tests {
         let whole = |is_whole| Some(Provenance { is_whole, builder: String::new() });
         let cases = [
             (asked(None, None, &[]), None, false),
+            (asked(Some("T"), None, &[]), whole(false), false),
             (asked(Some("true"), None, &[]), whole(false), false),
             (asked(Some("false"), Some("false"), &["type=provenance,mode=max", "type=sbom"]), None, false),
             (asked(Some("mode=max"), Some("true"), &[]), whole(true), true),

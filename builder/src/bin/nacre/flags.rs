@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use builder::fields::{csv_fields, truth};
 use builder::sandbox::{Mount, Network, Source, Ulimit};
 
 use crate::report::Usage;
@@ -25,6 +26,16 @@ pub(crate) fn extra_host(text: &str) -> Result<(String, String), Usage> {
     let parts = text.split_once(['=', ':']).filter(|(_, address)| address.parse::<std::net::IpAddr>().is_ok());
     let (name, address) = parts.ok_or_else(|| Usage(format!("--add-host {text:?} is not NAME:ADDRESS")))?;
     Ok((address.to_owned(), name.to_owned()))
+}
+
+/// Seconds since 1970, as `--source-date-epoch` and its variable have them; an empty text says nothing.
+pub(crate) fn epoch(text: Option<&str>) -> Result<Option<i64>, Usage> {
+    let seconds = text.filter(|text| !text.is_empty()).map(|text| {
+        let wrong =
+            |_| Usage(format!("--source-date-epoch {text:?} is no number of seconds (a build also takes `none`)"));
+        text.parse().map_err(wrong)
+    });
+    seconds.transpose()
 }
 
 /// `NAME=SOFT[:HARD]`.
@@ -99,16 +110,17 @@ pub(crate) fn tmpfs(text: &str) -> anyhow::Result<Mount> {
 pub(crate) fn mount(text: &str) -> anyhow::Result<Mount> {
     let wrong = |what: &str| Usage(format!("--mount {text:?}: {what}"));
     let (mut kind, mut source, mut target, mut read_only, mut memory) = (None, None, None, false, None);
-    for option in text.split(',') {
+    let options = csv_fields(text).ok_or_else(|| wrong("its quotes do not match"))?;
+    for option in &options {
         let (key, value) = option.split_once('=').unwrap_or((option, ""));
-        match key {
-            "type" => kind = Some(value),
-            "source" | "src" => source = Some(value),
-            "target" | "dst" | "destination" => target = Some(value),
-            "readonly" | "ro" if matches!(value, "" | "true" | "1") => read_only = true,
-            "readonly" | "ro" if matches!(value, "false" | "0") => read_only = false,
-            "tmpfs-size" => memory.get_or_insert_with(Memory::default).size("--mount tmpfs-size", value)?,
-            "tmpfs-mode" => memory.get_or_insert_with(Memory::default).mode("--mount tmpfs-mode", value)?,
+        match (key, truth(value)) {
+            ("type", _) => kind = Some(value),
+            ("source" | "src", _) => source = Some(value),
+            ("target" | "dst" | "destination", _) => target = Some(value),
+            ("readonly" | "ro", _) if value.is_empty() => read_only = true,
+            ("readonly" | "ro", Some(is_wanted)) => read_only = is_wanted,
+            ("tmpfs-size", _) => memory.get_or_insert_with(Memory::default).size("--mount tmpfs-size", value)?,
+            ("tmpfs-mode", _) => memory.get_or_insert_with(Memory::default).mode("--mount tmpfs-mode", value)?,
             _ => return Err(wrong(&format!("{option} is not supported")).into()),
         }
     }
@@ -205,6 +217,28 @@ mod tests {
             let error = volume(text).expect_err("not supported").to_string();
             assert!(error.contains(text), "{error}");
         }
+    }
+
+    #[test]
+    fn mounts_are_written_as_docker_has_them() {
+        let directory = tempfile::Builder::new().prefix("a,b").tempdir().expect("a directory");
+        let source = directory.path().to_str().expect("text");
+        for (option, is_read_only) in [("readonly", true), ("ro=T", true), ("readonly=False", false)] {
+            let mount = mount(&format!("type=bind,\"source={source}\",target=/x,{option}")).expect("a mount");
+            assert!(matches!(mount.source, Source::Bind { read_only, .. } if read_only == is_read_only), "{option}");
+        }
+        for text in ["type=bind,\"source=/,target=/x", "type=bind,source=/,target=/x,ro=maybe", "type=bind,target=/x"] {
+            assert!(mount(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_empty_epoch_is_none() {
+        assert_eq!(
+            [epoch(None).ok(), epoch(Some("")).ok(), epoch(Some("-5")).ok()],
+            [Some(None), Some(None), Some(Some(-5))]
+        );
+        assert!(epoch(Some("now")).is_err() && epoch(Some("none")).is_err());
     }
 
     #[test]

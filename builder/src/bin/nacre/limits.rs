@@ -3,8 +3,6 @@
 //! Invariant: what is not understood is an error that names the flag and the value. What the host allows is found out
 //! when the limit is set.
 
-use std::path::PathBuf;
-
 use builder::sandbox::{Limits, SwapLimit};
 
 use crate::flags;
@@ -82,33 +80,5 @@ impl LimitFlags {
             pids,
             parent: self.cgroup_parent.clone(),
         })
-    }
-}
-
-/// Which runtime runs commands.
-#[derive(clap::Args)]
-pub(crate) struct RuntimeFlags {
-    /// Run commands with an OCI runtime, such as crun or runc, and not in the sandbox of our own
-    #[arg(long, value_name = "PROGRAM")]
-    oci_runtime: Option<PathBuf>,
-}
-
-impl RuntimeFlags {
-    /// Where the runtime lies: a name without a slash is looked up in PATH.
-    pub(crate) fn path(&self) -> Result<Option<PathBuf>, Usage> {
-        let Some(program) = &self.oci_runtime else { return Ok(None) };
-        let is_program =
-            |path: &PathBuf| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file();
-        let directories = match program.components().count() {
-            1 if !program.as_os_str().as_encoded_bytes().contains(&b'/') => {
-                std::env::var_os("PATH").unwrap_or_default()
-            }
-            _ => ".".into(),
-        };
-        let found = std::env::split_paths(&directories).map(|directory| directory.join(program)).find(is_program);
-        let found = found.and_then(|path| std::path::absolute(path).ok());
-        let found =
-            found.ok_or_else(|| Usage(format!("--oci-runtime {}: there is no such program", program.display())))?;
-        Ok(Some(found))
     }
 }

@@ -18,6 +18,7 @@ mod progress;
 mod record;
 mod repacking;
 mod report;
+mod sandboxed;
 mod server;
 mod session;
 mod shell;

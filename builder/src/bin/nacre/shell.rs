@@ -12,22 +12,17 @@ use builder::sandbox::Streams;
 use builder::{FailedStep, OnFailure};
 
 use crate::interrupt::Interrupts;
-use crate::limits::{LimitFlags, RuntimeFlags};
 use crate::progress::Display;
 use crate::report::{self, Hinted};
 use crate::session::Session;
 use crate::terminal::{self, Pair, RawMode};
 
-/// What RUN steps are run with, and what happens when one fails.
+/// What happens when a RUN step fails.
 #[derive(clap::Args)]
-pub(crate) struct StepFlags {
+pub(crate) struct FailureFlags {
     /// When a RUN step fails: open a shell on its state, with all its changes, before the build ends
     #[arg(long, value_enum, default_value = "none", value_name = "none|shell")]
     on_failure: Action,
-    #[command(flatten)]
-    pub(crate) runtime: RuntimeFlags,
-    #[command(flatten)]
-    pub(crate) limits: LimitFlags,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -36,7 +31,7 @@ enum Action {
     Shell,
 }
 
-impl StepFlags {
+impl FailureFlags {
     /// Who is told of a failed step.
     pub(crate) fn on_failure(&self, session: &Session) -> anyhow::Result<Option<Arc<dyn OnFailure>>> {
         if self.on_failure == Action::None {

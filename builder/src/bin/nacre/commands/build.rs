@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use builder::{BuildRequest, Built, Entitlement, SandboxRequest, Secret, Times};
+use builder::fields::csv_fields;
+use builder::sandbox::Network;
+use builder::{BuildRequest, Built, Entitlement, Secret, Times};
 use layerfs::Packing;
 use registry_client::Platform;
 
@@ -17,13 +19,12 @@ use crate::attestations::AttestationFlags;
 use crate::contexts::{ContextArgs, Opened};
 use crate::flags;
 use crate::outputs::OutputArgs;
-use crate::plane::PlaneArgs;
 use crate::progress::Display;
 use crate::report::Usage;
+use crate::sandboxed::SandboxFlags;
 use crate::session::{self, Session};
-use crate::shell::StepFlags;
+use crate::shell::FailureFlags;
 use crate::trust::TrustFlags;
-use crate::units::parse_size;
 
 /// Arguments of `nacre build`.
 #[derive(clap::Args)]
@@ -59,20 +60,10 @@ pub(crate) struct Args {
     /// [default: that of the base image]
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS|none", allow_hyphen_values = true)]
     source_date_epoch: Option<String>,
-    /// The network of RUN steps
-    #[arg(long, alias = "net", value_name = "default|none|host")]
-    network: Option<String>,
-    /// Add a line to /etc/hosts of RUN steps
-    #[arg(long, value_name = "NAME:ADDRESS")]
-    add_host: Vec<String>,
-    /// The size of /dev/shm of RUN steps, as 64m
-    #[arg(long, value_name = "SIZE")]
-    shm_size: Option<String>,
-    /// A resource limit of RUN steps, as nofile=1024:2048
-    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
-    ulimit: Vec<String>,
     #[command(flatten)]
-    steps: StepFlags,
+    sandbox: SandboxFlags,
+    #[command(flatten)]
+    failure: FailureFlags,
     /// A secret for RUN --mount=type=secret: id=NAME[,src=FILE|,env=VARIABLE]
     #[arg(long, value_name = "SPEC")]
     secret: Vec<String>,
@@ -92,8 +83,6 @@ pub(crate) struct Args {
     /// Show nothing but errors, and the digest: --progress=quiet
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    #[command(flatten)]
-    plane: PlaneArgs,
     /// Threads that compress [default: all processors]
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -106,7 +95,7 @@ pub(crate) fn run(session: &Session, args: Args) -> anyhow::Result<ExitCode> {
     // They live as long as the build.
     let agents = args.ssh.iter().map(|text| Agent::open(text)).collect::<Result<Vec<_>, _>>()?;
     let mut request = request(session, &args, &agents)?;
-    request.sandbox.on_failure = args.steps.on_failure(session)?;
+    request.on_failure = args.failure.on_failure(session)?;
     args.call.refuse_outputs(&args.outputs)?;
     if let Some(code) = args.call.answer(session, &request)? {
         return Ok(code);
@@ -140,6 +129,7 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
     let epoch = args.source_date_epoch.as_deref().filter(|_| !is_given);
     let named_contexts = args.contexts.named()?;
     let Opened { dockerfile, dockerfile_path, context } = args.contexts.open(session, &fetch, &secrets, &ssh)?;
+    let sandbox = args.sandbox.request()?;
     let threads = match args.threads {
         Some(0) => return Err(Usage("--threads must be at least 1".to_owned()).into()),
         Some(threads) => threads,
@@ -160,10 +150,11 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
         no_cache: args.no_cache,
         pull: args.pull,
         times: times(epoch)?,
-        sandbox: sandbox(args)?,
+        allow: allowed(args, sandbox.network)?,
+        sandbox,
+        on_failure: None,
         secrets,
         ssh,
-        allow: allowed(args)?,
         cache: args.outputs.cache_request(&args.build_arg),
         attestations,
         // The outputs say it.
@@ -190,33 +181,15 @@ fn pair(flag: &str, text: &str) -> Result<(String, String), Usage> {
 
 fn times(text: Option<&str>) -> Result<Times, Usage> {
     match text {
-        None | Some("") => Ok(Times::Base),
         Some("none") => Ok(Times::Real),
-        Some(seconds) => match seconds.parse() {
-            Ok(seconds) => Ok(Times::Epoch(seconds)),
-            Err(_) => Err(Usage(format!("--source-date-epoch {seconds:?} is neither a number of seconds nor `none`"))),
-        },
+        text => Ok(flags::epoch(text)?.map_or(Times::Base, Times::Epoch)),
     }
 }
 
-fn sandbox(args: &Args) -> anyhow::Result<SandboxRequest> {
-    Ok(SandboxRequest {
-        plane: args.plane.plane(),
-        network: args.network.as_deref().map(flags::network).transpose()?.unwrap_or_default(),
-        extra_hosts: args.add_host.iter().map(|text| flags::extra_host(text)).collect::<Result<_, _>>()?,
-        shm_size_bytes: args.shm_size.as_deref().map(|text| parse_size("--shm-size", text)).transpose()?,
-        ulimits: args.ulimit.iter().map(|text| flags::ulimit(text)).collect::<Result<_, _>>()?,
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
-        limits: args.steps.limits.limits()?,
-        runtime: args.steps.runtime.path()?,
-        on_failure: None,
-    })
-}
-
 /// What `--allow` says. Who asks for the host's network on the command line allows it.
-fn allowed(args: &Args) -> Result<BTreeSet<Entitlement>, Usage> {
+fn allowed(args: &Args, network: Network) -> Result<BTreeSet<Entitlement>, Usage> {
     let mut allowed = args.allow.iter().map(|text| entitlement(text)).collect::<Result<BTreeSet<_>, _>>()?;
-    if args.network.as_deref() == Some("host") {
+    if network == Network::Host {
         allowed.insert(Entitlement::NetworkHost);
     }
     Ok(allowed)
@@ -233,7 +206,8 @@ fn entitlement(text: &str) -> Result<Entitlement, Usage> {
 /// `id=NAME,src=FILE`, `id=NAME,env=VARIABLE`, or `id=NAME` for a variable or else a file of that name.
 fn secret(text: &str) -> anyhow::Result<(String, Secret)> {
     let (mut id, mut source, mut variable, mut kind) = (None, None, None, None);
-    for field in text.split(',') {
+    let fields = csv_fields(text).ok_or_else(|| Usage(format!("--secret {text:?}: its quotes do not match")))?;
+    for field in &fields {
         let (key, value) = pair("--secret", field)?;
         match key.as_str() {
             "id" => id = Some(value),

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use walkdir::WalkDir;
 
 use crate::args::Global;
+use crate::flags;
 use crate::interrupt::Interrupts;
 use crate::progress::Display;
 use crate::record::{self, Mounted};
@@ -39,7 +40,7 @@ pub(crate) struct Args {
     author: Option<String>,
     /// The time of the image, and the newest time in its new layer [default: now, and real times]
     #[arg(long, env = "SOURCE_DATE_EPOCH", value_name = "SECONDS", allow_hyphen_values = true)]
-    source_date_epoch: Option<i64>,
+    source_date_epoch: Option<String>,
 }
 
 /// Makes an image of what a mount changed, and prints its digest.
@@ -64,7 +65,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     let request = CommitRequest {
         author: args.author.clone(),
         message: args.message.clone(),
-        epoch: args.source_date_epoch,
+        epoch: flags::epoch(args.source_date_epoch.as_deref())?,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let built = builder::commit_image(&store, &mounted.record.stored_image()?, &upper, &work, &request)?;

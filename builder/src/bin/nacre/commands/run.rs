@@ -14,12 +14,10 @@ use builder::{Container, RunRequest};
 use rustix::process::Signal;
 
 use crate::flags;
-use crate::limits::{LimitFlags, RuntimeFlags};
-use crate::plane::PlaneArgs;
 use crate::report::{self, Hinted};
+use crate::sandboxed::SandboxFlags;
 use crate::session::Session;
 use crate::terminal::{self, Pair, RawMode};
-use crate::units::parse_size;
 use crate::wanted::Wanted;
 
 /// Docker's exit code for what fails here, and not in the command.
@@ -57,17 +55,12 @@ pub(crate) struct Args {
     /// Mount as type=bind,source=PATH,target=PATH[,readonly] or type=tmpfs,target=PATH[,tmpfs-size=SIZE] say
     #[arg(long, value_name = "SPEC")]
     mount: Vec<String>,
-    /// The network
-    #[arg(long, alias = "net", default_value = "default", value_name = "default|none|host")]
-    network: String,
     /// The host name
     #[arg(short = 'h', long, value_name = "NAME")]
     hostname: Option<String>,
     /// Nothing of the image can be changed
     #[arg(long)]
     read_only: bool,
-    #[command(flatten)]
-    plane: PlaneArgs,
     /// Hand on standard input
     #[arg(short, long)]
     interactive: bool,
@@ -75,18 +68,7 @@ pub(crate) struct Args {
     #[arg(short, long)]
     tty: bool,
     #[command(flatten)]
-    runtime: RuntimeFlags,
-    #[command(flatten)]
-    limits: LimitFlags,
-    /// A limit of each process, such as nofile=1024:4096
-    #[arg(long, value_name = "NAME=SOFT[:HARD]")]
-    ulimit: Vec<String>,
-    /// The size of /dev/shm [default: 64m]
-    #[arg(long, value_name = "SIZE")]
-    shm_size: Option<String>,
-    /// A line for /etc/hosts
-    #[arg(long, value_name = "NAME:ADDRESS")]
-    add_host: Vec<String>,
+    sandbox: SandboxFlags,
     /// Always so: what the command changes is forgotten when it ends
     #[arg(long)]
     rm: bool,
@@ -185,7 +167,6 @@ fn forward_signals(signals: Signals, running: Arc<OnceLock<Running>>) {
 }
 
 fn request(args: &Args) -> anyhow::Result<RunRequest> {
-    let size = |flag: &str, text: &Option<String>| text.as_deref().map(|text| parse_size(flag, text)).transpose();
     Ok(RunRequest {
         command: args.command.clone(),
         entrypoint: args
@@ -196,16 +177,9 @@ fn request(args: &Args) -> anyhow::Result<RunRequest> {
         working_dir: args.workdir.clone(),
         user: args.user.clone(),
         mounts: mounts(args)?,
-        network: flags::network(&args.network)?,
         hostname: args.hostname.clone(),
         read_only: args.read_only,
-        plane: args.plane.plane(),
-        limits: args.limits.limits()?,
-        runtime: args.runtime.path()?,
-        ulimits: args.ulimit.iter().map(|text| flags::ulimit(text)).collect::<Result<_, _>>()?,
-        shm_size_bytes: size("--shm-size", &args.shm_size)?,
-        extra_hosts: args.add_host.iter().map(|text| flags::extra_host(text)).collect::<Result<_, _>>()?,
-        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").ok(),
+        sandbox: args.sandbox.request()?,
         terminal: args.tty,
     })
 }
