@@ -264,10 +264,11 @@ impl<'d> Plan<'d> {
         let platform = given.transpose()?.unwrap_or_else(|| self.platform.clone());
         let own_context = match &from.name {
             // As in BuildKit, which looks for a context of that name: `x.` names a stage, but never an image.
-            Some(name) if name.text.parse::<Reference>().is_err() => {
-                return Err(site.at(name.span).error(format!("invalid context name {}", name.text)).into());
+            Some(name) => {
+                let wrong = |error| site.at(name.span).error(format!("invalid context name {}: {error}", name.text));
+                name.text.parse::<Reference>().map_err(wrong)?;
+                request.named_context(&name.text, &platform)
             }
-            Some(name) => request.named_context(&name.text, &platform),
             None => None,
         };
         let is_replaced = own_context.is_some();

@@ -417,7 +417,7 @@ fn inline(stage: &StageState, heredoc: &Heredoc, site: &Site) -> Result<Item, Bu
         let lookup = |name: &str| stage.variable(name);
         text = Expander::heredoc(&lookup).expand(&text).map_err(site.at(heredoc.span).because())?;
     }
-    let name = heredoc.file_name().map_err(site.at(heredoc.span).because())?;
+    let name = heredoc.file_name().map_err(site.because())?;
     Ok(Item::Inline { name, bytes: text.into_bytes().into() })
 }
 
