@@ -294,7 +294,7 @@ impl Values {
         if (key == "required" && !is_file) || (key == "size" && self.kind != Type::Tmpfs) {
             return invalid(format!("unexpected key '{key}' for mount type '{}'", self.kind.name()));
         }
-        // What a truth value is, is never asked of a text option: those have a value.
+        // Only switches can be bare words, which are true.
         let truth = || value.as_deref().map_or(Some(true), truth);
         let text = value.clone().unwrap_or_default();
         let wrong = || MountError::Invalid(format!("invalid value for {key}: {text}"));
@@ -404,7 +404,7 @@ fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = (text[..end].strip_suffix(' ').unwrap_or(&text[..end]), text[end..].to_ascii_lowercase());
     let shift = match unit.as_bytes() {
         [] | [b'b'] => 0,
-        [letter, rest @ ..] if matches!(rest, [] | [b'b'] | [b'i', b'b']) => {
+        [letter] | [letter, b'b'] | [letter, b'i', b'b'] => {
             10 * (b"kmgtp".iter().position(|other| other == letter)? + 1)
         }
         _ => return None,
