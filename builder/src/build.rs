@@ -9,7 +9,7 @@ use layerfs::{DiffId, Layer, Packing, StepClaim, Store, Tree};
 use oci_spec::image::Descriptor;
 use registry_client::{Client, Platform};
 
-use crate::attestation::{self, Attached, Materials, Predicate};
+use crate::attestation::{self, Attached, Predicate};
 use crate::cache::{self, StepKey, Work};
 use crate::check::{self, Checked};
 use crate::commit::commit_changeset;
@@ -22,6 +22,7 @@ use crate::explain::Inputs;
 use crate::graph::{ImageBuild, Shared};
 use crate::image::ImageConfig;
 use crate::manifest::{self, Types};
+use crate::materials::Materials;
 use crate::origins;
 use crate::packing::{Age, Order};
 use crate::place::StoredImage;

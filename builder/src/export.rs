@@ -22,7 +22,7 @@ const BATCH: usize = 4096;
 
 /// Whose the exported files are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ownership {
+pub(crate) enum Ownership {
     /// As in the tree; needs root.
     Kept,
     /// The caller's.
@@ -33,7 +33,7 @@ pub enum Ownership {
 ///
 /// # Errors
 /// If the path is not there, or something cannot be written.
-pub fn to_directory(
+pub(crate) fn to_directory(
     tree: &Arc<dyn Tree>,
     path: &[u8],
     directory: &Path,
@@ -264,7 +264,7 @@ fn remove_directory(tree: &Arc<dyn Tree>, at: BorrowedFd<'_>, name: &[u8]) -> io
 ///
 /// # Errors
 /// If the tree cannot be read or the tar not be written.
-pub fn to_tar(tree: &Arc<dyn Tree>, writer: impl Write) -> io::Result<()> {
+pub(crate) fn to_tar(tree: &Arc<dyn Tree>, writer: impl Write) -> io::Result<()> {
     let mut writer = TarWriter::new(writer);
     append_tree(tree, &EntryPath::root(), &mut writer)?;
     writer.finish().map_err(io::Error::other)?.flush()

@@ -8,6 +8,20 @@
 //! ```
 //!
 //! Invariant: nothing here prints, exits or reads the environment; the binary `nacre` does.
+//!
+//! ```no_run
+//! use builder::{BuildRequest, Events, dockerfile::Source};
+//! use registry_client::{Client, ClientOptions};
+//!
+//! # fn show(events: &dyn Events) -> Result<(), Box<dyn std::error::Error>> {
+//! let dockerfile = Source::new("Dockerfile", b"FROM scratch\nCOPY . /\n");
+//! let store = layerfs::Store::open("store".as_ref())?;
+//! let client = Client::new(ClientOptions::default());
+//! let built = builder::build(&BuildRequest::new(dockerfile, "."), &store, &client, events)?;
+//! println!("{}", built.manifest.digest());
+//! # Ok(())
+//! # }
+//! ```
 
 mod accounts;
 mod attestation;
@@ -35,6 +49,7 @@ pub mod host;
 mod image;
 mod machine;
 mod manifest;
+mod materials;
 mod names;
 mod origins;
 mod outline;
@@ -63,7 +78,6 @@ pub use commit::CommitError;
 pub use container::{CommitRequest, Container, ContainerError, RunRequest, commit_image, open_image};
 pub use error::BuildError;
 pub use events::{Events, StepEnd, StepNumber};
-pub use export::{Ownership, to_directory, to_tar};
 pub use failure::{FailedStep, OnFailure};
 pub use image::{Healthcheck, History, ImageConfig, RootFs, RunConfig};
 pub use names::{find, lookup, set};

@@ -9,11 +9,11 @@ use registry_client::{
     Source, choose_image, copy,
 };
 
-use crate::attestation::{Material, image_uri};
 use crate::build::Builder;
 use crate::context::{Patterns, ignore_file_names};
 use crate::error::{BuildError, Site};
 use crate::image::ImageConfig;
+use crate::materials::{Material, image_uri};
 use crate::place::{StorePlace, StoredImage, described};
 use crate::plan::Origin;
 use crate::request::{BuildRequest, NamedContext};

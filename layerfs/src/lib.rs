@@ -1,4 +1,25 @@
 //! Layers of container images: stored, indexed and mounted as a copy-on-write union.
+//!
+//! Invariant: a layer is never unpacked, and what a mount changes lies in its upper alone. This crate knows nothing of
+//! registries, nor of Dockerfiles.
+//!
+//! A [`Store`] takes layers in and gives their stack as a [`Tree`]; a [`Union`] lays an upper over a tree; [`mount()`] serves it.
+//!
+//! ```no_run
+//! use layerfs::{MountOptions, Store, Tree, Union};
+//! use std::{fs::File, path::Path, sync::Arc};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let descriptor: oci_spec::image::Descriptor = todo!();
+//! let store = Store::open(Path::new("store"))?;
+//! let layer = store.ingest_layer(File::open("layer.tar.gz")?, &descriptor, None)?;
+//! let tree: Arc<dyn Tree> = store.tree(&[layer.diff_id])?;
+//! let mounted = layerfs::mount(Union::read_only(tree), Path::new("merged"), MountOptions::default())?;
+//! println!("{}", std::fs::read_to_string("merged/etc/os-release")?);
+//! mounted.unmount()?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod caller;
 mod changes;

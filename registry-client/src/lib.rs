@@ -5,6 +5,19 @@
 //! systems in layers, nor of Dockerfiles.
 //!
 //! A place is a [`Source`], a [`Destination`] or both; [`copy()`] joins two of them.
+//!
+//! ```no_run
+//! use registry_client::{Client, ClientOptions, CopyOptions, OciLayout, RegistrySource, Silent};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::new(ClientOptions::default());
+//! let debian = RegistrySource::new(&client, &"debian:bookworm".parse()?)?;
+//! let layout = OciLayout::new("layout", Some("debian".to_owned()));
+//! let copied = registry_client::copy(&debian, &layout, &CopyOptions::default(), &Silent)?;
+//! println!("{}", copied.manifest.digest());
+//! # Ok(())
+//! # }
+//! ```
 
 mod archive;
 mod artifact;
@@ -69,7 +82,7 @@ pub use self::hosts::{Hosts, Schemes};
 pub use self::index::{EntryChange, EntryChoice, IndexDraft, IndexSource};
 pub use self::layout::OciLayout;
 pub use self::limits::Limits;
-pub use self::manifest::{MANIFEST_LIMIT_BYTES, MANIFEST_MEDIA_TYPES, Manifest, ManifestContent};
+pub use self::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 pub use self::open::{open_destination, open_source};
 pub use self::place::{Content, Destination, Origin, Source, Stored};
 pub use self::platform::Platform;

@@ -5,7 +5,6 @@
 //! said changes no digest of what it is said about. Invariant: the same build says the same, byte for byte; there is no
 //! time in a statement that the build was not given.
 
-mod materials;
 mod packages;
 mod provenance;
 mod spdx;
@@ -18,9 +17,9 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use registry_client::{Artifact, Reference};
 use serde_json::{Value, json};
 
-pub(crate) use self::materials::{Material, Materials, image_uri};
 use crate::build::{Built, BuiltImage};
 use crate::error::BuildError;
+use crate::materials::{Materials, image_uri};
 use crate::place::{StorePlace, described};
 use crate::request::BuildRequest;
 

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use super::Provenance;
-use super::materials::Material;
+use crate::materials::Material;
 use crate::request::{BuildRequest, MainContext};
 
 pub(super) const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";

@@ -4,9 +4,9 @@
 
 use serde_json::{Value, json};
 
-use super::materials::escaped;
 use super::packages::{Package, Packages};
 use crate::build::BuiltImage;
+use crate::materials::escaped;
 
 pub(super) const PREDICATE_TYPE: &str = "https://spdx.dev/Document";
 const UNKNOWN: &str = "NOASSERTION";

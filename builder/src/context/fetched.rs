@@ -21,16 +21,16 @@ use super::directory::Directory;
 use super::git::{self, Git, GitAccess, GitReference, Resolved};
 use super::ignore::Patterns;
 use super::tree::ContextTree;
-use crate::attestation::{Material, Materials};
 use crate::cache;
+use crate::changeset::unpack;
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
 use crate::error::BuildError;
 use crate::fields::truth;
 use crate::flights::Flights;
+use crate::materials::{Material, Materials};
 use crate::request::Secret;
 use crate::schedule::Schedule;
-use crate::step::unpack;
 
 /// A larger file of the web is refused: registries take no layer beyond this (GitHub's 10 GB, Amazon's 52 GB).
 pub(crate) const MOST_FETCHED_BYTES: u64 = 10 << 30;
@@ -150,9 +150,14 @@ pub(crate) struct FetchedBlob {
     pub(crate) modified_seconds: Option<i64>,
 }
 
+/// A URL without its query, which may hold a signature.
+pub(crate) fn shown(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
 /// A file of the web, without what its URL holds of secrets.
 fn of_web(url: &str, digest: &Digest) -> Material {
-    Material::new(git::redacted(crate::step::remote::shown(url)), digest.algorithm().as_ref(), digest.digest())
+    Material::new(git::redacted(shown(url)), digest.algorithm().as_ref(), digest.digest())
 }
 
 impl<'a> Fetcher<'a> {
@@ -196,7 +201,7 @@ impl<'a> Fetcher<'a> {
             }
             RemotePlace::Web(url) => self.known.once(&format!("web {url}"), || {
                 let mut download = self.download(url)?;
-                let shown = crate::step::remote::shown(url);
+                let shown = shown(url);
                 let material = self.note(of_web(url, &self.digest(&mut download.file)?));
                 let fetched = self.file(download.file, download.modified_seconds, shown)?;
                 Ok(Fetched { material: Some(material), ..fetched })

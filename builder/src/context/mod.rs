@@ -14,6 +14,7 @@ mod tree;
 
 pub use directory::{Directory, Entry, EntryKind, Identity, ignore_file_names};
 pub use error::{BadPattern, ContextError, IgnoreError};
+pub(crate) use fetched::shown;
 pub use fetched::{FetchAccess, Fetched, Fetcher, MOST_TEXT_BYTES, RemotePlace, is_archive};
 pub(crate) use git::without_passwords;
 pub use git::{GitError, GitReference, GitUrlError};

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use layerfs::{FileKind, Time, Tree};
 
 use super::content::{self, ContentRules};
-use super::copy::{Copier, CopyError, CopyOptions};
 use super::remote::{self, Remote, SourceKind};
-use super::select::{Selected, Source};
-use super::unpack;
 use crate::accounts::Accounts;
 use crate::build::{Builder, Identity, Input};
 use crate::cache::{NamedContent, Work};
+use crate::changeset::copy::{Copier, CopyError, CopyOptions};
+use crate::changeset::select::{Selected, Source};
+use crate::changeset::unpack;
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
 use crate::context::{Patterns, without_passwords};

@@ -3,13 +3,10 @@
 pub(crate) mod agent;
 pub(crate) mod config;
 pub(crate) mod content;
-pub(crate) mod copy;
 pub(crate) mod files;
 pub(crate) mod mounts;
 pub(crate) mod remote;
 pub(crate) mod run;
-pub(crate) mod select;
-pub(crate) mod unpack;
 
 use std::collections::BTreeMap;
 

@@ -16,11 +16,11 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::agent::Agent;
 use super::content::{self, ContentRules};
-use super::select::Source;
 use crate::build::{Builder, Identity, Input};
 use crate::cache::NamedContent;
 use crate::cache_mounts::Claimed;
 use crate::changeset::clean;
+use crate::changeset::select::Source;
 use crate::context::clean_path;
 use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
 use crate::error::{BuildError, Site};

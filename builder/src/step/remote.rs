@@ -13,7 +13,7 @@ use registry_client::VerifyingReader;
 
 use crate::build::Builder;
 use crate::changeset::{Content, Node, Owner};
-use crate::context::{Fetched, GitReference, GitUrlError, RemotePlace};
+use crate::context::{Fetched, GitReference, GitUrlError, RemotePlace, shown};
 use crate::error::{BuildError, Site};
 
 /// The name of a file whose URL has none, as in BuildKit.
@@ -173,11 +173,6 @@ fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
             Err(site.error(format!("unsupported digest algorithm {other} in checksum: it can be {known}")).into())
         }
     }
-}
-
-/// A URL without its query, which may hold a signature.
-pub(crate) fn shown(url: &str) -> &str {
-    url.split(['?', '#']).next().unwrap_or_default()
 }
 
 /// The last part of the URL's path, percent-decoded; never one that leads elsewhere.

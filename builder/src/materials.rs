@@ -69,7 +69,7 @@ pub(crate) fn image_uri(reference: &Reference, platform: &Platform) -> String {
 }
 
 /// What a package URL has to escape (<https://github.com/package-url/purl-spec/blob/main/docs/how-to-build.md>).
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_~:".contains(&byte);
     text.bytes()
         .map(|byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })

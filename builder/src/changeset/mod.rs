@@ -1,9 +1,13 @@
 //! Changes on top of a tree, kept in memory until they are committed as one layer.
 //!
-//! COPY, ADD and WORKDIR never mount anything: they put entries into a [`ChangeSet`] and the
-//! commit streams them into a layer. Invariant: every path in it is absolute without its leading
+//! COPY, ADD and WORKDIR never mount anything: they put entries into a [`ChangeSet`], from trees (`select.rs`, `copy.rs`) and
+//! archives (`unpack.rs`), and the commit streams them into a layer. Invariant: every path in it is absolute without its leading
 //! slash, clean, and free of symbolic links in all but its last component; so nothing here can
 //! name a place outside the root.
+
+pub(crate) mod copy;
+pub(crate) mod select;
+pub(crate) mod unpack;
 
 use std::collections::BTreeMap;
 use std::fs::File;
