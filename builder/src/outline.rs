@@ -160,7 +160,7 @@ pub fn outline(request: &BuildRequest) -> Result<Outline, BuildError> {
     Ok(outline)
 }
 
-/// The comment lines directly above describe what they name first.
+/// The comment lines above describe what they name first.
 fn description(comments: &[String], name: &str) -> String {
     let after = |comment: &String| Some(comment.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
     comments.iter().filter(|_| !name.is_empty()).find_map(after).unwrap_or_default()

@@ -24,7 +24,7 @@ pub(super) struct LogicalLine {
     parts: Vec<(usize, usize)>,
     /// The instruction in the source, without here-documents.
     pub(super) span: Span,
-    /// The comment lines directly above, without `#`.
+    /// The comment lines above, over empty lines too, without `#`.
     pub(super) comments: Vec<String>,
     /// Whether empty lines stand inside the continuation, which the language wants to forbid one day.
     pub(super) has_empty_continuation: bool,

@@ -27,7 +27,7 @@ pub struct Statement {
     pub text: String,
     /// Where the instruction stands, without here-documents.
     pub span: Span,
-    /// The comment lines directly above.
+    /// The comment lines above, over empty lines too.
     pub comments: Vec<String>,
     /// Whether empty lines stand inside the continuation (lint rule NoEmptyContinuation).
     pub has_empty_continuation: bool,

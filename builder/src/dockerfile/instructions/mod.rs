@@ -32,7 +32,7 @@ pub struct Placed<T> {
     pub span: Span,
     /// The instruction's text, continuation lines joined; the image's history shows it.
     pub text: String,
-    /// The comment lines directly above it.
+    /// The comment lines above it, over empty lines too.
     pub comments: Vec<String>,
 }
 
