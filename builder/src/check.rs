@@ -118,7 +118,7 @@ pub(crate) fn undefined_variables(
 ) -> Result<Checked, BuildError> {
     let mut checker = Checker::new(file, request);
     checker.is_only_about_variables = true;
-    let set = set.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect();
+    let set = set.iter().map(|(name, value)| (name.clone(), Some(value.as_str().into()))).collect();
     let mut found = Surroundings { set, is_known: true, ..Surroundings::default() };
     // Arguments without a value count, too.
     let mut at = index;
@@ -224,7 +224,7 @@ impl<'a> Checker<'a> {
         let Some(globals) = &self.globals else { return };
         let arguments = self.file.global_arguments.iter().flat_map(|placed| &placed.value);
         let seen = Surroundings {
-            set: globals.iter().map(|(name, value)| (name.clone(), Some(value.clone()))).collect(),
+            set: globals.iter().map(|(name, value)| (name.clone(), Some(value.as_str().into()))).collect(),
             declared: arguments.map(|argument| argument.name.text.clone()).collect(),
             is_known: true,
             ..Surroundings::default()
@@ -481,6 +481,12 @@ mod tests {
         let mut request = BuildRequest::new(Source::new("D", b"FROM scratch\nARG A=$b"), "/nowhere");
         request.build_args.insert("A".into(), "1".into());
         assert_eq!(check(&request, &|_| Ok(None)).expect("checked").warnings, []);
+    }
+
+    #[test]
+    fn values_that_double_are_forgotten() {
+        let text = format!("FROM scratch\nENV a=aaaaaaaa b=b\n{}WORKDIR $a", "ENV a=$a$a b=$b\n".repeat(300));
+        assert_eq!(rules(&text, ""), [""; 0]);
     }
 
     #[test]

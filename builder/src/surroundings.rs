@@ -5,19 +5,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use crate::dockerfile::{BuildArgument, Expander, FileSource, Files, Instruction, Pair, Span, Word};
 use crate::image::{DEFAULT_PATH, ImageConfig};
 use crate::step::config::SCAN_ARGUMENTS;
 
+/// Larger values are not kept, and so not known: values double, and no environment of a process takes such a one.
+const LARGEST_VALUE_BYTES: usize = 128 << 10;
+
 /// Names of variables.
 pub(crate) type Names = BTreeSet<String>;
+
+/// The value of a variable that is set, unless it depends on what is not known.
+pub(crate) type Value = Option<Rc<str>>;
 
 /// What is set before an instruction.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Surroundings {
-    /// Variables and their values; `None` is a value that depends on what is not known.
-    pub(crate) set: BTreeMap<String, Option<String>>,
+    /// Variables and their values.
+    pub(crate) set: BTreeMap<String, Value>,
     /// Names of ARG, also those without a value.
     pub(crate) declared: Names,
     /// Whether nothing else is set: it is known what the base image sets.
@@ -41,14 +48,21 @@ pub(crate) enum Text<'a> {
     Heredoc(&'a str),
 }
 
+impl Expanded {
+    /// As the value of a variable.
+    fn value(&self) -> Value {
+        self.text.as_deref().filter(|text| text.len() <= LARGEST_VALUE_BYTES).map(Rc::from)
+    }
+}
+
 impl Surroundings {
     /// At the beginning of a stage on an image; `None` is one that is not known.
     pub(crate) fn on_image(config: Option<&ImageConfig>) -> Self {
         let mut found = Self { is_known: config.is_some(), ..Self::default() };
-        found.set.insert("PATH".to_owned(), config.map(|_| DEFAULT_PATH.to_owned()));
+        found.set.insert("PATH".to_owned(), config.map(|_| DEFAULT_PATH.into()));
         for entry in config.iter().flat_map(|config| &config.config.env) {
             let (name, value) = entry.split_once('=').unwrap_or((entry, ""));
-            found.set.insert(name.to_owned(), Some(value.to_owned()));
+            found.set.insert(name.to_owned(), Some(value.into()));
         }
         found
     }
@@ -57,7 +71,7 @@ impl Surroundings {
     pub(crate) fn expand(&self, escape: char, text: Text<'_>) -> Expanded {
         let (unset, is_certain) = (RefCell::new(Names::new()), Cell::new(true));
         let lookup = |name: &str| match self.set.get(name) {
-            Some(Some(value)) => Some(value.clone()),
+            Some(Some(value)) => Some(value.to_string()),
             None if self.is_known => {
                 if !self.declared.contains(name) && !SCAN_ARGUMENTS.contains(&name) {
                     unset.borrow_mut().insert(name.to_owned());
@@ -78,12 +92,10 @@ impl Surroundings {
 
     /// Goes past an ENV.
     pub(crate) fn set_all(&mut self, escape: char, pairs: &[Pair]) {
-        let before = self.clone();
-        for pair in pairs {
-            if let Some(name) = before.expand(escape, Text::Word(&pair.name.text)).text {
-                self.set.insert(name, before.expand(escape, Text::Word(&pair.value.text)).text);
-            }
-        }
+        let expand = |word: &Word| self.expand(escape, Text::Word(&word.text));
+        let pair = |pair: &Pair| Some((expand(&pair.name).text?, expand(&pair.value).value()));
+        let expanded: Vec<(String, Value)> = pairs.iter().filter_map(pair).collect();
+        self.set.extend(expanded);
     }
 
     /// Goes past one name of an ARG, which was `given` a value or has one in the global scope; says what its default
@@ -97,12 +109,12 @@ impl Surroundings {
     ) -> Names {
         let name = &argument.name.text;
         let (value, unset) = match (given, &argument.default) {
-            (Some(given), _) => (Some(Some(given.clone())), Names::new()),
+            (Some(given), _) => (Some(Some(given.as_str().into())), Names::new()),
             (None, Some(default)) => {
-                let Expanded { text, unset } = self.expand(escape, Text::Word(&default.text));
-                (Some(text), unset)
+                let expanded = self.expand(escape, Text::Word(&default.text));
+                (Some(expanded.value()), expanded.unset)
             }
-            (None, None) => (global.map(|global| Some(global.clone())), Names::new()),
+            (None, None) => (global.map(|global| Some(global.as_str().into())), Names::new()),
         };
         if let Some(value) = value.filter(|_| !SCAN_ARGUMENTS.contains(&name.as_str())) {
             self.set.insert(name.clone(), value);
