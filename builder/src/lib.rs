@@ -66,6 +66,7 @@ mod schedule;
 pub mod signals;
 mod stage;
 mod step;
+mod surroundings;
 mod sys;
 mod upper;
 
