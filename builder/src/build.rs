@@ -176,8 +176,8 @@ impl<'a> Builder<'a> {
         let planned = self.planned();
         // What lies on nothing was checked before; what else a stage begins with is known only now.
         if !matches!(planned.base, Origin::Scratch) && !planned.instructions.is_empty() {
-            let set = stage.variables.iter().map(|(name, _)| name.as_str());
-            let checked = check::undefined_variables(self.shared.dockerfile, self.request(), self.index, set)?;
+            let (file, set) = (self.shared.dockerfile, &stage.variables);
+            let checked = check::undefined_variables(file, self.request(), self.index, set)?;
             tell(checked, self.shared.dockerfile, self.events)?;
         }
         for placed in planned.instructions {
@@ -398,15 +398,10 @@ impl<'a> Builder<'a> {
                 let image = origins::image(self, origin, &planned.platform, Some(&site));
                 self.events.step_ended(number, if image.is_ok() { StepEnd::Done } else { StepEnd::Failed });
                 let image = image?;
-                let name = &planned.stage.from.value.image.text;
-                let warning = check::base_platform(
-                    self.shared.dockerfile,
-                    self.request(),
-                    name,
-                    &image.config,
-                    &planned.platform,
-                );
-                warning.iter().for_each(|warning| self.events.warning(warning));
+                let file = self.shared.dockerfile;
+                let checked =
+                    check::base_platform(file, self.request(), planned.stage, &image.config, &planned.platform)?;
+                tell(checked, file, self.events)?;
                 if self.image.plan.is_in_result(self.index) {
                     let came_from = origin.repository();
                     let order = |layer: &Layer| Order::Upload(Box::new(layer.descriptor.clone()), came_from.clone());

@@ -3,22 +3,22 @@
 //! Invariant: nothing is built or fetched. A base image that the caller does not know is not asked for: its variables
 //! are unknown, so nothing on top of it is called undefined. <https://docs.docker.com/reference/build-checks/>
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use registry_client::{Platform, Reference};
 
 use crate::context::Patterns;
 use crate::dockerfile::{
-    CheckOptions, Dockerfile, DockerfileError, Expander, FileSource, Files, Instruction, Rule, Span, Stage, Warning,
-    Word, finish, lint, lint_before,
+    Below, CheckOptions, Dockerfile, DockerfileError, Expander, FileSource, Files, Instruction, Rule, Span, Stage,
+    Warning, Word, finish, lint, lint_before,
 };
 use crate::error::BuildError;
 use crate::image::ImageConfig;
 use crate::origins;
-use crate::plan::{PLATFORM_ARGUMENTS, Plan, globals};
+use crate::plan::{Plan, globals};
 use crate::request::BuildRequest;
-use crate::step::config::PROXY_ARGUMENTS;
+use crate::step::remote::SourceKind;
+use crate::surroundings::{Names, Surroundings, Text, texts};
 
 /// What the checks found.
 #[derive(Debug, Clone)]
@@ -74,49 +74,64 @@ fn check_stages(
     bases: Bases<'_>,
     built: Option<&BTreeSet<usize>>,
 ) -> Result<Checked, BuildError> {
-    let options = options(file, request)?;
-    let mut checker = Checker { file, request, bases, warnings: lint(file)? };
+    let mut checker = Checker::new(file, request);
+    checker.ignored = ignored_files(request)?;
     checker.global_arguments();
     checker.default_arguments();
-    checker.stages()?;
-    checker.ignored_files()?;
-    let mut warnings = finish(file, &options, checker.warnings)?;
+    let configs = checker.configs(bases)?;
+    let below: Vec<Below> = checker.below.iter().zip(&configs).map(with_shell).collect();
+    checker.warnings.extend(lint(file, &below)?);
+    checker.stages(&configs)?;
+    let warnings = checker.warnings;
     // Stages follow each other: the one that a place is in is the last that begins before it.
     let stage_at = |at| file.stages.iter().rposition(|stage| stage.from.span.start <= at);
     let is_built = |warning: &Warning| match (built, stage_at(warning.span.start)) {
         (Some(built), Some(stage)) => built.contains(&stage),
         _ => true,
     };
-    warnings.retain(|warning| !warning.rule.is_about_built_stages() || is_built(warning));
+    let counts = |warning: &Warning| !warning.rule.is_about_built_stages() || is_built(warning);
+    checked(file, request, warnings.into_iter().filter(counts).collect())
+}
+
+/// What is left of findings, and the error that they are if the Dockerfile says so.
+fn checked(file: &Dockerfile, request: &BuildRequest, warnings: Vec<Warning>) -> Result<Checked, BuildError> {
+    let options = options(file, request)?;
+    let warnings = finish(file, &options, warnings)?;
     let error = warnings.first().filter(|_| options.is_error).map(|first| violation(file, first, &warnings));
     Ok(Checked { warnings, error })
 }
 
+fn with_shell((below, config): (&Below, &Option<ImageConfig>)) -> Below {
+    match (below, config) {
+        (Below::Other { .. }, Some(config)) => Below::Other { has_shell: !config.config.shell.is_empty() },
+        _ => *below,
+    }
+}
+
 /// The variables that a stage uses and nobody set, once it is known what the stage begins with: its variables are
 /// `set`.
-pub(crate) fn undefined_variables<'n>(
+pub(crate) fn undefined_variables(
     file: &Dockerfile,
     request: &BuildRequest,
     index: usize,
-    set: impl Iterator<Item = &'n str>,
+    set: &[(String, String)],
 ) -> Result<Checked, BuildError> {
-    let options = options(file, request)?;
-    let mut checker = Checker { file, request, bases: &|_| Ok(None), warnings: Vec::new() };
-    let mut names: Names = set.chain(PROXY_ARGUMENTS).chain(["PATH"]).map(str::to_owned).collect();
+    let mut checker = Checker::new(file, request);
+    checker.is_only_about_variables = true;
+    let set = set.iter().map(|(name, value)| (name.clone(), Some(value.as_str().into()))).collect();
+    let mut found = Surroundings { set, is_known: true, ..Surroundings::default() };
     // Arguments without a value count, too.
     let mut at = index;
-    while let Some(base) = checker.base_stage(&file.stages[at], at) {
+    while let Below::Stage(base) = checker.below[at] {
         let arguments = file.stages[base].instructions.iter().filter_map(|placed| match &placed.value {
             Instruction::Arg(arguments) => Some(arguments),
             _ => None,
         });
-        names.extend(arguments.flatten().map(|argument| argument.name.text.clone()));
+        found.declared.extend(arguments.flatten().map(|argument| argument.name.text.clone()));
         at = base;
     }
-    checker.stage(&file.stages[index], names, true);
-    let warnings = finish(file, &options, checker.warnings)?;
-    let error = warnings.first().filter(|_| options.is_error).map(|first| violation(file, first, &warnings));
-    Ok(Checked { warnings, error })
+    checker.stage(&file.stages[index], &mut found)?;
+    checked(file, request, checker.warnings)
 }
 
 /// The error that findings are if the Dockerfile says so.
@@ -140,54 +155,86 @@ fn options(file: &Dockerfile, request: &BuildRequest) -> Result<CheckOptions, Bu
         return CheckOptions::parse(text).map_err(|error| BuildError::Request(format!("{ARGUMENT}: {error}")));
     }
     let Some(word) = &file.directives.check else { return Ok(CheckOptions::default()) };
-    Ok(CheckOptions::parse(&word.text).map_err(|message| file.source.error(word.span, message))?)
+    Ok(CheckOptions::of_directive(&word.text).map_err(|message| file.source.error(word.span, message))?)
 }
 
 /// The finding that only a build can make: a base image for another machine than the stage is for.
 pub(crate) fn base_platform(
     file: &Dockerfile,
     request: &BuildRequest,
-    image: &str,
+    stage: &Stage,
     config: &ImageConfig,
     wanted: &Platform,
-) -> Option<String> {
-    const RULE: Rule = Rule::InvalidBaseImagePlatform;
+) -> Result<Checked, BuildError> {
     let found = Platform::new(&config.os, &config.architecture, config.variant.as_deref());
     let is_fitting = found.os() == wanted.os() && found.architecture() == wanted.architecture();
-    let is_skipped = options(file, request).is_ok_and(|options| !options.allows(RULE));
-    (!is_fitting && !is_skipped).then(|| {
-        format!(
-            "{RULE}: Base image {image} was pulled with platform \"{found}\", expected \"{wanted}\" for current build"
-        )
-    })
+    let image = &stage.from.value.image;
+    let warning = || Warning {
+        rule: Rule::InvalidBaseImagePlatform,
+        span: image.span,
+        lines: (0, 0),
+        message: format!(
+            "Base image {} was pulled with platform \"{found}\", expected \"{wanted}\" for current build",
+            image.text
+        ),
+    };
+    checked(file, request, (!is_fitting).then(warning).into_iter().collect())
 }
 
 struct Checker<'a> {
     file: &'a Dockerfile,
     request: &'a BuildRequest,
-    bases: Bases<'a>,
+    /// What FROM sees; `None` if that cannot be expanded, which fails the build by itself.
+    globals: Option<BTreeMap<String, String>>,
+    /// What FROM names, expanded, by stage.
+    images: Vec<String>,
+    below: Vec<Below>,
+    /// What the ignore file excludes, where that is certain.
+    ignored: Option<Patterns>,
+    is_only_about_variables: bool,
     warnings: Vec<Warning>,
 }
 
-/// Names that are set at a place.
-type Names = BTreeSet<String>;
+impl<'a> Checker<'a> {
+    fn new(file: &'a Dockerfile, request: &'a BuildRequest) -> Self {
+        let globals = globals(file, request, target(request)).ok();
+        let lookup = |name: &str| globals.as_ref()?.get(name).cloned();
+        let expander = Expander::new(file.directives.escape, &lookup);
+        let image = |stage: &Stage| {
+            let text = &stage.from.value.image.text;
+            expander.expand(text).unwrap_or_else(|_| text.clone())
+        };
+        let images: Vec<String> = file.stages.iter().map(image).collect();
+        let below = |(index, image): (usize, &String)| {
+            let is_base = |other: &Stage| other.from.value.name.as_ref().is_some_and(|name| name.text == *image);
+            let stage = file.stages[..index].iter().rposition(is_base);
+            stage.map_or(Below::Other { has_shell: false }, Below::Stage)
+        };
+        let below = images.iter().enumerate().map(below).collect();
+        let (ignored, is_only_about_variables, warnings) = (None, false, Vec::new());
+        Self { file, request, globals, images, below, ignored, is_only_about_variables, warnings }
+    }
 
-impl Checker<'_> {
     fn warn(&mut self, rule: Rule, span: Span, message: String) {
         self.warnings.push(Warning { rule, span, lines: (0, 0), message });
     }
 
     /// FROM sees the global ARGs and the platform arguments, and nothing else.
     fn global_arguments(&mut self) {
-        let mut names: Names = PLATFORM_ARGUMENTS.iter().map(|name| (*name).to_owned()).collect();
+        let Some(globals) = &self.globals else { return };
         let arguments = self.file.global_arguments.iter().flat_map(|placed| &placed.value);
-        names.extend(arguments.map(|argument| argument.name.text.clone()));
+        let seen = Surroundings {
+            set: globals.iter().map(|(name, value)| (name.clone(), Some(value.as_str().into()))).collect(),
+            declared: arguments.map(|argument| argument.name.text.clone()).collect(),
+            is_known: true,
+            ..Surroundings::default()
+        };
         for stage in &self.file.stages {
             let from = &stage.from.value;
             for word in from.platform.iter().chain([&from.image]) {
-                for name in self.unset(word, &names) {
-                    let hint =
-                        nearest(&name, &names).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+                for name in seen.expand(self.file.directives.escape, Text::Word(&word.text)).unset {
+                    let near = nearest(&name, seen.set.keys().chain(&seen.declared));
+                    let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
                     let message = format!("FROM argument '{name}' is not declared{hint}");
                     self.warn(Rule::UndefinedArgInFrom, word.span, message);
                 }
@@ -198,9 +245,8 @@ impl Checker<'_> {
     /// FROM should name an image also when no build argument is given.
     fn default_arguments(&mut self) {
         let plain = BuildRequest { build_args: BTreeMap::new(), ..self.request.clone() };
-        let Some(platform) = plain.platforms.first() else { return };
         // What cannot be expanded fails the build by itself.
-        let Ok(values) = globals(self.file, &plain, platform) else { return };
+        let Ok(values) = globals(self.file, &plain, target(&plain)) else { return };
         let lookup = |name: &str| values.get(name).cloned();
         let expander = Expander::new(self.file.directives.escape, &lookup);
         for stage in &self.file.stages {
@@ -214,146 +260,118 @@ impl Checker<'_> {
         }
     }
 
-    fn stages(&mut self) -> Result<(), BuildError> {
-        // What a stage that stands on an earlier one inherits; `None` where an unknown image lies below.
-        let mut known: Vec<Option<Names>> = Vec::new();
-        // Those in which the working directory no longer depends on the base image.
-        let mut with_directory = BTreeSet::new();
-        for (index, stage) in self.file.stages.iter().enumerate() {
-            let inherited = self.inherited(stage, &known)?;
-            let is_known = inherited.is_some();
-            let names = self.stage(stage, inherited.unwrap_or_default(), is_known);
-            known.push(is_known.then_some(names));
-            let has_directory = self.base_stage(stage, index).is_some_and(|base| with_directory.contains(&base));
-            if self.working_directory(stage, has_directory) {
-                with_directory.insert(index);
+    /// The configurations of the images that stages begin with; `None` for another stage, and for one not at hand.
+    fn configs(&self, bases: Bases<'_>) -> Result<Vec<Option<ImageConfig>>, BuildError> {
+        let config = |(image, below): (&String, &Below)| match below {
+            Below::Stage(_) => Ok(None),
+            Below::Other { .. } if self.request.named_context(image, target(self.request)).is_some() => Ok(None),
+            Below::Other { .. } if image == "scratch" => Ok(Some(ImageConfig::scratch(target(self.request)))),
+            Below::Other { .. } => bases(image),
+        };
+        self.images.iter().zip(&self.below).map(config).collect()
+    }
+
+    fn stages(&mut self, configs: &[Option<ImageConfig>]) -> Result<(), BuildError> {
+        let mut ends: Vec<Surroundings> = Vec::new();
+        for (stage, (below, config)) in self.file.stages.iter().zip(self.below.clone().iter().zip(configs)) {
+            let mut surroundings = match *below {
+                Below::Stage(index) => ends[index].clone(),
+                Below::Other { .. } => Surroundings::on_image(config.as_ref()),
+            };
+            self.stage(stage, &mut surroundings)?;
+            ends.push(surroundings);
+        }
+        Ok(())
+    }
+
+    /// Walks the instructions of a stage, and leaves what is set at its end.
+    fn stage(&mut self, stage: &Stage, surroundings: &mut Surroundings) -> Result<(), BuildError> {
+        let escape = self.file.directives.escape;
+        for placed in &stage.instructions {
+            for (span, text) in texts(&placed.value, placed.span) {
+                let unset = surroundings.expand(escape, text).unset;
+                self.undefined(unset, span, surroundings);
+            }
+            match &placed.value {
+                Instruction::Arg(arguments) => {
+                    for argument in arguments {
+                        let name = &argument.name.text;
+                        let global = self.globals.as_ref().and_then(|globals| globals.get(name));
+                        let unset = surroundings.declare(escape, argument, self.request.build_args.get(name), global);
+                        self.undefined(unset, argument.name.span, surroundings);
+                    }
+                }
+                Instruction::Env(pairs) => surroundings.set_all(escape, pairs),
+                _ if self.is_only_about_variables => {}
+                Instruction::Workdir(word) => self.working_directory(word, surroundings),
+                Instruction::Copy(copy) if copy.from.is_none() => self.ignored(&copy.files, "Copy", surroundings),
+                Instruction::Add(add) => self.ignored(&add.files, "Add", surroundings),
+                _ => {}
             }
         }
         Ok(())
     }
 
-    /// The stage among the first `count` that another stands on.
-    fn base_stage(&self, stage: &Stage, count: usize) -> Option<usize> {
-        let base = &stage.from.value.image.text;
-        let is_base = |other: &Stage| other.from.value.name.as_ref().is_some_and(|name| name.text == *base);
-        self.file.stages[..count].iter().rposition(is_base)
+    fn undefined(&mut self, unset: Names, span: Span, surroundings: &Surroundings) {
+        for name in unset {
+            let near = nearest(&name, surroundings.set.keys());
+            let hint = near.map(|near| format!(" (did you mean ${near}?)")).unwrap_or_default();
+            self.warn(Rule::UndefinedVar, span, format!("Usage of undefined variable '${name}'{hint}"));
+        }
     }
 
     /// Only the first WORKDIR is told about: with it the others are mended.
-    fn working_directory(&mut self, stage: &Stage, has_directory: bool) -> bool {
-        let mut words = stage.instructions.iter().filter_map(|placed| match &placed.value {
-            Instruction::Workdir(word) => Some(word),
-            _ => None,
-        });
-        let Some(first) = words.next() else { return has_directory };
-        if !has_directory && !first.text.starts_with(['/', '$']) {
-            let message =
-                format!("Relative workdir \"{}\" can have unexpected results if the base image changes", first.text);
-            self.warn(Rule::WorkdirRelativePath, first.span, message);
+    fn working_directory(&mut self, word: &Word, surroundings: &mut Surroundings) {
+        let path = surroundings.expand(self.file.directives.escape, Text::Word(&word.text)).text;
+        let is_first = !std::mem::replace(&mut surroundings.has_directory, true);
+        if let Some(path) = path.filter(|path| is_first && !path.starts_with('/')) {
+            let message = format!("Relative workdir \"{path}\" can have unexpected results if the base image changes");
+            self.warn(Rule::WorkdirRelativePath, word.span, message);
         }
-        true
     }
 
-    fn inherited(&self, stage: &Stage, known: &[Option<Names>]) -> Result<Option<Names>, BuildError> {
-        let base = &stage.from.value.image.text;
-        if self.request.platforms.first().is_some_and(|target| self.request.named_context(base, target).is_some()) {
-            return Ok(None);
-        }
-        let always = || PROXY_ARGUMENTS.into_iter().chain(["PATH"]).map(str::to_owned);
-        Ok(match self.base_stage(stage, known.len()) {
-            Some(index) => known[index].clone(),
-            None if base == "scratch" => Some(always().collect()),
-            None => (self.bases)(base)?.map(|config| {
-                let set = config.config.env.iter().map(|entry| entry.split('=').next().unwrap_or_default().to_owned());
-                set.chain(always()).collect()
-            }),
-        })
-    }
-
-    /// Walks the instructions of a stage, and gives the names that are set at its end.
-    fn stage(&mut self, stage: &Stage, mut names: Names, is_known: bool) -> Names {
-        for placed in &stage.instructions {
-            if is_known {
-                for word in words(&placed.value) {
-                    for name in self.unset(word, &names) {
-                        let hint =
-                            nearest(&name, &names).map(|near| format!(" (did you mean ${near}?)")).unwrap_or_default();
-                        let message = format!("Usage of undefined variable '${name}'{hint}");
-                        self.warn(Rule::UndefinedVar, word.span, message);
-                    }
-                }
-            }
-            match &placed.value {
-                Instruction::Arg(arguments) => names.extend(arguments.iter().map(|one| one.name.text.clone())),
-                Instruction::Env(pairs) => names.extend(pairs.iter().map(|pair| pair.name.text.clone())),
-                _ => {}
-            }
-        }
-        names
-    }
-
-    /// The variables that a word uses and nobody set; those with a default of their own are meant so.
-    fn unset(&self, word: &Word, names: &Names) -> Names {
-        let unset = RefCell::new(Names::new());
-        let lookup = |name: &str| {
-            let has_operator = [":-", "-", ":+", "+", ":?", "?"]
-                .iter()
-                .any(|operator| word.text.contains(&format!("{{{name}{operator}")));
-            if !has_operator && !names.contains(name) {
-                unset.borrow_mut().insert(name.to_owned());
-            }
-            Some(String::new())
-        };
-        // A word that is malformed fails the build by itself.
-        _ = Expander::new(self.file.directives.escape, &lookup).expand(&word.text);
-        unset.into_inner()
-    }
-
-    /// Only where the ignore file takes nothing back: what is below an excluded directory may be there otherwise.
-    fn ignored_files(&mut self) -> Result<(), BuildError> {
-        // As in BuildKit, what was fetched has no ignore file.
-        let Some(context) = self.request.context.directory() else { return Ok(()) };
-        let patterns = origins::ignore_patterns(context, self.request.dockerfile_path.as_deref())?;
-        if patterns.is_empty() || patterns.takes_back() {
-            return Ok(());
-        }
-        let instructions = self.file.stages.iter().flat_map(|stage| &stage.instructions);
-        for placed in instructions {
-            match &placed.value {
-                Instruction::Copy(copy) if copy.from.is_none() => self.ignored(&copy.files, "Copy", &patterns),
-                Instruction::Add(add) => self.ignored(&add.files, "Add", &patterns),
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn ignored(&mut self, files: &Files, action: &str, patterns: &Patterns) {
+    fn ignored(&mut self, files: &Files, action: &str, surroundings: &Surroundings) {
+        let Some(patterns) = self.ignored.take() else { return };
         for source in &files.sources {
             let FileSource::Path(word) = source else { continue };
-            if word.text.contains(['$', '"', '\'', '\\']) || word.text.contains("://") {
+            let text = surroundings.expand(self.file.directives.escape, Text::Word(&word.text)).text;
+            let Some(text) = text.filter(|text| matches!(SourceKind::of(text), Ok(SourceKind::Local))) else {
                 continue;
-            }
-            let path = crate::changeset::clean(word.text.as_bytes());
+            };
+            // One from the root is the same to COPY, but as in BuildKit not to the patterns.
+            let root = if text.starts_with('/') { "/" } else { "" };
+            let path = [root.as_bytes(), &crate::changeset::clean(text.as_bytes())].concat();
             // The context itself is excluded only by a pattern that excludes all of it.
-            let probe = if path.is_empty() { b"\0" } else { path.as_slice() };
+            let is_context = path.is_empty() || path == b"/";
+            let probe = if is_context { b"\0" } else { path.as_slice() };
             if patterns.path(probe).is_excluded() {
                 let shown = if path.is_empty() { ".".into() } else { String::from_utf8_lossy(&path) };
                 let message = format!("Attempting to {action} file {shown:?} that is excluded by .dockerignore");
                 self.warn(Rule::CopyIgnoredFile, word.span, message);
             }
         }
+        self.ignored = Some(patterns);
     }
 }
 
+/// What the first image is built for.
+fn target(request: &BuildRequest) -> &Platform {
+    request.platforms.first().unwrap_or(&request.build_platform)
+}
+
+/// What the context's ignore file excludes; only where it takes nothing back: what is below an excluded directory may
+/// be there otherwise.
+fn ignored_files(request: &BuildRequest) -> Result<Option<Patterns>, BuildError> {
+    // As in BuildKit, what was fetched has no ignore file.
+    let Some(context) = request.context.directory() else { return Ok(None) };
+    let patterns = origins::ignore_patterns(context, request.dockerfile_path.as_deref())?;
+    Ok(Some(patterns).filter(|patterns| !patterns.is_empty() && !patterns.takes_back()))
+}
+
 /// The name that was probably meant: fewer than three letters are to be changed, put in or left out.
-fn nearest<'n>(name: &str, names: &'n Names) -> Option<&'n str> {
-    names
-        .iter()
-        .map(|other| (distance(name, other), other.as_str()))
-        .filter(|(far, _)| *far < 3)
-        .min()
-        .map(|near| near.1)
+fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n String>) -> Option<&'n str> {
+    let near = names.map(|other| (distance(name, other), other.as_str())).filter(|(far, _)| *far < 3);
+    near.min().map(|near| near.1)
 }
 
 /// Levenshtein's distance. Names of variables are short, and longer ones are no misspelling.
@@ -372,27 +390,6 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
-}
-
-/// The words of an instruction in which variables are expanded.
-fn words(instruction: &Instruction) -> Vec<&Word> {
-    match instruction {
-        Instruction::Env(pairs) | Instruction::Label(pairs) => pairs.iter().map(|pair| &pair.value).collect(),
-        Instruction::Arg(arguments) => arguments.iter().filter_map(|argument| argument.default.as_ref()).collect(),
-        Instruction::Copy(copy) => file_words(&copy.files),
-        Instruction::Add(add) => file_words(&add.files),
-        Instruction::Workdir(word) | Instruction::User(word) | Instruction::StopSignal(word) => vec![word],
-        Instruction::Expose(words) | Instruction::Volume(words) => words.iter().collect(),
-        _ => Vec::new(),
-    }
-}
-
-fn file_words(files: &Files) -> Vec<&Word> {
-    let sources = files.sources.iter().filter_map(|source| match source {
-        FileSource::Path(word) => Some(word),
-        FileSource::Heredoc(_) => None,
-    });
-    sources.chain([&files.destination]).chain(&files.chown).chain(&files.chmod).collect()
 }
 
 #[cfg(test)]
@@ -431,7 +428,7 @@ mod tests {
         assert_eq!(rules("ARG VERSION\nFROM busybox:$VERSION", ""), ["InvalidDefaultArgInFrom"]);
         assert_eq!(rules("ARG IMAGE\nFROM $IMAGE", ""), ["InvalidDefaultArgInFrom"]);
         assert_eq!(rules("ARG SFX=\"box:\"\nFROM busy${SFX}", ""), ["InvalidDefaultArgInFrom"]);
-        assert_eq!(rules("ARG VERSION=1 V=\nFROM busybox:${VERSION}$V\nFROM x:${W:-1}", ""), [""; 0]);
+        assert_eq!(rules("ARG VERSION=1 V=\nFROM busybox:${VERSION}$V\nFROM x:${V:-1}", ""), [""; 0]);
     }
 
     #[test]
@@ -463,15 +460,66 @@ mod tests {
     fn variables_that_nobody_set_are_found() {
         assert_eq!(rules("FROM scratch\nCOPY $a b", ""), ["UndefinedVar"]);
         assert_eq!(rules("FROM scratch AS x\nENV a=1\nFROM x\nCOPY $a $PATH", ""), [""; 0]);
-        assert_eq!(rules("FROM scratch\nARG a\nLABEL x=$a y=${b:-1} z='$c' w=$HTTP_PROXY", ""), [""; 0]);
+        assert_eq!(rules("FROM scratch\nARG a\nLABEL x=$a y=${a:-1} z='$c' w=$PATH", ""), [""; 0]);
+        assert_eq!(rules("FROM scratch\nARG a=1 b=$a\nENV c=$b\nARG BUILDKIT_SBOM_SCAN_STAGE\nUSER $c", ""), [""; 0]);
+        // Neither a default nor that the name is one of a proxy says that it is set.
+        assert_eq!(rules("FROM scratch\nLABEL y=${b:-1} w=$HTTP_PROXY $z=1", ""), ["UndefinedVar"; 3]);
         assert_eq!(rules("FROM scratch\nENV a=$a", ""), ["UndefinedVar"]);
         assert_eq!(rules("FROM other\nCOPY $a b", ""), [""; 0]);
         assert_eq!(rules("# check=skip=UndefinedVar\nFROM scratch\nCOPY $a b", ""), [""; 0]);
     }
 
     #[test]
+    fn variables_are_looked_for_where_buildkit_tells_of_them() {
+        for text in ["COPY <<E /\n$a\nE", "RUN --mount=target=/x,source=$a true", "ADD --checksum=$a http://h/f /"] {
+            assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), ["UndefinedVar"], "{text}");
+        }
+        for text in ["EXPOSE $a", "COPY <<'E' /\n$a\nE", "COPY --exclude=$a b c", "RUN $a", "STOPSIGNAL '$a'"] {
+            assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), [""; 0], "{text}");
+        }
+        // A default that is not needed is not looked at.
+        let mut request = BuildRequest::new(Source::new("D", b"FROM scratch\nARG A=$b"), "/nowhere");
+        request.build_args.insert("A".into(), "1".into());
+        assert_eq!(check(&request, &|_| Ok(None)).expect("checked").warnings, []);
+    }
+
+    #[test]
+    fn values_that_double_are_forgotten() {
+        let text = format!("FROM scratch\nENV a=aaaaaaaa b=b\n{}WORKDIR $a", "ENV a=$a$a b=$b\n".repeat(300));
+        assert_eq!(rules(&text, ""), [""; 0]);
+    }
+
+    #[test]
+    fn a_shell_is_inherited_from_another_stage_and_from_an_image() {
+        assert_eq!(rules("FROM a AS b\nSHELL [\"/x\"]\nFROM b\nCMD c", ""), [""; 0]);
+        assert_eq!(rules("FROM a AS b\nSHELL [\"/x\"]\nFROM a\nCMD c", ""), ["JSONArgsRecommended"]);
+        let request = BuildRequest::new(Source::new("D", b"ARG I=base\nFROM $I AS b\nFROM b\nCMD c"), "/nowhere");
+        let base = |name: &str| {
+            let mut config = ImageConfig::scratch(&"linux/amd64".parse().expect("a platform"));
+            config.config.shell = vec!["/x".to_owned()];
+            Ok((name == "base").then_some(config))
+        };
+        assert_eq!(check(&request, &base).expect("checked").warnings, []);
+    }
+
+    #[test]
+    fn an_image_for_another_machine_is_an_error_where_findings_are() {
+        let checked = |text: &str| {
+            let request = BuildRequest::new(Source::new("D", text.as_bytes()), "/nowhere");
+            let file = Dockerfile::parse("D", text.as_bytes()).expect(text);
+            let [found, wanted] = ["linux/arm64", "linux/amd64"].map(|name| name.parse().expect("a platform"));
+            base_platform(&file, &request, &file.stages[0], &ImageConfig::scratch(&found), &wanted).expect("checked")
+        };
+        let found = checked("# check=error=true\nFROM base");
+        assert!(found.error.expect("an error").message.ends_with("InvalidBaseImagePlatform"));
+        assert!(found.warnings[0].message.contains("pulled with platform \"linux/arm64\", expected \"linux/amd64\""));
+        assert_eq!(checked("# check=error=true;skip=InvalidBaseImagePlatform\nFROM base").warnings, []);
+    }
+
+    #[test]
     fn from_knows_only_global_arguments() {
         assert_eq!(rules("FROM x${TAG}", ""), ["UndefinedArgInFrom"]);
+        assert_eq!(rules("FROM x:${TAG:-1}", ""), ["UndefinedArgInFrom"]);
         assert_eq!(rules("FROM x:$TAG", ""), ["UndefinedArgInFrom", "InvalidDefaultArgInFrom"]);
         assert_eq!(rules("ARG TAG=1\nFROM --platform=$BUILDPLATFORM x:$TAG", ""), [""; 0]);
     }
@@ -480,6 +528,14 @@ mod tests {
     fn a_relative_directory_needs_an_absolute_one_first() {
         assert_eq!(rules("FROM a\nWORKDIR b", ""), ["WorkdirRelativePath"]);
         assert_eq!(rules("FROM a\nWORKDIR /b\nWORKDIR c", ""), [""; 0]);
+        assert_eq!(rules("FROM a\nWORKDIR \"/b\"\nWORKDIR c", ""), [""; 0]);
+        assert_eq!(rules("FROM scratch\nARG R=/r\nWORKDIR ${R}/b", ""), [""; 0]);
+        assert_eq!(
+            messages("FROM scratch\nARG R=r\nWORKDIR $R"),
+            ["Relative workdir \"r\" can have unexpected results if the base image changes"]
+        );
+        // What the base image sets is not known.
+        assert_eq!(rules("FROM a\nWORKDIR $R\nENV S=$R\nWORKDIR $S", ""), [""; 0]);
     }
 
     #[test]
@@ -488,6 +544,10 @@ mod tests {
         assert_eq!(rules("FROM scratch\nCOPY a b\nADD http://h/c d", "a\n!a/x\nhttp*"), [""; 0]);
         assert_eq!(rules("FROM scratch\nCOPY . .", ".*"), [""; 0]);
         assert_eq!(rules("FROM scratch\nCOPY . .", "*"), ["CopyIgnoredFile"]);
+        // As BuildKit has it, a path from the root is another to the patterns, and variables are expanded first.
+        assert_eq!(rules("FROM scratch\nCOPY /a /b/../a b", "a"), [""; 0]);
+        assert_eq!(rules("FROM scratch\nCOPY /a b", "**/a"), ["CopyIgnoredFile"]);
+        assert_eq!(rules("FROM scratch\nARG X=a\nCOPY \"$X\" b", "a"), ["CopyIgnoredFile"]);
     }
 
     #[test]

@@ -62,13 +62,10 @@ pub fn lookup(store: &Store, name: &str) -> Result<Descriptor, Error> {
 /// A name that is no reference, or what writing gives.
 pub fn set(store: &Store, name: &str, manifest: &Descriptor) -> Result<(), Error> {
     let reference: Reference = name.parse()?;
-    let failed = |error| failed("name an image in the store", error);
-    for image in store.images().map_err(failed)? {
-        if image.name != name && image.name.parse::<Reference>().is_ok_and(|named| same(&named, &reference)) {
-            store.remove_name(&image.name).map_err(failed)?;
-        }
-    }
-    store.set_name(name, manifest).map_err(failed)
+    // A name with a digest is one of its own beside the tag's.
+    let is_spelling = |named: Reference| same(&named, &reference) && named.digest() == reference.digest();
+    let kept = store.set_name_over(name, manifest, |other| other.parse().is_ok_and(is_spelling));
+    kept.map_err(|error| failed("name an image in the store", error))
 }
 
 fn same(a: &Reference, b: &Reference) -> bool {

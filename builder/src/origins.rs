@@ -5,8 +5,8 @@ use std::path::Path;
 use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{
-    Cause, CopyOptions, Error, ImageName, OciLayout, Platform, PlatformChoice, Progress, Reference, RegistrySource,
-    Source, choose_image, copy,
+    Cause, CopyOptions, Error, ImageName, OciLayout, Platform, PlatformChoice, Progress, Reference, Source,
+    choose_image, copy,
 };
 
 use crate::build::Builder;
@@ -16,6 +16,7 @@ use crate::image::ImageConfig;
 use crate::materials::{Material, image_uri};
 use crate::place::{StorePlace, StoredImage, described};
 use crate::plan::Origin;
+use crate::pulled::pull_to;
 use crate::request::{BuildRequest, NamedContext};
 
 /// The image of an origin, brought into the store if it is not there.
@@ -34,7 +35,7 @@ pub(crate) fn image(
             let place = ImageName::OciLayout { directory: directory.clone(), tag: name.clone() };
             let source = Box::new(OciLayout::new(directory, name.clone()));
             let source = builder.request().trust.guard(source, &place, false)?;
-            fetch_to(builder, source.as_ref(), None, platform, progress)
+            fetch_to(builder, source.as_ref(), platform, progress)
         }
         Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_) | NamedContext::Remote(_)) => {
             unreachable!("the callers deal with what is no image")
@@ -68,9 +69,14 @@ fn named(
     {
         return Ok(image);
     }
-    let source = Box::new(RegistrySource::new(builder.client, &reference)?);
-    let source = builder.request().trust.guard(source, &ImageName::Registry(reference.clone()), false)?;
-    fetch_to(builder, source.as_ref(), Some(&reference.familiar()), platform, progress)
+    let place = StorePlace::new(builder.store, Some(&reference.familiar())).until(builder.shared.schedule.stop());
+    let policy = &builder.request().trust;
+    let pulled = pull_to(&place, builder.client, &reference, policy, &one(platform), progress)?;
+    StoredImage::open(builder.store, &pulled.manifest)
+}
+
+fn one(platform: &Platform) -> CopyOptions {
+    CopyOptions { platforms: PlatformChoice::One(platform.clone()), ..CopyOptions::default() }
 }
 
 /// An image that the store has under a name, if it is one for the platform.
@@ -108,39 +114,16 @@ pub fn base_at_hand(store: &Store, request: &BuildRequest, name: &str) -> Result
     Ok(fitting(store, &reference, platform)?.map(|(_, config)| config))
 }
 
-/// Copies one image into the store and opens it.
-pub fn fetch(
-    store: &Store,
-    source: &dyn Source,
-    name: Option<&str>,
-    platform: &Platform,
-    progress: &dyn Progress,
-) -> Result<StoredImage, Error> {
-    take(store, source, &StorePlace::new(store, name), platform, progress)
-}
-
-/// The same for a build, whose end is that of the copy.
+/// Copies one image into the store, for a build, whose end is that of the copy.
 fn fetch_to(
     builder: &Builder<'_>,
     source: &dyn Source,
-    name: Option<&str>,
     platform: &Platform,
     progress: &dyn Progress,
 ) -> Result<StoredImage, Error> {
-    let place = StorePlace::new(builder.store, name).until(builder.shared.schedule.stop());
-    take(builder.store, source, &place, platform, progress)
-}
-
-fn take(
-    store: &Store,
-    source: &dyn Source,
-    place: &StorePlace<'_>,
-    platform: &Platform,
-    progress: &dyn Progress,
-) -> Result<StoredImage, Error> {
-    let options = CopyOptions { platforms: PlatformChoice::One(platform.clone()), ..CopyOptions::default() };
-    let copied = copy(source, place, &options, progress)?;
-    StoredImage::open(store, &copied.manifest.descriptor())
+    let place = StorePlace::new(builder.store, None).until(builder.shared.schedule.stop());
+    let copied = copy(source, &place, &one(platform), progress)?;
+    StoredImage::open(builder.store, &copied.manifest.descriptor())
 }
 
 /// What the ignore file of a context leaves out: the Dockerfile's own, else the context's.

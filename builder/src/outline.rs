@@ -160,7 +160,7 @@ pub fn outline(request: &BuildRequest) -> Result<Outline, BuildError> {
     Ok(outline)
 }
 
-/// The comment lines directly above describe what they name first.
+/// The comment lines above describe what they name first.
 fn description(comments: &[String], name: &str) -> String {
     let after = |comment: &String| Some(comment.strip_prefix(name)?.strip_prefix(' ')?.to_owned());
     comments.iter().filter(|_| !name.is_empty()).find_map(after).unwrap_or_default()
@@ -235,19 +235,19 @@ impl Survey<'_> {
 
     /// One without a default and a value of its own is the global one.
     fn stage_argument(&self, placed: &Placed<impl Sized>, argument: &BuildArgument, found: &mut Surveyed) {
-        let name = self.expand(&found.variables, &argument.name.text);
-        let given = self.request.build_args.get(&name).cloned();
-        let is_global = given.is_none() && argument.default.is_none() && self.globals.contains_key(&name);
+        let name = &argument.name.text;
+        let given = self.request.build_args.get(name).cloned();
+        let is_global = given.is_none() && argument.default.is_none() && self.globals.contains_key(name);
         let default = argument.default.as_ref().map(|word| self.expand(&found.variables, &word.text));
-        let value = given.or(default).or_else(|| self.globals.get(&name).cloned());
+        let value = given.or(default).or_else(|| self.globals.get(name).cloned());
         if let Some(value) = &value {
             found.variables.insert(name.clone(), value.clone());
         }
         if !is_global {
-            let argument = self.argument(placed, &name, value);
+            let argument = self.argument(placed, name, value);
             found.arguments.insert(name.clone(), (argument, BTreeSet::new()));
         }
-        found.used.insert(name);
+        found.used.insert(name.clone());
     }
 
     fn mounts(&self, placed: &Placed<impl Sized>, run: &Run, found: &mut Surveyed) {

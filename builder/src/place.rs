@@ -6,7 +6,7 @@
 
 use std::io::Read;
 
-use layerfs::{DiffId, Layer, Store, StoreError};
+use layerfs::{DOCUMENT_MAX_BYTES, DiffId, Layer, Store, StoreError};
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::{
     Cause, Content, Destination, Error, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, Origin, Source, Stored,
@@ -18,7 +18,11 @@ use crate::image::ImageConfig;
 use crate::schedule::Stop;
 
 /// Configurations are small; what is larger is no configuration.
-pub(crate) const MOST_CONFIG_BYTES: u64 = 8 << 20;
+pub(crate) const MOST_CONFIG_BYTES: u64 = DOCUMENT_MAX_BYTES;
+/// Indexes in indexes: as deep as any copy goes.
+const MOST_INDEXES_DEEP: usize = 4;
+// What comes in must be followed by whoever clears up.
+const _: () = assert!(MANIFEST_LIMIT_BYTES <= DOCUMENT_MAX_BYTES);
 
 /// An image of the store, or the place of one that comes.
 #[derive(Debug, Clone)]
@@ -66,6 +70,38 @@ impl<'a> StorePlace<'a> {
                 Error::from_io(format!("receive {what}"), self.store.root(), source)
             }
             error => Error::new(format!("{doing} in the store"), Cause::Place(Box::new(error))),
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn store(&self) -> &'a Store {
+        self.store
+    }
+
+    /// Whether all is there that a manifest leads to. What cannot be read is not there.
+    pub(crate) fn is_whole(&self, manifest: &Descriptor) -> bool {
+        self.is_whole_at(manifest, 0)
+    }
+
+    /// Whether a manifest is there, and one of several.
+    pub(crate) fn is_index(&self, manifest: &Descriptor) -> bool {
+        matches!(self.content_of(manifest), Some(ManifestContent::Index(_)))
+    }
+
+    fn content_of(&self, manifest: &Descriptor) -> Option<ManifestContent> {
+        let bytes = self.store.read_blob(manifest.digest(), MANIFEST_LIMIT_BYTES).ok()?;
+        Manifest::new(None, bytes).ok().map(|manifest| manifest.content())
+    }
+
+    fn is_whole_at(&self, manifest: &Descriptor, depth: usize) -> bool {
+        match self.content_of(manifest) {
+            Some(ManifestContent::Image { config, layers }) => {
+                layers.iter().chain([&*config]).all(|blob| Destination::has_blob(self, blob).unwrap_or(false))
+            }
+            Some(ManifestContent::Index(entries)) if depth < MOST_INDEXES_DEEP => {
+                entries.iter().all(|entry| self.is_whole_at(entry, depth + 1))
+            }
+            _ => false,
         }
     }
 
@@ -148,6 +184,12 @@ impl Destination for StorePlace<'_> {
         Source::name(self)
     }
 
+    fn named(&self) -> Result<Option<Digest>, Error> {
+        let Some(name) = &self.name else { return Ok(None) };
+        let found = crate::names::find(self.store, &name.parse()?)?;
+        Ok(found.filter(|manifest| self.is_whole(manifest)).map(|manifest| manifest.digest().clone()))
+    }
+
     fn has_blob(&self, descriptor: &Descriptor) -> Result<bool, Error> {
         let looked = |error| self.error("look for a blob", error);
         if is_layer(descriptor) {
@@ -184,7 +226,7 @@ impl Destination for StorePlace<'_> {
         let kept = |error| self.error("keep a manifest", error);
         self.store.put_blob(manifest.bytes(), &descriptor).map_err(kept)?;
         match &self.name {
-            Some(name) if is_top => self.store.set_name(name, &descriptor).map_err(kept),
+            Some(name) if is_top => crate::names::set(self.store, name, &descriptor),
             None if is_top => Ok(()),
             _ if manifest.subject().is_some() => {
                 self.store.add_unnamed(&manifest.listed()).map_err(|error| self.error("list a referrer", error))

@@ -409,23 +409,8 @@ fn circle(edges: &[Vec<(usize, Span)>]) -> Option<(usize, Span)> {
     None
 }
 
-/// What is set before the first ARG.
-/// <https://docs.docker.com/reference/dockerfile/#automatic-platform-args-in-the-global-scope>
-pub(crate) const PLATFORM_ARGUMENTS: [&str; 11] = [
-    "TARGETPLATFORM",
-    "TARGETOS",
-    "TARGETOSVERSION",
-    "TARGETARCH",
-    "TARGETVARIANT",
-    "BUILDPLATFORM",
-    "BUILDOS",
-    "BUILDOSVERSION",
-    "BUILDARCH",
-    "BUILDVARIANT",
-    "TARGETSTAGE",
-];
-
 /// The platform arguments, and the global ARGs on top of them.
+/// <https://docs.docker.com/reference/dockerfile/#automatic-platform-args-in-the-global-scope>
 pub(crate) fn globals(
     dockerfile: &Dockerfile,
     request: &BuildRequest,
@@ -453,13 +438,13 @@ pub(crate) fn globals(
         for argument in &placed.value {
             let lookup = |name: &str| values.get(name).cloned();
             let expander = Expander::new(dockerfile.directives.escape, &lookup);
-            let name = expander.expand(&argument.name.text).map_err(site.at(argument.name.span).because())?;
-            let value = match (request.build_args.get(&name), &argument.default) {
+            let name = &argument.name.text;
+            let value = match (request.build_args.get(name), &argument.default) {
                 (Some(given), _) => given.clone(),
                 (None, Some(word)) => expander.expand(&word.text).map_err(site.at(word.span).because())?,
                 (None, None) => continue,
             };
-            values.insert(name, value);
+            values.insert(name.clone(), value);
         }
     }
     Ok(values)

@@ -86,9 +86,8 @@ impl StageState {
         set(&mut self.variables, name, value);
     }
 
-    /// Sets a build argument.
+    /// Notes the value of a build argument.
     pub(crate) fn set_argument(&mut self, name: &str, value: &str) {
-        self.set_variable(name, value);
         set(&mut self.arguments, name, value);
     }
 

@@ -201,11 +201,11 @@ fn exit_codes_of_run_are_those_of_docker() {
 #[test]
 fn what_docker_has_and_this_does_not_is_told_with_the_way() {
     let person = Person::with_image(None);
-    person.run(&["save", "app", "-o", "x.tar"]).failure(2, "nacre copy IMAGE docker-archive:FILE");
+    person.run(&["export", "app", "-o", "x.tar"]).failure(2, "nacre copy IMAGE oci-archive:FILE");
     person.run(&["run", "-p", "80:80", "app"]).failure(125, "its ports are open as they are");
     person.run(&["build", "--provenance=version=v0.2", "."]).failure(2, "version=v0.2 is not supported");
     person.run(&["build", "nowhere"]).failure(1, "cannot find the build context nowhere");
-    person.run(&["inspect", "docker-archive:x.tar"]).failure(1, "nacre copy docker-archive:x.tar");
+    person.run(&["inspect", "docker-archive:x.tar"]).failure(1, "x.tar");
     person.run(&["copy", "app", "store:app:1"]).failure(1, "store:app:1");
     // The variable NACRE_ROOT is no argument.
     person.run(&["build"]).failure(2, "Usage: nacre build [OPTIONS] <CONTEXT>");

@@ -106,9 +106,21 @@ fn auth(user: &str) -> &'static str {
 }
 
 #[test]
-fn the_file_of_registry_auth_file_comes_before_all_others() {
+fn the_file_of_registry_auth_file_stands_for_all_others() {
     let home = Home::new().with_user("own.json", "a").with_user(".docker/config.json", "b");
     assert_eq!(home.with_variable("REGISTRY_AUTH_FILE", "own.json").user(), "a");
+    let home = Home::new().with_user("run/containers/auth.json", "b").with_user(".docker/config.json", "b");
+    let home = home.with_variable("XDG_RUNTIME_DIR", "run").with_variable("REGISTRY_AUTH_FILE", "own.json");
+    let home = home.write("own.json", json!({"auths": {"other.example": {"auth": auth("a")}}}));
+    assert!(!home.run("app").status.success());
+}
+
+#[test]
+fn the_settings_of_a_user_may_lie_elsewhere() {
+    let home =
+        Home::new().with_user("settings/containers/auth.json", "a").with_user(".config/containers/auth.json", "b");
+    assert_eq!(home.user(), "b");
+    assert_eq!(home.with_variable("XDG_CONFIG_HOME", "settings").user(), "a");
 }
 
 #[test]
@@ -129,9 +141,8 @@ fn dockers_file_comes_before_the_ones_of_containers_and_the_runtime_directory_be
 
 #[test]
 fn a_file_that_knows_nothing_of_the_registry_leaves_it_to_the_next() {
-    let home = Home::new().write("own.json", json!({"auths": {"other.example": {"auth": auth("a")}}}));
-    let home = home.with_variable("REGISTRY_AUTH_FILE", "own.json").with_user(".docker/config.json", "b");
-    assert_eq!(home.user(), "b");
+    let home = Home::new().write(".docker/config.json", json!({"auths": {"other.example": {"auth": auth("a")}}}));
+    assert_eq!(home.with_user(".config/containers/auth.json", "b").user(), "b");
 }
 
 #[test]

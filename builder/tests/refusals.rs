@@ -104,6 +104,45 @@ fn a_hint_does_what_was_wanted() {
 }
 
 #[test]
+fn what_scripts_of_dockers_users_say_is_understood() {
+    let shell = Shell::new();
+    shell.run("rmi -f nope nope:2").success();
+    shell.run("rmi").failure(2, "NAME");
+    shell.run("build -t app:1 -t app:2 .").success();
+    shell.run("image rm -f app:1 nope").success();
+    assert_eq!(shell.run("image ls").success(), shell.run("images").success());
+    assert!(shell.run("image ls").success().contains("app:2"));
+    shell.run("image prune -f").success();
+    assert_eq!(shell.run("rmi --all").success(), "app:2");
+    assert_eq!(shell.run("rmi --all").success(), "");
+    shell.run("image push nope").failure(1, "nope");
+    shell.run("image ls -a").failure(2, "every name of the store is listed");
+    assert!(shell.run("help").success().contains("Usage: nacre"));
+    assert!(shell.run("help run").success().contains("Usage: nacre run"));
+    assert!(shell.run("help manifest create").success().contains("Usage: nacre manifest create"));
+    shell.run("help nope").failure(2, "nope");
+    let ended = shell.run("images -x");
+    assert!(!ended.stderr.contains("as a value"), "{}", ended.stderr);
+    ended.failure(2, "-x");
+}
+
+#[test]
+fn nothing_is_cleared_up_below_a_manifest_that_is_damaged() {
+    let shell = Shell::new();
+    let digest = shell.run("build -t app .").success();
+    let blobs = shell.0.path().join("store/blobs/sha256");
+    let count = || fs::read_dir(&blobs).expect("listed").count();
+    let before = count();
+    fs::write(blobs.join(digest.trim_start_matches("sha256:")), "{").expect("written");
+    shell.run("prune --all").failure(1, "`nacre verify` tells");
+    assert_eq!(count(), before);
+    assert_ne!(shell.run("verify").code, 0);
+    shell.run("rmi app").success();
+    shell.run("prune --all").success();
+    assert_eq!(count(), 0);
+}
+
+#[test]
 fn a_list_that_is_too_long_is_refused_and_not_cut() {
     let shell = Shell::new();
     fs::write(shell.0.path().join("list"), "# a comment\n".repeat(1_500_000)).expect("written");

@@ -7,10 +7,11 @@ mod ended;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixtures::fault::{FaultServer, Reply};
 use fixtures::registry::Registry;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use ended::Ended;
@@ -242,6 +243,168 @@ fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
 }
 
 #[test]
+fn an_image_that_is_named_by_digest_moves_no_tag() {
+    let desk = Desk::new();
+    let (old, new) = (desk.push("app:1", "linux/amd64", "old"), desk.push("copy:latest", "linux/amd64", "new"));
+    let (app, copy, layout) = (desk.place(&format!("app@{old}")), desk.place("copy"), desk.text("layout"));
+    fs::write(desk.path("list"), format!("{app} {copy}\n{app} oci:{layout}\n{app} {}\n", desk.at("copy")))
+        .expect("written");
+    let done = desk.run(&["sync", &desk.text("list")]).success();
+    assert!(done.contains(&format!("{copy}@{old}")) && done.contains(&format!("oci:{layout}:{old}")), "{done}");
+    assert_eq!(desk.run(&["copy", &desk.place("copy:latest"), "oci:latest"]).success(), new);
+    assert_eq!(desk.run(&["copy", &desk.place(&format!("copy@{old}")), "oci:old"]).success(), old);
+    let names = desk.run(&["images", "--format", "json"]).success();
+    assert!(names.contains(&format!("copy@{old}")), "{names}");
+    // What the store has is not moved again either.
+    assert!(desk.run(&["sync", &desk.text("list")]).success().ends_with("0 copied, 3 unchanged, 0 failed"));
+}
+
+#[test]
+fn an_image_is_the_one_that_came_last_however_its_name_was_spelled() {
+    let desk = Desk::new();
+    let old = desk.push("app:latest", "linux/amd64", "old");
+    desk.push("other:1", "linux/amd64", "new");
+    let new = desk.run(&["copy", &desk.place("other:1"), &desk.place("app:latest")]).success();
+    assert_ne!(old, new);
+    let images = || desk.run(&["images", "--quiet"]).success();
+    let (full, short) = (desk.at("app:latest"), desk.at("app"));
+    assert_eq!(desk.run(&["pull", &full]).success(), new);
+    let spelled = |name: &str| desk.run(&["inspect", "--format", "json", name]).json();
+    for name in [&full, &short] {
+        assert_eq!(spelled(name)["digest"], new);
+    }
+    assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(2), "{}", images());
+    assert_eq!(desk.run(&["push", &full]).success(), new);
+    desk.run(&["copy", &format!("docker://{}", desk.at("other:1")), &full]).success();
+    assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(2), "{}", images());
+    // Its own digest makes another name of it.
+    desk.run(&["pull", &desk.at(&format!("app@{new}"))]).success();
+    assert_eq!(spelled(&short)["names"].as_array().map(Vec::len), Some(3), "{}", images());
+}
+
+/// A registry of an index under any tag, with an image without layers, that can become another one.
+fn registry_of_an_index(is_other: &'static AtomicBool) -> FaultServer {
+    FaultServer::start(move |request| {
+        let digest = |text: &str| layerfs::digest_of(text.as_bytes()).to_string();
+        let platform = registry_client::Platform::host();
+        let config = json!({"architecture": platform.architecture(), "os": "linux", "created": "2020-01-01T00:00:00Z",
+            "author": is_other.load(Ordering::SeqCst).to_string(), "rootfs": {"type": "layers", "diff_ids": []}});
+        let config = config.to_string();
+        let manifest = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(&config),
+                "size": config.len()}, "layers": []});
+        let manifest = manifest.to_string();
+        let entry = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(&manifest),
+            "size": manifest.len(), "platform": {"os": "linux", "architecture": platform.architecture()}});
+        let mut arm = entry.clone();
+        arm["platform"] = json!({"os": "linux", "architecture": "riscv64"});
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": [entry, arm]});
+        let index = index.to_string();
+        let documents = [
+            (digest(&config), &config, "application/octet-stream"),
+            (digest(&manifest), &manifest, "application/vnd.oci.image.manifest.v1+json"),
+            ("manifests/".to_owned(), &index, "application/vnd.oci.image.index.v1+json"),
+        ];
+        match documents.iter().find(|(part, ..)| request.path.contains(part)) {
+            Some((_, text, media_type)) => Reply::new(200)
+                .header("Content-Type", *media_type)
+                .header("Docker-Content-Digest", digest(text))
+                .body(text.as_str()),
+            None => Reply::new(404),
+        }
+    })
+}
+
+#[test]
+fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
+    static IS_OTHER: AtomicBool = AtomicBool::new(false);
+    let (desk, server) = (Desk::new(), registry_of_an_index(&IS_OTHER));
+    let name = format!("{}/app", server.address());
+    fs::write(desk.path("Dockerfile"), format!("FROM {name}\nLABEL a=b\n")).expect("written");
+    let old = desk.run(&["pull", &name]).success();
+    let fetched = || server.count("GET", "/manifests/");
+    assert_eq!((fetched(), server.count("HEAD", "/manifests/")), (2, 0));
+    assert_eq!(desk.run(&["pull", &name]).success(), old);
+    assert_eq!(desk.run(&["pull", "-q", &format!("{name}:latest")]).success(), old);
+    desk.run(&["build", "--pull", "."]).success();
+    assert_eq!(desk.run(&["run", "--pull", "always", &name, "x"]).code, 127, "it has no such program");
+    assert_eq!((fetched(), server.count("HEAD", "/manifests/")), (2, 4));
+    // Another platform, the whole index, or another image under the tag is fetched.
+    assert_eq!(desk.run(&["pull", "--platform", "linux/riscv64", &name]).success(), old);
+    assert_eq!(fetched(), 4);
+    assert_ne!(desk.run(&["pull", "--all-platforms", &name]).success(), old);
+    assert_eq!(fetched(), 6);
+    desk.run(&["pull", "--all-platforms", &name]).success();
+    assert_eq!(fetched(), 6);
+    assert_eq!(desk.run(&["pull", &name]).success(), old);
+    IS_OTHER.store(true, Ordering::SeqCst);
+    assert_ne!(desk.run(&["pull", &name]).success(), old);
+    // Where signatures are demanded, what is there does not count.
+    let policy = r#"{"default": [{"type": "reject"}]}"#;
+    fs::write(desk.path("policy.json"), policy).expect("written");
+    desk.run(&["pull", "--signature-policy", "policy.json", &name]).failure(1, "");
+}
+
+#[test]
+fn an_image_is_inspected_wherever_it_lies() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "one");
+    let (there, stored) = (desk.place("app:1"), desk.at("app:1"));
+    desk.run(&["copy", &stored, "oci:layout:x"]).success();
+    desk.run(&["copy", &stored, "docker-archive:app.tar:app:1"]).success();
+    let whole = desk.run(&["inspect", "--format", "json", &stored]).json();
+    for place in [&there, "oci:layout:x", "oci:layout:@0"] {
+        let shown = desk.run(&["inspect", "--platform", "linux/amd64", "--format", "json", place]).json();
+        assert_eq!(shown["names"], json!([place]), "{shown}");
+        for key in ["digest", "config", "config_digest", "layers", "manifest"] {
+            assert_eq!(shown[key], whole[key], "{place} {key}");
+        }
+    }
+    assert!(desk.run(&["inspect", "docker-archive:app.tar"]).success().contains("linux/amd64"));
+    let raw = desk.run(&["inspect", "--raw", "manifest", &there]).success();
+    assert_eq!(layerfs::digest_of(raw.as_bytes()).to_string(), digest);
+    desk.run(&["inspect", &desk.place("nope")]).failure(3, "404");
+    desk.run(&["copy", &stored, "oci:layout:@1"]).failure(1, "give it a name");
+    desk.run(&["copy", "oci:layout:@7", "x"]).failure(1, "counted from @0");
+    desk.run(&["copy", "oci:layout:@x", "x"]).failure(2, "no number");
+}
+
+#[test]
+fn an_image_is_saved_and_loaded_as_docker_does_it() {
+    let desk = Desk::new();
+    desk.push("team/app:1", "linux/amd64", "one");
+    let name = desk.at("team/app:1");
+    let diff_ids = |name: &str| desk.run(&["inspect", "--format", "json", name]).json()["config"]["rootfs"].clone();
+    let whole = diff_ids(&name);
+    for format in ["docker-archive", "oci-archive"] {
+        desk.run(&["save", "-q", "-o", "app.tar", "--format", format, &name]).success();
+        desk.run(&["rmi", &name]).success();
+        assert_eq!(desk.run(&["load", "-i", "app.tar"]).success(), name);
+        assert_eq!(diff_ids(&name), whole, "{format}");
+    }
+    let skopeo = |to: &str| skopeo(&["copy", "--src-tls-verify=false", &desk.place("team/app:1"), to]).success();
+    skopeo(&format!("docker-archive:{}:other:2", desk.text("other.tar")));
+    assert_eq!(desk.run(&["image", "load", "--input", "other.tar"]).success(), "other:2");
+    skopeo(&format!("oci-archive:{}:1", desk.text("unnamed.tar")));
+    desk.run(&["load", "-i", "unnamed.tar"]).failure(1, "gives the only one a name");
+    desk.run(&["load", "-i", "nope.tar"]).failure(1, "nope.tar");
+    desk.run(&["save", "-o", "x.tar", "nope"]).failure(1, "nope");
+    assert!(!desk.path("x.tar").exists());
+    desk.run(&["save", &name]).failure(2, "--output");
+}
+
+#[test]
+fn a_store_is_no_layout_to_write_to() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    let store = format!("oci:{}:x", desk.text("store"));
+    desk.run(&["copy", &desk.place("app:1"), &store]).failure(1, "named without a prefix");
+    desk.run(&["copy", &desk.at("app:1"), "oci:out:x"]).success();
+    skopeo(&["inspect", &format!("oci:{}:{}", desk.text("store"), desk.at("app:1"))]).success();
+}
+
+#[test]
 fn limits_are_told_and_their_absence_too() {
     let desk = Desk::new();
     let words = desk.run(&["limits", desk.registry.address()]).success();
@@ -331,8 +494,11 @@ fn an_image_that_was_copied_is_told_with_both_places() {
     desk.push("app:1", "linux/amd64", "x");
     let said = |arguments: &[&str]| desk.run(&[&["--progress", "plain"], arguments].concat()).stderr;
     let told = said(&["pull", &desk.at("app:1")]);
-    let words = format!("{} -> {} in the store: 0 blobs moved, 2 already there", desk.place("app:1"), desk.at("app:1"));
-    assert!(told.contains(&words), "{told}");
+    let words = format!("{} -> {} in the store: ", desk.place("app:1"), desk.at("app:1"));
+    assert!(told.contains(&format!("{words}unchanged")), "{told}");
+    desk.run(&["rmi", &desk.at("app:1")]).success();
+    let told = said(&["pull", &desk.at("app:1")]);
+    assert!(told.contains(&format!("{words}0 blobs moved, 2 already there")), "{told}");
     let told = said(&["copy", &desk.place("app:1"), "oci:out:app"]);
     assert!(told.contains(&format!("{} -> oci:out:app: 2 blobs moved", desk.place("app:1"))), "{told}");
     let told = said(&["push", &desk.at("app:1"), &desk.at("other:1")]);

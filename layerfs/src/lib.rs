@@ -50,8 +50,8 @@ pub use index::{IndexError, TreeIndex};
 pub use mount::{Mount, MountError, MountOptions, mount, serve, unmount};
 pub use plane::{Plane, PlaneFault};
 pub use store::{
-    BlobSource, Damage, Layer, LayerSink, NamedImage, PackingWatch, PruneOptions, Pruned, StepClaim, Store, StoreError,
-    Upper, UpperLife,
+    BlobSource, DOCUMENT_MAX_BYTES, Damage, Layer, LayerSink, NamedImage, PackingWatch, PruneOptions, Pruned,
+    StepClaim, Store, StoreError, Upper, UpperLife,
 };
 pub use tar::{Entry, EntryFault, EntryKind, EntryPath, PathFault, TarError, TarWriter, WHITEOUT_PREFIX, Xattr};
 pub use tree::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode, XattrUse};

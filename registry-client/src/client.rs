@@ -20,7 +20,7 @@ use crate::progress::{Progress, Silent};
 use crate::ranges::{LaneBudget, RangePolicy};
 use crate::reference::Reference;
 use crate::repository::Repository;
-use crate::retry::{RetryPolicy, parse_retry_after};
+use crate::retry::{Patience, RetryPolicy, parse_retry_after};
 use crate::secret::{self, Secret, without_credentials};
 use crate::transport::{Body, Method, Response, Transport, TransportOptions};
 use crate::url::{Origin, Url};
@@ -164,17 +164,11 @@ impl Client {
         let doing = format!("list the repositories of {registry}");
         let route = self.shared.options.hosts.route(registry, ANY_REPOSITORY, &self.shared.options.schemes)?;
         let asked = Repository::new(self, route).for_catalog();
-        let mut names = Vec::new();
-        let take = |url: &Url, page: Vec<u8>| {
-            let page: Page = serde_json::from_slice(&page)
-                .map_err(|_| Cause::Malformed(format!("{url} did not answer with a list of repositories")))?;
-            names.extend(page.repositories.unwrap_or_default());
-            Ok(true)
-        };
+        let names =
+            |page: &[u8]| serde_json::from_slice::<Page>(page).ok().map(|page| page.repositories.unwrap_or_default());
         let host = asked.host();
         let url = host.endpoint.at(&format!("{}/_catalog", host.api_path)).with_parameter("n", "1000");
-        pages::follow(&asked, &doing, url, &[], take).map_err(|cause| Error::new(doing, cause))?;
-        Ok(names)
+        pages::names(&asked, &doing, url, usize::MAX, names).map_err(|cause| Error::new(doing, cause))
     }
 
     /// Asks a registry for nothing but a sign that it lets us in.
@@ -188,6 +182,7 @@ impl Client {
             headers: Vec::new(),
             body: &|| Ok(Body::Empty),
             purpose: Purpose { host: &host, repository: "", scopes: &scopes },
+            patience: Patience::new(*self.retry(), false),
             may_repeat: true,
         };
         let response = self.call(doing, &call).map_err(|cause| Error::new(doing, cause))?;
@@ -239,20 +234,31 @@ impl Client {
     }
 
     /// Runs `attempt` until it succeeds, fails for good or the tries are used up.
-    pub(crate) fn retrying<T>(&self, doing: &str, mut attempt: impl FnMut() -> Result<T, Cause>) -> Result<T, Cause> {
+    pub(crate) fn retrying<T>(
+        &self,
+        patience: &Patience,
+        doing: &str,
+        mut attempt: impl FnMut() -> Result<T, Cause>,
+    ) -> Result<T, Cause> {
         let mut tries = 1;
         loop {
             match attempt() {
                 Ok(value) => return Ok(value),
-                Err(cause) => drop(self.wait_to_retry(doing, tries, cause)?),
+                Err(cause) => drop(self.wait_to_retry(patience, doing, tries, cause)?),
             }
             tries += 1;
         }
     }
 
     /// Waits before the next try after `tries`, and gives the cause back: as an error where there is none.
-    pub(crate) fn wait_to_retry(&self, doing: &str, tries: u32, cause: Cause) -> Result<Cause, Cause> {
-        let Some(wait) = self.retry().wait_after(tries, &cause) else { return Err(cause) };
+    pub(crate) fn wait_to_retry(
+        &self,
+        patience: &Patience,
+        doing: &str,
+        tries: u32,
+        cause: Cause,
+    ) -> Result<Cause, Cause> {
+        let Some(wait) = patience.wait_after(tries, &cause) else { return Err(cause) };
         self.shared.transport.check()?;
         self.progress().retrying(doing, &cause.to_string(), wait);
         self.shared.transport.pause(wait)?;
@@ -288,10 +294,11 @@ impl Client {
         if !call.may_repeat {
             return attempt();
         }
-        self.retrying(doing, attempt)
+        self.retrying(&call.patience, doing, attempt)
     }
 
-    /// Sends with the authorization we have, and once more if it is refused.
+    /// Sends with the authorization we have, and once more if it is refused; a third time where the first answer could
+    /// not tell that more rights are wanted than we thought.
     fn authorized(&self, call: &Call<'_>) -> Result<Response, Cause> {
         let (transport, authenticator) = (&self.shared.transport, &self.shared.authenticator);
         let authorization = authenticator.known(transport, &call.purpose)?;
@@ -300,7 +307,8 @@ impl Client {
             return Ok(response);
         }
         let challenges: Vec<String> = response.headers("www-authenticate").map(str::to_owned).collect();
-        let fresh = if response.status == 401 || !challenges.is_empty() {
+        let is_first = authorization.is_none();
+        let mut fresh = if response.status == 401 || !challenges.is_empty() {
             // Read to its end, the connection can serve the next request; a failure only costs the connection.
             let _ = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &call.purpose.host.name);
             let challenges = challenges.iter().map(String::as_str);
@@ -312,7 +320,18 @@ impl Client {
                 None => return Ok(response),
             }
         };
-        let (response, _) = self.redirected(call, Some(&fresh))?;
+        let (mut response, asked) = self.redirected(call, Some(&fresh))?;
+        if response.status == 401
+            && is_first
+            && asked.origin() == call.purpose.host.endpoint.origin()
+            && authenticator.wants_more(&call.purpose, response.headers("www-authenticate"))
+        {
+            let challenges: Vec<String> = response.headers("www-authenticate").map(str::to_owned).collect();
+            let _ = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &call.purpose.host.name);
+            let challenges = challenges.iter().map(String::as_str);
+            fresh = authenticator.after_refusal(transport, &call.purpose, challenges, Some(&fresh))?;
+            response = self.redirected(call, Some(&fresh))?.0;
+        }
         if response.status != 401 {
             return Ok(response);
         }
@@ -371,6 +390,7 @@ impl Client {
             headers,
             body: &|| Ok(Body::Empty),
             purpose,
+            patience: Patience::new(*self.retry(), false),
             may_repeat: false,
         };
         check_move(host.endpoint.origin(), url)?;
@@ -389,7 +409,7 @@ impl Client {
         let body = response.read_up_to(ERROR_BODY_LIMIT_BYTES, &host).ok().flatten().unwrap_or_default();
         let first = serde_json::from_slice::<ErrorBody>(&body).ok().and_then(|body| body.errors.into_iter().next());
         let (code, message) = first.map_or((None, None), |first| (first.code, first.message));
-        let is_long_wait = retry_after.is_some_and(|wait| wait > self.retry().longest_wait);
+        let is_long_wait = retry_after.is_some_and(|wait| wait > call.patience.longest_wait());
         if status == 429 && (is_used_up || is_long_wait) {
             return Cause::Quota { host, limits, retry_after };
         }
@@ -441,18 +461,38 @@ impl Client {
         !self.shared.down.lock().unwrap_or_else(|poison| poison.into_inner()).contains(host.endpoint.origin())
     }
 
-    /// A mirror could not serve what another host is asked for now. That it does not have it is no news.
+    /// A mirror could not serve what another host is asked for now, though it may have told others. That it does not
+    /// have something is no news; one that is sick is asked no more.
     pub(crate) fn note_mirror_failure(&self, host: &Host, error: &Error) {
         tracing::debug!(mirror = %host.endpoint, %error, "the next host is asked");
-        match error.cause() {
+        let is_sick = match error.cause() {
             Cause::Missing(_) | Cause::Answer(Answer { status: 404, .. }) => return,
-            Cause::Refused { .. } | Cause::HostNotFound { .. } | Cause::Stalled { .. } | Cause::Tls { .. } => {
-                let mut down = self.shared.down.lock().unwrap_or_else(|poison| poison.into_inner());
-                down.insert(host.endpoint.origin().clone());
+            Cause::Answer(answer) => answer.status >= 500,
+            Cause::Refused { .. }
+            | Cause::HostNotFound { .. }
+            | Cause::Stalled { .. }
+            | Cause::Tls { .. }
+            | Cause::ProxyRefused { .. }
+            | Cause::Broken { .. } => true,
+            _ => false,
+        };
+        if is_sick {
+            let mut down = self.shared.down.lock().unwrap_or_else(|poison| poison.into_inner());
+            if !down.insert(host.endpoint.origin().clone()) {
+                return;
             }
-            _ => {}
         }
         self.warn_once(&host.name, &format!("the mirror failed, so others are asked: {error}"));
+    }
+
+    /// A mirror that served something broke off in the middle, which a sound one does now and then.
+    pub(crate) fn note_mirror_break(&self, host: &Host, error: &Error) {
+        match error.cause() {
+            Cause::Broken { .. } => {
+                self.warn_once(&host.name, &format!("the mirror failed, so others are asked: {error}"));
+            }
+            _ => self.note_mirror_failure(host, error),
+        }
     }
 }
 
@@ -466,6 +506,7 @@ pub(crate) struct Call<'a> {
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: &'a MakeBody<'a>,
     pub(crate) purpose: Purpose<'a>,
+    pub(crate) patience: Patience,
     /// Whether it can be sent again after it may have reached the registry.
     pub(crate) may_repeat: bool,
 }

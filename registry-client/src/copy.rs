@@ -58,6 +58,8 @@ impl Default for CopyOptions {
 pub struct Copied {
     /// The manifest (or index) that the destination names now.
     pub manifest: Manifest,
+    /// The digest of what the source names: that, or the index that it was chosen from.
+    pub named: Digest,
     /// Blobs whose content was sent.
     pub sent: usize,
     /// Blobs that were there, or that the registry took from another repository.
@@ -70,6 +72,32 @@ pub(crate) const INDEX_DEPTH_LIMIT: usize = 4;
 const REFERRERS_DEPTH_LIMIT: usize = 16;
 /// Manifests in one copy; more than any index of platforms holds.
 const MANIFESTS_LIMIT: usize = 10_000;
+/// What they may take together: they are held in memory, with what they point to. Real ones have some KiB each.
+const MANIFESTS_LIMIT_BYTES: usize = 64 << 20;
+
+/// Counts what is held of the manifests below one.
+#[derive(Debug, Default)]
+pub(crate) struct Held {
+    manifests: usize,
+    bytes: usize,
+}
+
+impl Held {
+    /// One more.
+    ///
+    /// # Errors
+    /// If these are more than any image has.
+    pub(crate) fn add(&mut self, source: &dyn Source, manifest: &Manifest) -> Result<(), Error> {
+        self.manifests += 1;
+        self.bytes += manifest.bytes().len();
+        if self.manifests <= MANIFESTS_LIMIT && self.bytes <= MANIFESTS_LIMIT_BYTES {
+            return Ok(());
+        }
+        let limit = MANIFESTS_LIMIT_BYTES >> 20;
+        let what = format!("it has more than {MANIFESTS_LIMIT} manifests, or {limit} MiB of them");
+        Err(Error::new(format!("read {}", source.name()), Cause::Malformed(what)))
+    }
+}
 
 /// Copies what `source` names to `destination`.
 ///
@@ -81,9 +109,11 @@ pub fn copy(
     options: &CopyOptions,
     progress: &dyn Progress,
 ) -> Result<Copied, Error> {
+    let named = source.manifest(None)?;
+    let named_digest = named.digest().clone();
     let top = match &options.platforms {
-        PlatformChoice::One(platform) => choose_image(source, platform)?,
-        PlatformChoice::All => source.manifest(None)?,
+        PlatformChoice::One(platform) => chosen(source, named, platform)?,
+        PlatformChoice::All => named,
     };
     let mut plan = Plan { with_referrers: options.referrers, ..Plan::default() };
     plan.seen.insert(top.digest().clone());
@@ -109,7 +139,7 @@ pub fn copy(
         destination.put_manifest(manifest, false)?;
     }
     destination.put_manifest(&top, true)?;
-    Ok(Copied { manifest: top, sent: results.sent, skipped: results.skipped })
+    Ok(Copied { manifest: top, named: named_digest, sent: results.sent, skipped: results.skipped })
 }
 
 /// Copies one blob ahead of the image that it belongs to; false if it needed no moving.
@@ -130,7 +160,10 @@ pub fn copy_blob(
 /// # Errors
 /// If the source cannot be read, or has no image for the platform.
 pub fn choose_image(source: &dyn Source, platform: &Platform) -> Result<Manifest, Error> {
-    let mut manifest = source.manifest(None)?;
+    chosen(source, source.manifest(None)?, platform)
+}
+
+fn chosen(source: &dyn Source, mut manifest: Manifest, platform: &Platform) -> Result<Manifest, Error> {
     for _ in 0..INDEX_DEPTH_LIMIT {
         let ManifestContent::Index(manifests) = manifest.content() else { return Ok(manifest) };
         let Some(chosen) = platform.choose(&manifests, &manifest.os_versions()) else {
@@ -157,7 +190,7 @@ fn offered(manifests: &[Descriptor]) -> String {
 }
 
 pub(crate) fn too_deep(source: &dyn Source) -> Error {
-    let what = format!("its indexes are nested more than {INDEX_DEPTH_LIMIT} deep, or hold too many images");
+    let what = format!("its indexes are nested more than {INDEX_DEPTH_LIMIT} deep");
     Error::new(format!("read {}", source.name()), Cause::Malformed(what))
 }
 
@@ -167,6 +200,7 @@ struct Plan {
     blobs: VecDeque<Descriptor>,
     seen: HashSet<Digest>,
     children: Vec<Manifest>,
+    held: Held,
     /// What lies beside an image under a tag of its own.
     companions: Vec<(String, Manifest)>,
     /// Whether there is more than the image: companions or referrers.
@@ -179,7 +213,7 @@ impl Plan {
         match manifest.content() {
             ManifestContent::Image { config, layers } => self.add_blobs(source, *config, layers)?,
             ManifestContent::Index(manifests) => {
-                if depth >= INDEX_DEPTH_LIMIT || manifests.len() + self.children.len() > MANIFESTS_LIMIT {
+                if depth >= INDEX_DEPTH_LIMIT {
                     return Err(too_deep(source));
                 }
                 self.add_children(source, manifests, depth)?;
@@ -187,7 +221,7 @@ impl Plan {
         }
         if self.with_referrers {
             let referrers = source.referrers(manifest.digest())?;
-            if !referrers.is_empty() && (depth >= REFERRERS_DEPTH_LIMIT || self.children.len() > MANIFESTS_LIMIT) {
+            if !referrers.is_empty() && depth >= REFERRERS_DEPTH_LIMIT {
                 return Err(too_deep(source));
             }
             self.has_more |= !referrers.is_empty();
@@ -216,6 +250,7 @@ impl Plan {
     fn add_companions(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
         for tag in companion_tags(subject) {
             let Some(companion) = source.tagged(&tag)? else { continue };
+            self.held.add(source, &companion)?;
             if let ManifestContent::Image { config, layers } = companion.content() {
                 self.add_blobs(source, *config, layers)?;
                 self.companions.push((tag, companion));
@@ -229,6 +264,7 @@ impl Plan {
         for descriptor in manifests {
             if self.seen.insert(descriptor.digest().clone()) {
                 let child = source.manifest(Some(descriptor.digest()))?;
+                self.held.add(source, &child)?;
                 self.add(source, &child, depth + 1)?;
                 self.children.push(child);
             }

@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use oci_spec::image::{Descriptor, Digest};
 
-use crate::digest::{self, VerifyingReader};
+use crate::digest::VerifyingReader;
 use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::layout::{Directory, Files, missing_or, pour, read_small, replace};
@@ -135,16 +135,14 @@ impl Source for ImageDirectory {
     fn manifest(&self, digest: Option<&Digest>) -> Result<Manifest, Error> {
         let doing = || format!("read a manifest of {}", self.words());
         let named = || read_small(&self.files(), &self.words(), MANIFEST_FILE);
-        let bytes = match digest {
-            None => named()?,
+        let manifest = match digest {
+            None => Manifest::new(None, named()?),
             Some(digest) => {
                 let own = read_small(&self.files(), &self.words(), &format!("{}.manifest.json", hex(digest, doing)?));
-                let bytes = own.or_else(|error| named().map_err(|_| error))?;
-                digest::check(&bytes, digest).map_err(|cause| Error::local(doing(), cause))?;
-                bytes
+                Manifest::known_as(digest, None, own.or_else(|error| named().map_err(|_| error))?)
             }
         };
-        Manifest::new(None, bytes).map_err(|cause| Error::local(doing(), cause))
+        manifest.map_err(|cause| Error::local(doing(), cause))
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {

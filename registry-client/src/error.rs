@@ -134,6 +134,9 @@ pub enum Cause {
         /// What the system said.
         source: io::Error,
     },
+    /// The registry knows no more of an upload that it began.
+    #[error("the registry lost the upload: {0}")]
+    UploadLost(Answer),
     /// Following a redirect, location or realm would be unsafe.
     #[error("{0}")]
     Unsafe(String),
@@ -291,7 +294,7 @@ impl Cause {
     /// Whether the same request may succeed a little later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Refused { .. } | Self::Stalled { .. } | Self::Broken { .. } => true,
+            Self::Refused { .. } | Self::Stalled { .. } | Self::Broken { .. } | Self::UploadLost(_) => true,
             Self::Answer(answer) => is_transient_status(answer.status),
             _ => false,
         }

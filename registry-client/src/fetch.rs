@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use crate::client::Client;
 use crate::error::{Answer, Cause, Error};
 use crate::hosts::Host;
-use crate::retry::parse_retry_after;
+use crate::retry::{Patience, parse_retry_after};
 use crate::secret::Secret;
 use crate::transport::{Response, read_cause};
 use crate::url::Url;
@@ -61,7 +61,7 @@ impl Client {
         let mut host = Host::of_url(&url);
         Arc::make_mut(&mut host.headers).extend(authorization.map(|value| ("Authorization".to_owned(), value.clone())));
         let attempt = || self.fetch_once(&url, &host, limit_bytes, file);
-        self.retrying(&doing, attempt).map_err(|cause| Error::new(&doing, cause))
+        self.retrying(&Patience::new(*self.retry(), false), &doing, attempt).map_err(|cause| Error::new(&doing, cause))
     }
 
     fn fetch_once(&self, url: &Url, host: &Host, limit_bytes: u64, file: &mut dyn Sink) -> Result<Fetched, Cause> {

@@ -12,11 +12,12 @@ use oci_spec::image::{Descriptor, Digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::digest::{self, VerifyingReader};
+use crate::digest::VerifyingReader;
 use crate::draft::{Draft, parent};
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
+use crate::reference::{Reference, position_of};
 use crate::referrers;
 use crate::signature::companion_subject;
 
@@ -24,6 +25,9 @@ use crate::signature::companion_subject;
 const NAME: &str = "org.opencontainers.image.ref.name";
 /// The same in containerd and in what `docker save` writes: the full name.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
+
+/// What tells a store from any other layout. Only the builder writes to one.
+const STORE_MARKER: &str = "nacre-store";
 
 /// One image of a layout directory, by its name; without a name the only one.
 #[derive(Debug, Clone)]
@@ -72,6 +76,12 @@ impl OciLayout {
 
     /// Makes the directory for a digest's blobs, and the layout around it.
     fn prepare(&self, digest: &Digest) -> Result<PathBuf, Error> {
+        check_name(self.tag.as_deref(), &self.words())?;
+        // It looks like a layout, but its list has another lock, and its blobs hang together with more.
+        if self.directory.join(STORE_MARKER).exists() {
+            let what = "it is the store of nacre, whose images are named without a prefix".to_owned();
+            return Err(Error::local(format!("write to {}", Destination::name(self)), Cause::Input(what)));
+        }
         let blobs = self.directory.join("blobs").join(digest.algorithm().as_ref());
         std::fs::create_dir_all(&blobs).map_err(|error| self.disk(&blobs, error))?;
         let marker = self.directory.join("oci-layout");
@@ -208,6 +218,17 @@ impl Destination for OciLayout {
     }
 }
 
+/// Where an image goes it has a name, and no number.
+pub(crate) fn check_name(tag: Option<&str>, words: &str) -> Result<(), Error> {
+    match tag.and_then(position_of) {
+        None => Ok(()),
+        Some(_) => {
+            let what = "a number names an image that is there already; give it a name".to_owned();
+            Err(Error::local(format!("write to {words}"), Cause::Input(what)))
+        }
+    }
+}
+
 /// The files of a layout, in a directory or an archive.
 pub(crate) trait Files {
     /// Opens a regular file of this name, `/`-separated, with its size.
@@ -258,8 +279,7 @@ pub(crate) fn read_manifest(
         }
     };
     let bytes = read_small(files, place, &blob_name(&digest))?;
-    digest::check(&bytes, &digest)
-        .and_then(|()| Manifest::new(media_type.as_deref(), bytes))
+    Manifest::known_as(&digest, media_type.as_deref(), bytes)
         .map_err(|cause| Error::local(format!("read the manifest {digest} of {place}"), cause))
 }
 
@@ -331,6 +351,17 @@ pub(crate) fn read_referrers(files: &dyn Files, place: &str, subject: &Digest) -
     Ok(found)
 }
 
+/// The images that have a full name, with what finds them: containerd's annotation, or a name that is more than a tag.
+pub(crate) fn full_names(files: &dyn Files, place: &str) -> Result<Vec<(String, Reference)>, Error> {
+    let full = |entry: &Descriptor| {
+        let name =
+            annotation(entry, NAME).filter(|name| name.contains(['/', ':']) && companion_subject(name).is_none());
+        let name = annotation(entry, CONTAINERD_NAME).or(name)?;
+        Some((name.clone(), name.parse().ok()?))
+    };
+    Ok(listed(files, place)?.iter().filter_map(full).collect())
+}
+
 fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor, Error> {
     let fail = |cause| Error::local(format!("find the image in {place}"), cause);
     let all = listed(files, place)?;
@@ -352,6 +383,10 @@ fn find(files: &dyn Files, place: &str, tag: Option<&str>) -> Result<Descriptor,
         };
     };
     let is_named = |descriptor: &&Descriptor, key| annotation(descriptor, key).as_deref() == Some(tag);
+    if let Some(position) = position_of(tag) {
+        let missing = || fail(Cause::Missing(format!("it holds {} images, counted from @0", all.len())));
+        return all.get(position).cloned().ok_or_else(missing);
+    }
     // No tag has a colon: what has one is a digest, and names itself.
     let found = all.iter().find(|descriptor| descriptor.digest().as_ref() == tag);
     let found = found.or_else(|| all.iter().find(|descriptor| is_named(descriptor, NAME)));

@@ -42,6 +42,7 @@ mod limits;
 mod manifest;
 #[cfg(test)]
 mod mutations;
+mod no_proxy;
 mod open;
 mod pages;
 mod peer;
@@ -66,6 +67,7 @@ mod upload;
 mod url;
 mod ways;
 
+pub use self::archive::archived;
 pub use self::archive::docker::{DockerArchiveDestination, DockerArchiveSource};
 pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
 pub use self::artifact::{Artifact, FileContent};

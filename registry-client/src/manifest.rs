@@ -1,6 +1,6 @@
 //! Manifests and indexes: the bytes as they came, and what they point to.
 //!
-//! Invariant: a [`Manifest`] keeps its bytes unchanged, so its digest is the same wherever it goes.
+//! Invariant: a [`Manifest`] keeps its bytes unchanged, so its digest is the same wherever it goes, and is what points to it.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::digest::digest_of;
+use crate::digest::{check, digest_of};
 use crate::error::Cause;
 
 /// The media types of manifests that are understood, OCI's first.
@@ -82,6 +82,15 @@ impl Manifest {
         Ok(Self { media_type, bytes, digest })
     }
 
+    /// Takes the bytes of a manifest that is known by this digest, of whatever algorithm: it goes on under the same.
+    ///
+    /// # Errors
+    /// If it is not what the digest says, or not a manifest that we understand.
+    pub fn known_as(digest: &Digest, media_type: Option<&str>, bytes: Vec<u8>) -> Result<Self, Cause> {
+        check(&bytes, digest)?;
+        Ok(Self { digest: digest.clone(), ..Self::new(media_type, bytes)? })
+    }
+
     /// The media type.
     pub fn media_type(&self) -> &str {
         &self.media_type
@@ -92,7 +101,7 @@ impl Manifest {
         &self.bytes
     }
 
-    /// The SHA-256 digest of the bytes.
+    /// The digest by which it is known: that of SHA-256, unless it was asked for by another.
     pub fn digest(&self) -> &Digest {
         &self.digest
     }

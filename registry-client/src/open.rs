@@ -7,7 +7,7 @@ use crate::archive::oci::{OciArchiveDestination, OciArchiveSource};
 use crate::client::Client;
 use crate::directory::ImageDirectory;
 use crate::error::Error;
-use crate::layout::OciLayout;
+use crate::layout::{OciLayout, check_name};
 use crate::place::{Destination, Source};
 use crate::pull::RegistrySource;
 use crate::push::RegistryDestination;
@@ -33,6 +33,9 @@ pub fn open_source(client: &Client, name: &ImageName) -> Result<Option<Box<dyn S
 /// # Errors
 /// If nothing can be written where an archive is to be.
 pub fn open_destination(client: &Client, name: &ImageName) -> Result<Option<Box<dyn Destination>>, Error> {
+    if let ImageName::OciLayout { tag, .. } | ImageName::OciArchive { tag, .. } = name {
+        check_name(tag.as_deref(), &name.to_string())?;
+    }
     Ok(Some(match name {
         ImageName::Registry(reference) => Box::new(RegistryDestination::new(client, reference)?),
         ImageName::OciLayout { directory, tag } => Box::new(OciLayout::new(directory, tag.clone())),

@@ -241,7 +241,7 @@ impl BlobReader {
         }
         self.last_break_bytes = self.position_bytes;
         self.failures += 1;
-        self.repository.client().wait_to_retry(&self.doing, self.failures, cause).map(drop)
+        self.repository.wait_to_retry(&self.doing, self.failures, cause).map(drop)
     }
 
     fn read_once(&mut self, buffer: &mut [u8]) -> Result<usize, Cause> {

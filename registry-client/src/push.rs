@@ -74,11 +74,10 @@ impl Destination for RegistryDestination {
         if !is_top {
             return self.repository.put_manifest(manifest, &Selector::Digest(manifest.digest().clone()));
         }
-        if let Selector::Digest(expected) = &self.selector
-            && expected != manifest.digest()
-        {
-            let cause = Cause::DigestMismatch { expected: expected.clone(), actual: manifest.digest().to_string() };
-            return Err(Error::new(format!("push the manifest of {}", self.reference), cause));
+        if let Selector::Digest(expected) = &self.selector {
+            let wrong = |cause| Error::new(format!("push the manifest of {}", self.reference), cause);
+            let known = Manifest::known_as(expected, Some(manifest.media_type()), manifest.bytes().to_vec());
+            return self.repository.put_manifest(&known.map_err(wrong)?, &self.selector);
         }
         self.repository.put_manifest(manifest, &self.selector)
     }

@@ -202,6 +202,12 @@ impl FromStr for ImageName {
         if rest.is_empty() || rest.starts_with(':') {
             return Err(fail(format!("{transport}: is followed by a path")));
         }
+        if let Self::OciLayout { tag: Some(tag), .. } | Self::OciArchive { tag: Some(tag), .. } = &name
+            && tag.starts_with('@')
+            && position_of(tag).is_none()
+        {
+            return Err(fail(format!("{tag} is no number of an image, such as @0")));
+        }
         Ok(name)
     }
 }
@@ -221,6 +227,11 @@ impl fmt::Display for ImageName {
             Self::Store(name) => f.write_str(name),
         }
     }
+}
+
+/// The place of an image in the list of a layout, where it is named by that: `@0` (containers-transports(5)).
+pub(crate) fn position_of(tag: &str) -> Option<usize> {
+    tag.strip_prefix('@')?.parse().ok()
 }
 
 /// Docker's rule: the first part is a registry if it has a dot, a port or an uppercase letter, or is `localhost`.

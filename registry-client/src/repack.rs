@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde_json::Value;
 
-use crate::archive::tar_files::Slice;
-use crate::copy::{INDEX_DEPTH_LIMIT, PlatformChoice, choose_image, too_deep};
+use crate::archive::tar_files::{Slice, most_layer_bytes, too_much};
+use crate::copy::{Held, INDEX_DEPTH_LIMIT, PlatformChoice, choose_image, too_deep};
 use crate::digest::{Digester, VerifyingReader};
 use crate::error::Error;
 use crate::growing::BlobMaker;
@@ -104,7 +104,7 @@ impl<'a> RepackedSource<'a> {
         };
         let mut children = HashMap::new();
         let mut layers = Vec::new();
-        collect(source, &original, options, 0, &mut children, &mut layers)?;
+        collect(source, &original, options, 0, &mut children, &mut Held::default(), &mut layers)?;
         let repacked = repack_all(source, layers, options, progress)?;
         let mut rewriter = Rewriter { children, repacked: &repacked, made: HashMap::new(), renamed: HashMap::new() };
         let top = rewriter.rewrite(&original)?;
@@ -183,6 +183,7 @@ fn collect(
     options: &RepackOptions<'_>,
     depth: usize,
     children: &mut HashMap<Digest, Manifest>,
+    held: &mut Held,
     layers: &mut Vec<Descriptor>,
 ) -> Result<(), Error> {
     match manifest.content() {
@@ -201,8 +202,9 @@ fn collect(
             for entry in entries {
                 if !children.contains_key(entry.digest()) {
                     let child = source.manifest(Some(entry.digest()))?;
+                    held.add(source, &child)?;
                     children.insert(entry.digest().clone(), child.clone());
-                    collect(source, &child, options, depth + 1, children, layers)?;
+                    collect(source, &child, options, depth + 1, children, held, layers)?;
                 }
             }
         }
@@ -263,7 +265,8 @@ fn repack_one(
     let recipe = format!("{} {}", layer.digest(), options.repacker.name());
     let maker = BlobMaker::new(file.try_clone().map_err(on_disk)?, &recipe);
     let write = |maker| {
-        let mut out = Digested { file, digester: Digester::sha256(), size_bytes: 0, maker };
+        let most_bytes = most_layer_bytes(layer.size());
+        let mut out = Digested { file, digester: Digester::sha256(), size_bytes: 0, most_bytes, maker };
         let repacked = options.repacker.repack(&mut content, &mut out);
         if repacked.as_ref().is_err_and(|error| error.get_ref().is_some_and(|inner| inner.is::<Error>())) {
             return repacked.map(|()| out);
@@ -281,7 +284,7 @@ fn repack_one(
             scope.spawn(move || ahead.put_growing_blob(&blob, progress))
         });
         let written: io::Result<Digested> = write(maker);
-        let Digested { file, digester, size_bytes, maker } = written.map_err(on_disk)?;
+        let Digested { file, digester, size_bytes, maker, .. } = written.map_err(on_disk)?;
         let digest = digester.finish();
         maker.finish(&Descriptor::new(MediaType::from(media_type.as_str()), size_bytes, digest.clone()));
         progress.blob_done(layer.digest());
@@ -466,11 +469,15 @@ struct Digested {
     file: File,
     digester: Digester,
     size_bytes: u64,
+    most_bytes: u64,
     maker: BlobMaker,
 }
 
 impl Write for Digested {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.size_bytes + bytes.len() as u64 > self.most_bytes {
+            return Err(Error::new("compress a layer", too_much(self.most_bytes)).into());
+        }
         let count = self.file.write(bytes)?;
         self.digester.update(&bytes[..count]);
         self.size_bytes += count as u64;

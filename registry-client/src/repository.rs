@@ -10,7 +10,7 @@ use serde::Deserialize;
 use crate::auth::{Purpose, Scopes};
 use crate::client::{Call, Client, MakeBody};
 use crate::digest::{self, VerifyingReader};
-use crate::error::{Cause, Error};
+use crate::error::{Answer, Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::hosts::{Host, Route, Way};
 use crate::limits::Limits;
@@ -20,7 +20,7 @@ use crate::place::{Content, Origin, Stored};
 use crate::progress::Progress;
 use crate::pull::BlobReader;
 use crate::ranges::RangedReader;
-use crate::retry::twice_if_damaged;
+use crate::retry::{Patience, twice_if_damaged};
 use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
 use crate::upload::Upload;
@@ -42,6 +42,8 @@ pub struct Repository {
     takes_digests: bool,
     /// Where it is written to, if not here.
     push: Option<Box<Self>>,
+    /// How patiently it is asked.
+    patience: Patience,
 }
 
 /// A tag or a digest.
@@ -76,8 +78,12 @@ impl Repository {
             takes_tags: way.takes_tags,
             takes_digests: way.takes_digests,
             push: None,
+            patience: Patience::new(*client.retry(), false),
         };
-        let ways: Vec<Self> = route.pulls.into_iter().map(at).collect();
+        let mut ways: Vec<Self> = route.pulls.into_iter().map(at).collect();
+        if let Some((_, mirrors)) = ways.split_last_mut() {
+            mirrors.iter_mut().for_each(|mirror| mirror.patience = Patience::new(*client.retry(), true));
+        }
         let push = Box::new(at(route.push));
         // The last way is the registry itself, unless it serves no reads.
         let own = ways.last().filter(|last| last.host.name == push.host.name).cloned().unwrap_or((*push).clone());
@@ -135,14 +141,17 @@ impl Repository {
             let named = response.header("docker-content-digest").and_then(|value| Digest::try_from(value).ok());
             let too_large = || Cause::Malformed(format!("the manifest is larger than {MANIFEST_LIMIT_BYTES} bytes"));
             let bytes = response.read_up_to(MANIFEST_LIMIT_BYTES, &self.host.name)?.ok_or_else(too_large)?;
-            match (selector, named) {
-                (Selector::Digest(digest), _) => digest::check(&bytes, digest)?,
-                (Selector::Tag(_), Some(named)) => digest::check(&bytes, &named)?,
-                (Selector::Tag(_), None) => {}
-            }
-            Ok((Manifest::new(content_type.as_deref(), bytes)?, etag))
+            let manifest = match (selector, named) {
+                (Selector::Digest(digest), _) => Manifest::known_as(digest, content_type.as_deref(), bytes)?,
+                (Selector::Tag(_), named) => {
+                    named.map_or(Ok(()), |named| digest::check(&bytes, &named))?;
+                    Manifest::new(content_type.as_deref(), bytes)?
+                }
+            };
+            Ok((manifest, etag))
         };
-        let patiently = |_| self.client.retrying(&doing, fetch).map_err(|cause| Error::new(&doing, cause));
+        let patiently =
+            |_| self.client.retrying(&self.patience, &doing, fetch).map_err(|cause| Error::new(&doing, cause));
         twice_if_damaged(&doing, self.client.progress(), patiently)
     }
 
@@ -156,9 +165,15 @@ impl Repository {
 
     fn resolve_here(&self, selector: &Selector) -> Result<Descriptor, Error> {
         let doing = format!("look up {}", self.show(selector));
-        let response = self
-            .request(&doing, Method::Head, self.manifest_url(selector), vec![accept_manifests()])
-            .map_err(|cause| Error::new(&doing, cause))?;
+        let asked = self.request(&doing, Method::Head, self.manifest_url(selector), vec![accept_manifests()]);
+        let response = match asked {
+            Ok(response) => response,
+            // There are registries, and proxies before them, that know no HEAD, or not for manifests.
+            Err(Cause::Answer(Answer { status: 400 | 404 | 405 | 501, .. })) => {
+                return Ok(self.manifest_here(selector)?.descriptor());
+            }
+            Err(cause) => return Err(Error::new(&doing, cause)),
+        };
         let digest = response.header("docker-content-digest").and_then(|value| Digest::try_from(value).ok());
         let size_bytes = response.header("content-length").and_then(|value| value.parse::<u64>().ok());
         let content_type = response.header("content-type").map(media_type);
@@ -224,16 +239,8 @@ impl Repository {
         if let Some(last) = last {
             url = url.with_parameter("last", last);
         }
-        let mut tags = Vec::new();
-        let take = |url: &Url, page: Vec<u8>| {
-            let page: TagPage = serde_json::from_slice(&page)
-                .map_err(|_| Cause::Malformed(format!("{url} did not answer with a list of tags")))?;
-            tags.extend(page.tags.unwrap_or_default());
-            Ok(tags.len() < limit)
-        };
-        pages::follow(self, &doing, url, &[], take).map_err(|cause| Error::new(doing, cause))?;
-        tags.truncate(limit);
-        Ok(tags)
+        let tags = |page: &[u8]| serde_json::from_slice::<TagPage>(page).ok().map(|page| page.tags.unwrap_or_default());
+        pages::names(self, &doing, url, limit, tags).map_err(|cause| Error::new(doing, cause))
     }
 
     /// What the registry still lets us pull, if it says so: asked for with a `HEAD`, which Docker Hub does not count
@@ -331,6 +338,11 @@ impl Repository {
         Ok((descriptor, stored))
     }
 
+    /// Waits before the next try after `tries`, as patiently as this is asked.
+    pub(crate) fn wait_to_retry(&self, doing: &str, tries: u32, cause: Cause) -> Result<Cause, Cause> {
+        self.client.wait_to_retry(&self.patience, doing, tries, cause)
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }
@@ -380,7 +392,7 @@ impl Repository {
         scopes: &'a Scopes,
     ) -> Call<'a> {
         let purpose = Purpose { host: &self.host, repository: &self.name, scopes };
-        Call { method, url, headers, body, purpose, may_repeat: true }
+        Call { method, url, headers, body, purpose, patience: self.patience, may_repeat: true }
     }
 
     /// The same, asking for the right to delete.

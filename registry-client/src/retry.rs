@@ -29,6 +29,9 @@ impl Default for RetryPolicy {
 /// Nothing listens at the port: a restart is over soon, a wrong name never is.
 const TRIES_IF_REFUSED: u32 = 3;
 
+/// Of hosts that have the same, one that fails is asked no more often than this.
+const TRIES_IF_OTHERS_CAN: u32 = 2;
+
 impl RetryPolicy {
     /// The wait before the next try, or `None` if there is none after `tries` tries.
     pub(crate) fn wait_after(&self, tries: u32, cause: &Cause) -> Option<Duration> {
@@ -44,6 +47,32 @@ impl RetryPolicy {
         // RandomState is seeded by the system: enough to keep clients from knocking in step.
         let random = RandomState::new().hash_one(tries) % 512;
         Some(doubled.mul_f64(1.0 - (random as f64) / 1024.0))
+    }
+}
+
+/// How patiently a host is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    policy: RetryPolicy,
+    /// Whether another can be asked in its place.
+    others_can: bool,
+}
+
+impl Patience {
+    pub(crate) fn new(policy: RetryPolicy, others_can: bool) -> Self {
+        let longest_wait = if others_can { policy.longest_wait.min(2 * policy.base_wait) } else { policy.longest_wait };
+        let tries = if others_can { policy.tries.min(TRIES_IF_OTHERS_CAN) } else { policy.tries };
+        Self { policy: RetryPolicy { tries, longest_wait, ..policy }, others_can }
+    }
+
+    pub(crate) fn longest_wait(&self) -> Duration {
+        self.policy.longest_wait
+    }
+
+    /// The wait before the next try, as [`RetryPolicy::wait_after`]. A host that says nothing has taken its time already.
+    pub(crate) fn wait_after(&self, tries: u32, cause: &Cause) -> Option<Duration> {
+        let is_next_better = self.others_can && matches!(cause, Cause::Stalled { .. } | Cause::Refused { .. });
+        if is_next_better { None } else { self.policy.wait_after(tries, cause) }
     }
 }
 
@@ -121,6 +150,16 @@ mod tests {
         assert!(third <= policy.base_wait * 4 && third >= policy.base_wait * 2);
         assert_eq!(policy.wait_after(6, &answer(503, None)), None);
         assert_eq!(policy.wait_after(1, &answer(404, None)), None);
+    }
+
+    #[test]
+    fn a_host_that_others_can_stand_in_for_is_asked_no_more_than_twice_and_not_waited_for() {
+        let (alone, replaceable) = (RetryPolicy::default(), Patience::new(RetryPolicy::default(), true));
+        let stalled = Cause::Stalled { host: "h".to_owned(), detail: "connect".to_owned() };
+        assert!(alone.wait_after(1, &stalled).is_some() && replaceable.wait_after(1, &stalled).is_none());
+        assert!(replaceable.wait_after(1, &answer(503, None)).is_some());
+        assert!(replaceable.wait_after(2, &answer(503, None)).is_none());
+        assert!(replaceable.wait_after(1, &answer(503, Some(Duration::from_secs(10)))).is_none());
     }
 
     #[test]

@@ -68,7 +68,20 @@ fn hide_signatures(query: &str) -> String {
     query.split('&').map(hide).collect::<Vec<_>>().join("&")
 }
 
+/// What begins the name of a file or directory, which a colon ends.
+const PATHS: [&str; 4] = ["oci:", "dir:", "oci-archive:", "docker-archive:"];
+
 fn hide_user_info(word: &str) -> String {
+    // A path may hold anything; `oci:me:secret@host` is none that somebody would mean.
+    if let Some(path) = PATHS.iter().find_map(|prefix| word.strip_prefix(prefix))
+        && path.split(':').next().is_some_and(|path| path.contains('/'))
+    {
+        let (path, rest) = word.split_at(word.len() - path.len() + path.find(':').map_or(path.len(), |end| end + 1));
+        return match rest.contains('@') && !rest.starts_with('@') {
+            true => format!("{path}{}", hide_user_info(rest)),
+            false => word.to_owned(),
+        };
+    }
     let (scheme, rest) = word.split_at(word.find("://").map_or(0, |end| end + 3));
     // What pins an image has a `@` too, and comes last.
     let (name, digest) = rest.split_at(rest.rfind("@sha").unwrap_or(rest.len()));
@@ -111,6 +124,15 @@ mod tests {
             ("(https://h/x?ref=1&X-Amz-Signature=ab@c%2F&sig=2)", "(https://h/x?ref=1&X-Amz-Signature=***&sig=***)"),
             ("is it so? token=1 h/x?sig=1", "is it so? token=1 h/x?sig=1"),
             ("at 10:30 @ noon, a@b", "at 10:30 @ noon, a@b"),
+            ("no oci:/tmp/me@example.com/lay:1: x", "no oci:/tmp/me@example.com/lay:1: x"),
+            ("no \"oci:/tmp/x:@0\": oci:./x:@0: y", "no \"oci:/tmp/x:@0\": oci:./x:@0: y"),
+            (
+                "dir:/a:b@example.com/c oci-archive:a/b@example.com.tar:1",
+                "dir:/a:b@example.com/c oci-archive:a/b@example.com.tar:1",
+            ),
+            ("docker-archive:/a@b.c/f.tar:me:hunter2@h/x", "docker-archive:/a@b.c/f.tar:***@h/x"),
+            ("oci:me:hunter2@r.example/app", "***@r.example/app"),
+            ("oci:https://me:hunter2@r.example/app", "oci:https://***@r.example/app"),
         ] {
             assert_eq!(without_credentials(text), shown);
         }

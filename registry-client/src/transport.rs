@@ -7,13 +7,14 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http;
 use ureq::tls::{Certificate, ClientCert, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Proxy, SendBody};
 
 use crate::error::{Cause, is_transient_status};
+use crate::no_proxy;
 use crate::peer::{Identity, Peer};
 use crate::secret::Secret;
 use crate::url::{Origin, Url};
@@ -55,6 +56,12 @@ impl Default for TransportOptions {
 
 /// A registry may move and digest a whole blob between the last byte of a PUT and its answer.
 const UPLOAD_ANSWER_TIMEOUT: Duration = Duration::from_secs(15 * 60);
+
+/// How often as long as its first byte may take, the head of an answer may take: one that drips has an end so.
+const HEAD_STALLS: u32 = 2;
+
+/// Slower than this is as good as silent: a day and a half for 128 MiB.
+const LEAST_BYTES_PER_SECOND: u64 = 1 << 10;
 
 /// What is still asked for after everything was stopped, a session to be ended, is worth no longer wait.
 const TIDYING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -125,12 +132,56 @@ impl Response {
     }
 }
 
+/// A body that does not come slower than it may, however regularly.
+struct Paced<R> {
+    inner: R,
+    pace: Pace,
+}
+
+impl<R: Read> Read for Paced<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let begin = Instant::now();
+        let count = self.inner.read(buffer)?;
+        self.pace.note(begin.elapsed(), count)?;
+        Ok(count)
+    }
+}
+
+/// How fast bytes come while somebody waits for them; how long these are made use of says nothing of the peer.
+#[derive(Debug)]
+struct Pace {
+    measured_over: Duration,
+    waited: Duration,
+    came_bytes: u64,
+}
+
+impl Pace {
+    fn new(measured_over: Duration) -> Self {
+        Self { measured_over, waited: Duration::ZERO, came_bytes: 0 }
+    }
+
+    fn note(&mut self, waited: Duration, count: usize) -> io::Result<()> {
+        self.waited += waited;
+        self.came_bytes += count as u64;
+        if count == 0 || self.waited < self.measured_over {
+            return Ok(());
+        }
+        let (came_bytes, waited) = (self.came_bytes, self.waited);
+        *self = Self::new(self.measured_over);
+        if came_bytes as f64 >= waited.as_secs_f64() * LEAST_BYTES_PER_SECOND as f64 {
+            return Ok(());
+        }
+        let what = format!("{came_bytes} bytes in {} s", waited.as_secs());
+        Err(io::Error::new(io::ErrorKind::TimedOut, what))
+    }
+}
+
 /// The connection pools, made when first needed: loading the system's roots takes milliseconds.
 #[derive(Debug)]
 pub(crate) struct Transport {
     options: TransportOptions,
-    /// By whether they speak TLS, and what is special about their peers.
-    agents: Mutex<HashMap<(bool, Peer), Agent>>,
+    /// By whether they speak TLS, whether through a proxy, and what is special about their peers.
+    agents: Mutex<HashMap<(bool, bool, Peer), Agent>>,
     /// Some peer refused `Expect`: from then on large bodies are sent without asking.
     expect_refused: AtomicBool,
     /// Nobody needs answers any more.
@@ -212,6 +263,7 @@ impl Transport {
             return Err(Cause::Broken { host: origin.authority(), source });
         }
         let body = body.into_with_config().limit(u64::MAX).reader();
+        let body = Paced { inner: body, pace: Pace::new(self.options.stall_timeout) };
         Ok(Response { status: parts.status.as_u16(), headers: parts.headers, body: Box::new(body) })
     }
 
@@ -226,10 +278,12 @@ impl Transport {
         if self.check().is_err() {
             return agent.run(agent.configure_request(request).timeout_global(Some(TIDYING_TIMEOUT)).build());
         }
-        if !is_upload {
-            return agent.run(request);
-        }
-        agent.run(agent.configure_request(request).timeout_per_read(Some(UPLOAD_ANSWER_TIMEOUT)).build())
+        let request = agent.configure_request(request);
+        let request = match is_upload {
+            false => request.timeout_recv_response(Some(self.options.stall_timeout * HEAD_STALLS)),
+            true => request.timeout_per_read(Some(UPLOAD_ANSWER_TIMEOUT)),
+        };
+        agent.run(request.build())
     }
 
     fn agent(&self, origin: &Origin, peer: &Peer, method: Method) -> Result<Agent, Cause> {
@@ -238,7 +292,8 @@ impl Transport {
         if method != Method::Delete {
             self.check()?;
         }
-        let key = (origin.is_https, peer.clone());
+        let is_direct = no_proxy::is_direct(self.options.no_proxy.as_deref().unwrap_or_default(), origin);
+        let key = (origin.is_https, is_direct, peer.clone());
         if let Some(agent) = agents.get(&key) {
             return Ok(agent.clone());
         }
@@ -247,7 +302,8 @@ impl Transport {
             false => (TlsConfig::default(), &self.options.http_proxy),
         };
         let connect_timeout = peer.connect_timeout.unwrap_or(self.options.connect_timeout);
-        let agent = self.new_agent(tls, self.proxy(proxy).map_err(Cause::Input)?, connect_timeout);
+        let proxy = if is_direct { None } else { proxy_at(proxy).map_err(Cause::Input)? };
+        let agent = self.new_agent(tls, proxy, connect_timeout);
         agents.insert(key, agent.clone());
         Ok(agent)
     }
@@ -278,31 +334,6 @@ impl Transport {
             .new_agent()
     }
 
-    fn proxy(&self, url: &Option<Secret>) -> Result<Option<Proxy>, String> {
-        let Some(url) = url.as_ref().map(Secret::reveal).filter(|url| !url.is_empty()) else { return Ok(None) };
-        // The URL may hold a password: it is not shown.
-        let parsed = Proxy::new(url).map_err(|_| "the proxy's URL is not understood".to_owned())?;
-        if !matches!(parsed.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https) {
-            return Err(format!("the proxy at {} is neither http nor https", parsed.host()));
-        }
-        let mut builder = Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
-        if let Some(user) = parsed.username() {
-            builder = builder.username(user);
-        }
-        if let Some(password) = parsed.password() {
-            builder = builder.password(password);
-        }
-        // Docker and containers never proxy loopback.
-        for host in ["localhost", "127.0.0.1", "::1"].into_iter().chain(self.no_proxy_hosts()) {
-            builder = builder.no_proxy(host);
-        }
-        builder.build().map(Some).map_err(|_| "the list of hosts without proxy is not understood".to_owned())
-    }
-
-    fn no_proxy_hosts(&self) -> impl Iterator<Item = &str> {
-        self.options.no_proxy.as_deref().unwrap_or_default().split(',').map(str::trim).filter(|host| !host.is_empty())
-    }
-
     fn root_certificates(&self, peer: &Peer) -> Result<RootCerts, String> {
         let system = rustls_native_certs::load_native_certs();
         let mut certificates: Vec<Certificate<'static>> =
@@ -322,6 +353,25 @@ impl Transport {
         }
         Ok(RootCerts::from(certificates))
     }
+}
+
+/// A proxy by its URL; which hosts are reached without it is decided before.
+fn proxy_at(url: &Option<Secret>) -> Result<Option<Proxy>, String> {
+    let Some(url) = url.as_ref().map(Secret::reveal).filter(|url| !url.is_empty()) else { return Ok(None) };
+    // The URL may hold a password: it is not shown.
+    let wrong = || "the proxy's URL is not understood".to_owned();
+    let parsed = Proxy::new(url).map_err(|_| wrong())?;
+    if !matches!(parsed.protocol(), ureq::ProxyProtocol::Http | ureq::ProxyProtocol::Https) {
+        return Err(format!("the proxy at {} is neither http nor https", parsed.host()));
+    }
+    let mut builder = Proxy::builder(parsed.protocol()).host(parsed.host()).port(parsed.port());
+    if let Some(user) = parsed.username() {
+        builder = builder.username(user);
+    }
+    if let Some(password) = parsed.password() {
+        builder = builder.password(password);
+    }
+    builder.build().map(Some).map_err(|_| wrong())
 }
 
 /// The library panics where certificate and key do not fit: an [`Identity`] was checked for that when it was made.
@@ -405,6 +455,19 @@ fn is_unknown_host(error: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_that_drip_are_as_good_as_none_however_long_others_take_with_them() {
+        let second = Duration::from_secs(1);
+        let mut pace = Pace::new(60 * second);
+        assert!((0..19).all(|_| pace.note(3 * second, 1).is_ok()));
+        assert_eq!(pace.note(3 * second, 1).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let mut slow = Pace::new(60 * second);
+        assert!((0..1000).all(|_| slow.note(3 * second, 4 << 10).is_ok()));
+        assert!(slow.note(59 * second, 1).is_ok() && slow.note(second, 60 << 10).is_ok());
+        // The end of a small answer is no matter of speed.
+        assert!(Pace::new(60 * second).note(61 * second, 0).is_ok());
+    }
 
     #[test]
     fn a_name_that_does_not_exist_is_told_from_a_name_server_that_fails() {

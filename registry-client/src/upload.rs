@@ -30,6 +30,8 @@ pub(crate) struct Upload<'a> {
     failures: AtomicU32,
     /// How far it had come when it was gone on with.
     reached: AtomicU64,
+    /// The registry keeps nothing of a request that broke: in chunks all but the last one stays.
+    only_chunks_stay: AtomicBool,
     /// Where the session is kept for a process after this one.
     kept: Option<KeptSession>,
     /// A session that a stream left open.
@@ -58,6 +60,7 @@ impl<'a> Upload<'a> {
             content_failed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             reached: AtomicU64::new(0),
+            only_chunks_stay: AtomicBool::new(false),
             begun: None,
         }
     }
@@ -101,7 +104,7 @@ impl<'a> Upload<'a> {
         let tries = self.failures.fetch_add(1, Ordering::Relaxed) + 1;
         match self.content_failed.load(Ordering::Relaxed) {
             true => Err(cause),
-            false => self.repository.client().wait_to_retry(&self.doing, tries, cause).map(drop),
+            false => self.repository.wait_to_retry(&self.doing, tries, cause).map(drop),
         }
     }
 
@@ -129,7 +132,11 @@ impl<'a> Upload<'a> {
             None => self.begin()?,
         };
         self.keep_session(&session);
-        let mut sent = self.patiently(|| self.send_whole(&session));
+        let in_chunks = self.only_chunks_stay.load(Ordering::Relaxed);
+        let mut sent = match in_chunks {
+            true => self.send_in_chunks(&mut session, 0),
+            false => self.patiently(|| self.send_whole(&session)),
+        };
         if let Err(Cause::Answer(answer)) = &sent
             && answer.status == 413
             && self.repository.host().allows_chunks()
@@ -139,6 +146,10 @@ impl<'a> Upload<'a> {
             self.keep_session(&session);
             sent = self.send_in_chunks(&mut session, 0);
         }
+        let sent = sent.map_err(|cause| match cause {
+            Cause::Answer(answer) if answer.status == 404 => Cause::UploadLost(answer),
+            other => other,
+        });
         match &sent {
             Ok(()) => {}
             Err(cause) if cause.is_transient() => *open = Some(session),
@@ -154,6 +165,9 @@ impl<'a> Upload<'a> {
             return None;
         }
         let position = self.status(&mut session).ok()?;
+        if position == 0 && self.descriptor.size() > session.chunk_bytes && self.failures.load(Ordering::Relaxed) > 0 {
+            self.only_chunks_stay.store(true, Ordering::Relaxed);
+        }
         if position == 0 || position > self.descriptor.size() {
             self.abandon(&session);
             return None;
@@ -275,7 +289,6 @@ impl<'a> Upload<'a> {
 
     /// Sends one chunk, after a break only what the registry does not have of it.
     fn send_chunk(&self, session: &mut Session, start: u64, chunk: &[u8]) -> Result<(), Cause> {
-        let client = self.repository.client();
         let end = start + chunk.len() as u64;
         let (mut tries, mut position) = (1, start);
         while position < end {
@@ -285,7 +298,7 @@ impl<'a> Upload<'a> {
                     return Err(Cause::Malformed(format!("the registry has {reached} of {end} bytes after a chunk")));
                 }
                 Err(cause) => {
-                    let cause = client.wait_to_retry(&self.doing, tries, cause)?;
+                    let cause = self.repository.wait_to_retry(&self.doing, tries, cause)?;
                     tries += 1;
                     // A session that is gone ends this try, and not the upload.
                     let Ok(reached) = self.status(session) else { return Err(cause) };

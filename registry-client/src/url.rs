@@ -3,7 +3,7 @@
 //! Invariant: shown to a person, a URL has no query, because storage locations carry signatures there.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::secret::without_credentials;
 
@@ -121,27 +121,45 @@ impl Origin {
             .and_then(|rest| rest.strip_suffix(']'))
             .is_some_and(|inside| inside.parse::<std::net::Ipv6Addr>().is_ok());
         let is_name = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        // The system takes `127.1`, `2130706433` and `0x7f.1` for addresses, too; nobody writes such a registry.
+        let last = host.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
+        let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+        let is_number = hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+            || last.bytes().all(|b| b.is_ascii_digit());
+        if is_name && is_number && host.parse::<Ipv4Addr>().is_err() {
+            return None;
+        }
         (is_ipv6 || is_name).then(|| Self { is_https, host: host.to_ascii_lowercase(), port })
     }
 
-    /// The address, where the host is written as one.
+    /// The address, where the host is written as one; of one of IPv4 in IPv6 that.
     pub(crate) fn address(&self) -> Option<IpAddr> {
-        self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()
+        let address: IpAddr = self.host.trim_start_matches('[').trim_end_matches(']').parse().ok()?;
+        let IpAddr::V6(v6) = address else { return Some(address) };
+        // Mapped, of NAT64 (RFC 6052), and compatible (RFC 4291), whose first addresses are IPv6's own.
+        let is_embedded = matches!(v6.segments(), [0x64, 0xff9b, 0, 0, 0, 0, _, _])
+            || (matches!(v6.segments(), [0, 0, 0, 0, 0, 0, _, _]) && !v6.is_loopback() && !v6.is_unspecified());
+        let [.., a, b, c, d] = v6.octets();
+        Some(if is_embedded { Ipv4Addr::new(a, b, c, d).into() } else { v6.to_canonical() })
     }
 
     pub(crate) fn is_loopback(&self) -> bool {
-        self.host == "localhost" || self.host.ends_with(".localhost") || self.address().is_some_and(|a| a.is_loopback())
+        let name = self.host.trim_end_matches('.');
+        name == "localhost" || name.ends_with(".localhost") || self.address().is_some_and(|a| a.is_loopback())
     }
 
-    /// Whether the host is a literal address inside a machine, a link or a private network.
+    /// Whether the host is a literal address inside a machine, a link or a private network, or a name for the machine.
     pub(crate) fn is_internal_address(&self) -> bool {
-        match self.address() {
-            Some(IpAddr::V4(a)) => a.is_loopback() || a.is_private() || a.is_link_local() || a.is_unspecified(),
-            Some(IpAddr::V6(a)) => {
-                a.is_loopback() || a.is_unspecified() || a.is_unicast_link_local() || a.is_unique_local()
+        let is_internal = match self.address() {
+            Some(IpAddr::V4(a)) => {
+                // "This network" (RFC 1122) and the carriers' own (RFC 6598).
+                let [first, second, ..] = a.octets();
+                a.is_private() || a.is_link_local() || first == 0 || (first == 100 && second & 0xc0 == 64)
             }
-            None => self.host == "localhost",
-        }
+            Some(IpAddr::V6(a)) => a.is_unspecified() || a.is_unicast_link_local() || a.is_unique_local(),
+            None => false,
+        };
+        is_internal || self.is_loopback()
     }
 
     /// Host and, where it is not the scheme's own, port.
@@ -212,7 +230,29 @@ mod tests {
         let origin = |text: &str| Url::parse(text).expect("valid").origin().clone();
         assert!(origin("http://[::1]:5000/").is_loopback());
         assert!(origin("http://169.254.169.254/").is_internal_address());
-        assert!(!origin("http://1.1.1.1/").is_internal_address());
+        for internal in [
+            "[::ffff:127.0.0.1]:5000",
+            "[::ffff:10.0.0.1]",
+            "[64:ff9b::7f00:1]",
+            "[::127.0.0.1]",
+            "[::]",
+            "0.1.2.3",
+            "100.64.0.1",
+            "100.127.255.255",
+            "a.localhost",
+            "localhost.",
+            "LOCALHOST",
+            "[fe80::1]",
+            "[fd00::1]",
+        ] {
+            assert!(origin(&format!("http://{internal}/")).is_internal_address(), "{internal}");
+        }
+        for public in ["1.1.1.1", "100.128.0.1", "[2606:4700::1111]", "[::ffff:1.1.1.1]", "localhost.example"] {
+            assert!(!origin(&format!("http://{public}/")).is_internal_address(), "{public}");
+        }
+        for other_form in ["127.1", "2130706433", "0x7f.1", "0x7f000001", "0177.0.0.1", "127.0.0.1.", "a.0x1"] {
+            assert!(Url::parse(&format!("http://{other_form}:5000/")).is_err(), "{other_form}");
+        }
         assert!(Url::parse("http://user:pw@h/").is_err());
         assert!(Url::parse("http://[::zz]/").is_err());
         assert!(Url::parse("http://h:99999/").is_err());

@@ -9,7 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::client::Client;
 use crate::error::{Cause, Error};
+use crate::hosts::Host;
 use crate::repository::Repository;
 use crate::url::Origin;
 
@@ -83,19 +85,19 @@ impl WaysReader {
                     }
                     return Ok(());
                 }
-                Err(error) => self.give_up(error)?,
+                Err(error) => self.give_up(error, Client::note_mirror_failure)?,
             }
         }
     }
 
     /// Turns to the next host; gives the error back where there is none.
-    fn give_up(&mut self, error: Error) -> Result<(), Error> {
+    fn give_up(&mut self, error: Error, note: fn(&Client, &Host, &Error)) -> Result<(), Error> {
         // A full disk is nobody's fault but ours.
         if self.ways.len() == 1 || matches!(error.cause(), Cause::Disk { .. }) {
             return Err(error);
         }
         if let Some(failed) = self.ways.pop_front() {
-            failed.client().note_mirror_failure(failed.host(), &error);
+            note(failed.client(), failed.host(), &error);
         }
         Ok(())
     }
@@ -111,7 +113,7 @@ impl Read for WaysReader {
                 }
                 Err(error) => {
                     let doing = format!("fetch the blob {}", self.descriptor.digest());
-                    self.give_up(Error::from_io(doing, "the connection", error))?;
+                    self.give_up(Error::from_io(doing, "the connection", error), Client::note_mirror_break)?;
                     self.connect()?;
                 }
             }

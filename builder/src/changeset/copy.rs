@@ -96,19 +96,17 @@ impl<'a> Copier<'a> {
             // A link of that name in the directory is not followed, but replaced.
             target = join(&target, base_name(&selected.path));
         }
-        // Only what is in a directory is copied: one that is made for it has nothing of the source but its time.
+        // Only what is in a directory is copied: the one that it goes to has nothing of the source but its time.
         let made = if kind == FileKind::Directory { target.as_slice() } else { parent(&target) };
-        let is_new = self.stat(made)?.is_none();
         if !made.is_empty() {
             self.make_directories(made)?;
         }
         if kind != FileKind::Directory {
             return self.copy_entry(selected.inode, &selected.path, &target);
         }
-        if is_new {
-            let mut node = self.options.made_directory();
-            node.attributes.modified = self.node(selected.inode, &selected.path)?.attributes.modified;
-            self.changes.put(&target, node).map_err(|cause| self::destination(&target, cause))?;
+        let modified = self.node(selected.inode, &selected.path)?.attributes.modified;
+        if self.stat(&target)?.is_some_and(|there| !target.is_empty() && there.modified != modified) {
+            self.changes.set_modified(&target, modified).map_err(|cause| self::destination(&target, cause))?;
         }
         self.copy_tree(selected.inode, &selected.path, b"", &target, false)
     }

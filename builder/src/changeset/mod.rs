@@ -268,6 +268,14 @@ impl ChangeSet {
         Ok(())
     }
 
+    /// Gives what stands at a clean path another time.
+    pub(crate) fn set_modified(&mut self, path: &[u8], modified: Time) -> io::Result<()> {
+        if let Some(id) = self.node_id(path)? {
+            self.nodes[id.0].attributes.modified = modified;
+        }
+        Ok(())
+    }
+
     /// Makes `path` one more name of a node that was put before.
     pub(crate) fn link(&mut self, path: &[u8], id: NodeId) {
         self.forget_below(path);

@@ -44,7 +44,8 @@ impl Source {
         self.view.below()
     }
 
-    /// What `pattern` names. A path without wildcards that is not there is `Ok(None)`, one before them too; a pattern
+    /// What `pattern` names: component by component, so that a backslash escapes in those with wildcards and those
+    /// behind them, and is a part of the name in those before. A path without wildcards that is not there is `Ok(None)`, one before them too; a pattern
     /// that matches nothing is an empty list, which is no error in a Dockerfile.
     ///
     /// Under `--parents`, `**` stands for any number of directories behind the pivot. Everywhere else it is a `*`:

@@ -107,10 +107,19 @@ impl Glob {
         Ok(Self { tokens })
     }
 
-    /// Whether a text has wildcards, so that it is a pattern and not a name.
+    /// Whether a text has wildcards that no backslash stands before, so that it is a pattern and not a name. In a name
+    /// a backslash is a character as others.
     #[must_use]
     pub fn is_pattern(text: &str) -> bool {
-        text.contains(['*', '?', '[', '\\'])
+        let mut bytes = text.bytes();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'*' | b'?' | b'[' => return true,
+                b'\\' => _ = bytes.next(),
+                _ => {}
+            }
+        }
+        false
     }
 
     /// Whether the pattern matches the whole name or path.
@@ -205,6 +214,12 @@ mod tests {
             assert!(Glob::new(bad).is_err(), "{bad}");
         }
         assert!(matches("[\\-x]", "-") && matches("star[*].txt", "star*.txt") && matches("list[[]1]", "list[1]"));
+    }
+
+    #[test]
+    fn a_backslash_alone_makes_no_pattern() {
+        assert!(["a*", "[", "\\\\?", "\\a*"].into_iter().all(Glob::is_pattern));
+        assert!(!["a", "a\\b", "\\*", "a\\[b", "\\"].into_iter().any(Glob::is_pattern));
     }
 
     #[test]

@@ -77,6 +77,13 @@ impl<'a> Expander<'a> {
         Self { escape, lookup: Some(lookup), raw: Raw::Nothing, reads_quotes: true }
     }
 
+    /// For the body of a here-document: quotes are plain characters, and the backslash is the escape character
+    /// whatever that of the Dockerfile is.
+    #[must_use]
+    pub fn heredoc(lookup: Lookup<'a>) -> Self {
+        Self { escape: '\\', lookup: Some(lookup), raw: Raw::Nothing, reads_quotes: false }
+    }
+
     /// Splits like a shell but leaves references to variables standing.
     pub(super) fn raw(raw: Raw) -> Self {
         Self { escape: '\\', lookup: None, raw, reads_quotes: true }
@@ -98,17 +105,15 @@ impl<'a> Expander<'a> {
         self.lex(text).map(|(_, words)| words)
     }
 
-    /// The body of a here-document: quotes are plain characters, variables and escapes are not.
-    ///
-    /// # Errors
-    /// As [`Self::expand`].
-    pub fn expand_heredoc(&self, body: &str) -> Result<String, ExpansionError> {
-        Self { reads_quotes: false, ..*self }.expand(body)
-    }
-
     fn lex(&self, text: &str) -> Result<(String, Vec<String>), ExpansionError> {
-        let mut lexer =
-            Lexer { rules: *self, rest: text.chars().peekable(), depth: 0, bytes_left: LARGEST_EXPANSION_BYTES };
+        let mut lexer = Lexer {
+            rules: *self,
+            rest: text.chars().peekable(),
+            keeps_escapes: false,
+            operands: 0,
+            depth: 0,
+            bytes_left: LARGEST_EXPANSION_BYTES,
+        };
         let (text, words) = lexer.until(None, self.raw == Raw::QuotesAndEscapes)?;
         Ok((text, words.finish()))
     }
@@ -137,6 +142,14 @@ impl Words {
         }
     }
 
+    /// As in BuildKit, where a word and the operands of the references in it share one buffer: what stands before
+    /// such a reference is lost.
+    fn forget_half_read(&mut self, has_read_operand: bool) {
+        if has_read_operand {
+            self.word.clear();
+        }
+    }
+
     fn finish(mut self) -> Vec<String> {
         if !self.word.is_empty() {
             self.words.push(self.word);
@@ -148,6 +161,10 @@ impl Words {
 struct Lexer<'a> {
     rules: Expander<'a>,
     rest: Peekable<Chars<'a>>,
+    /// Whether escape characters stay in what is read, as in patterns.
+    keeps_escapes: bool,
+    /// How many operands of references were read so far.
+    operands: usize,
     depth: usize,
     bytes_left: usize,
 }
@@ -157,19 +174,29 @@ type Value = Option<String>;
 
 impl Lexer<'_> {
     /// Reads up to `stop`, which is consumed, or to the end of the text. `Err(MissingEnd)` if `stop` never comes.
-    fn until(&mut self, stop: Option<char>, raw_escapes: bool) -> Result<(String, Words), ExpansionError> {
+    fn until(&mut self, stop: Option<char>, keeps_escapes: bool) -> Result<(String, Words), ExpansionError> {
+        let around = std::mem::replace(&mut self.keeps_escapes, keeps_escapes);
+        let read = self.until_in_mode(stop);
+        self.keeps_escapes = around;
+        read
+    }
+
+    fn until_in_mode(&mut self, stop: Option<char>) -> Result<(String, Words), ExpansionError> {
         let mut text = String::new();
         let mut words = Words::default();
         while let Some(c) = self.rest.next() {
+            let operands = self.operands;
             match c {
                 _ if Some(c) == stop => return Ok((text, words)),
                 '$' => {
                     let value = self.reference()?;
+                    words.forget_half_read(self.operands > operands);
                     text.push_str(&value);
                     words.push_splitting(&value);
                 }
                 '\'' | '"' if self.rules.reads_quotes => {
                     let quoted = if c == '"' { self.double_quoted()? } else { self.single_quoted()? };
+                    words.forget_half_read(self.operands > operands);
                     text.push_str(&quoted);
                     words.push_raw(&quoted);
                 }
@@ -183,7 +210,7 @@ impl Lexer<'_> {
                     words.push_raw(&opening);
                 }
                 _ if c == self.rules.escape => {
-                    let mut kept = if raw_escapes { String::from(c) } else { String::new() };
+                    let mut kept = if self.keeps_escapes { String::from(c) } else { String::new() };
                     kept.extend(self.rest.next());
                     text.push_str(&kept);
                     words.push_raw(&kept);
@@ -226,17 +253,13 @@ impl Lexer<'_> {
             match self.rest.next().ok_or(ExpansionError::DoubleQuote)? {
                 '"' => break,
                 '$' => text.push_str(&self.reference()?),
-                c if c == escape => match self.rest.peek() {
+                c if c == escape => {
+                    // As in BuildKit one that escapes nothing is then there twice.
+                    text.extend(self.keeps_escapes.then_some(c));
                     // Only these can be escaped between double quotes; elsewhere the escape character stays.
-                    Some(&next) if next == '"' || next == '$' || next == escape => {
-                        if self.keeps_quotes() {
-                            text.push(c);
-                        }
-                        text.push(next);
-                        self.rest.next();
-                    }
-                    _ => text.push(c),
-                },
+                    let escaped = |next: &char| *next == '"' || *next == '$' || *next == escape;
+                    text.push(self.rest.next_if(escaped).unwrap_or(c));
+                }
                 c => text.push(c),
             }
             if text.len() > LARGEST_EXPANSION_BYTES {
@@ -302,17 +325,18 @@ impl Lexer<'_> {
     fn braced(&mut self, name: &str) -> Result<String, ExpansionError> {
         let missing = || ExpansionError::MissingEnd('}', name.to_owned());
         let first = self.rest.next().ok_or_else(missing)?;
-        if name.is_empty() {
-            return Err(ExpansionError::BadName(first.to_string()));
-        }
         match first {
+            // Nothing has no name, either, but with these it is unset, and no mistake.
+            _ if name.is_empty() && !matches!(first, '+' | '%' | '/') => {
+                Err(ExpansionError::BadName(first.to_string()))
+            }
             '}' => {
                 let unset = if self.rules.lookup.is_none() { format!("${{{name}}}") } else { String::new() };
                 Ok(self.value(name).unwrap_or(unset))
             }
             ':' => match self.rest.next().ok_or_else(missing)? {
-                modifier @ ('-' | '+' | '?') => self.conditional(name, modifier, true),
-                other => Err(ExpansionError::Modifier(name.to_owned(), format!(":{other}"))),
+                pattern @ ('#' | '%') => Err(ExpansionError::Modifier(name.to_owned(), format!(":{pattern}"))),
+                modifier => self.conditional(name, modifier, true),
             },
             '-' | '+' | '?' => self.conditional(name, first, false),
             '#' | '%' => self.trimmed(name, first),
@@ -322,8 +346,9 @@ impl Lexer<'_> {
     }
 
     /// The rest of a braced reference up to `stop`.
-    fn operand(&mut self, name: &str, stop: char, raw_escapes: bool) -> Result<String, ExpansionError> {
-        match self.until(Some(stop), raw_escapes) {
+    fn operand(&mut self, name: &str, stop: char, keeps_escapes: bool) -> Result<String, ExpansionError> {
+        self.operands += 1;
+        match self.until(Some(stop), keeps_escapes) {
             Err(ExpansionError::MissingEnd(missing, _)) => Err(ExpansionError::MissingEnd(missing, name.to_owned())),
             other => other.map(|(text, _)| text),
         }
@@ -340,6 +365,9 @@ impl Lexer<'_> {
         let was_set = value.is_some();
         let value = value.filter(|value| !(empty_is_unset && value.is_empty()));
         match (modifier, value) {
+            (other, _) if !matches!(other, '-' | '+' | '?') => {
+                Err(ExpansionError::Modifier(name.to_owned(), format!(":{other}")))
+            }
             ('+', Some(_)) | ('-', None) => Ok(word),
             ('+', None) => Ok(String::new()),
             (_, Some(value)) => Ok(value),
@@ -353,20 +381,19 @@ impl Lexer<'_> {
 
     /// `#` and `##` cut a prefix, `%` and `%%` a suffix; doubled they cut the longest.
     fn trimmed(&mut self, name: &str, modifier: char) -> Result<String, ExpansionError> {
-        let greedy = self.rest.next_if_eq(&modifier).is_some();
         let word = self.operand(name, '}', true)?;
-        let mut pattern = Pattern::new(&word).ok_or_else(|| ExpansionError::Pattern(word.clone()))?;
-        let Some(value) = self.value(name) else {
-            let doubled = if greedy { modifier.to_string() } else { String::new() };
-            let unset = format!("${{{name}{modifier}{doubled}{word}}}");
-            return Ok(if self.rules.lookup.is_none() { unset } else { String::new() });
-        };
+        if self.rules.lookup.is_none() {
+            return Ok(format!("${{{name}{modifier}{word}}}"));
+        }
+        let (greedy, word) = word.strip_prefix(modifier).map_or((false, word.as_str()), |rest| (true, rest));
+        let mut pattern = Pattern::new(word).ok_or_else(|| ExpansionError::Pattern(word.to_owned()))?;
+        let value = self.value(name).unwrap_or_default();
         let cut = if modifier == '#' {
             pattern.without_prefix(&value, greedy)
         } else {
             pattern.without_suffix(&value, greedy)
         };
-        cut.map_err(|TooCostly| ExpansionError::PatternTooCostly(word))
+        cut.map_err(|TooCostly| ExpansionError::PatternTooCostly(word.to_owned()))
     }
 
     /// `/pattern/replacement`; with a doubled slash every match is replaced.
@@ -375,12 +402,11 @@ impl Lexer<'_> {
         let word = self.operand(name, '/', true)?;
         // Backslashes stay, as in BuildKit.
         let replacement = self.operand(name, '}', true)?;
+        if self.rules.lookup.is_none() {
+            return Ok(format!("${{{name}/{word}/{replacement}}}"));
+        }
         let mut pattern = Pattern::new(&word).ok_or_else(|| ExpansionError::Pattern(word.clone()))?;
-        let Some(value) = self.value(name) else {
-            let slash = if every { "//" } else { "/" };
-            let unset = format!("${{{name}{slash}{word}/{replacement}}}");
-            return Ok(if self.rules.lookup.is_none() { unset } else { String::new() });
-        };
+        let value = self.value(name).unwrap_or_default();
         pattern.replaced(&value, &replacement, every).map_err(|TooCostly| ExpansionError::PatternTooCostly(word))
     }
 }
@@ -393,6 +419,7 @@ mod tests {
         let lookup = |name: &str| match name {
             "P" => Some("a/b/c.tar.gz".to_owned()),
             "EMPTY" => Some(String::new()),
+            "Q" => Some("a\\bc".to_owned()),
             "BIG" => Some("x".repeat(1 << 20)),
             _ => None,
         };
@@ -404,6 +431,34 @@ mod tests {
         assert_eq!(expand("${P//\\//-}").as_deref(), Ok("a-b-c.tar.gz"));
         assert_eq!(expand("${P##*/}").as_deref(), Ok("c.tar.gz"));
         assert_eq!(expand("${P/b\\/c/x\\}y}").as_deref(), Ok("a/x\\}y.tar.gz"));
+    }
+
+    #[test]
+    fn quotes_in_a_pattern_keep_escapes_and_every_match_has_a_name_in_its_replacement() {
+        assert_eq!(expand("${P%\".tar\\*\"}").as_deref(), Ok("a/b/c.tar.gz"));
+        assert_eq!(expand("${Q#\"a\\$\"}"), Err(ExpansionError::Pattern("a\\$".to_owned())));
+        assert_eq!(expand("${Q#\"a\\b\"}").as_deref(), Ok("c"));
+        assert_eq!(expand("${Q:-\"a\\\"b\"}${no:-\"a\\\"b\"}").as_deref(), Ok("a\\bca\"b"));
+        assert_eq!(expand("${P//[/x}${P//\\//'<$0>'}").as_deref(), Ok("a/b/c.tar.gza</>b</>c.tar.gz"));
+        assert_eq!(expand("${P//\\//'$$${0}$1$x$0x${0'}").as_deref(), Ok("a$/${0b$/${0c.tar.gz"));
+        assert_eq!(expand("${P/\\//'<$0>'}").as_deref(), Ok("a<$0>b/c.tar.gz"));
+    }
+
+    #[test]
+    fn what_has_no_name_is_unset_and_what_is_unset_is_empty() {
+        assert_eq!(expand("[${+x}${%x}${/a/b}${no//*/x}]").as_deref(), Ok("[x]"));
+        for wrong in ["${}", "${:-x}", "${{x}", "${ x}", "${-x}", "${?x}", "${#x}"] {
+            assert!(expand(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_word_loses_what_stands_before_an_operand() {
+        let lookup = |name: &str| (name == "V").then(|| "v".to_owned());
+        let words = |text: &str| Expander::new('\\', &lookup).expand_words(text).expect(text);
+        assert_eq!(words("${LO:-8000}-${HI:-8010}"), ["8010"]);
+        assert_eq!(words("1${P:-234} 2$V 3${V}"), ["234", "2v", "3v"]);
+        assert_eq!(words("a b\"c${V+d}e\"f"), ["a", "cdef"]);
     }
 
     #[test]
@@ -423,8 +478,8 @@ mod tests {
     #[test]
     fn a_heredoc_keeps_quotes_and_loses_backslashes() {
         let lookup = |_: &str| Some("v".to_owned());
-        let expander = Expander::new('\\', &lookup);
-        assert_eq!(expander.expand_heredoc("it's \"$x\" \\$x back\\slash").as_deref(), Ok("it's \"v\" $x backslash"));
+        let expander = Expander::heredoc(&lookup);
+        assert_eq!(expander.expand("it's \"$x\" \\$x back\\slash").as_deref(), Ok("it's \"v\" $x backslash"));
     }
 
     #[test]

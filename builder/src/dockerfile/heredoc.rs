@@ -14,7 +14,7 @@ pub struct Heredoc {
     pub delimiter: String,
     /// The body as written: tabs and line ends as in the file.
     pub content: String,
-    /// Whether the delimiter was bare, so that COPY and ADD expand variables in the body.
+    /// Whether the delimiter was without quotes, so that COPY and ADD expand variables in the body.
     pub expands: bool,
     /// Whether it was opened with `<<-`: tabs at the beginning of lines are not part of the body.
     pub strips_tabs: bool,
@@ -81,8 +81,9 @@ pub(super) fn opening(word: &str) -> Option<Opening> {
         <[String; 1]>::try_from(words).ok().map(|[word]| word)
     };
     let delimiter = one_word(Expander::raw(Raw::Nothing))?;
-    // Equal with and without its quotes: nothing in it was quoted.
-    let expands = one_word(Expander::raw(Raw::QuotesAndEscapes))? == delimiter;
+    // As in BuildKit, no quote was taken away; an escape character alone quotes nothing.
+    let quotes = |word: &str| word.matches(['\'', '"']).count();
+    let expands = quotes(&one_word(Expander::raw(Raw::QuotesAndEscapes))?) == quotes(&delimiter);
     Some(Opening { delimiter, expands, strips_tabs })
 }
 
@@ -116,10 +117,17 @@ mod tests {
     }
 
     #[test]
-    fn any_quote_in_the_delimiter_stops_expansion() {
-        for (word, expands) in [("<<EOF", true), ("<<\"EOF\"", false), ("<<'EOF'", false), ("<<E\\OF", false)] {
+    fn any_quote_around_the_delimiter_stops_expansion_and_a_backslash_does_not() {
+        for (word, delimiter, expands) in [
+            ("<<EOF", "EOF", true),
+            ("<<\"EOF\"", "EOF", false),
+            ("<<E'O'F", "EOF", false),
+            ("<<E\\OF", "EOF", true),
+            ("<<eo\\'f", "eo'f", true),
+            ("<<'eo\"f'", "eo\"f", false),
+        ] {
             let opening = opening(word).expect(word);
-            assert_eq!((opening.delimiter.as_str(), opening.expands), ("EOF", expands), "{word}");
+            assert_eq!((opening.delimiter.as_str(), opening.expands), (delimiter, expands), "{word}");
         }
         assert!(opening("<<-EOF").expect("dash").strips_tabs);
     }

@@ -16,7 +16,7 @@ const LONGEST_LINE_BYTES: usize = 65_535;
 /// One instruction's text over all its lines.
 #[derive(Debug)]
 pub(super) struct LogicalLine {
-    /// Joined text, no blanks at either end.
+    /// Joined text, no blanks at its end.
     pub(super) text: String,
     /// The blanks that stood at its end.
     pub(super) tail: String,
@@ -24,7 +24,7 @@ pub(super) struct LogicalLine {
     parts: Vec<(usize, usize)>,
     /// The instruction in the source, without here-documents.
     pub(super) span: Span,
-    /// The comment lines directly above, without `#`.
+    /// The comment lines above, over empty lines too, without `#`.
     pub(super) comments: Vec<String>,
     /// Whether empty lines stand inside the continuation, which the language wants to forbid one day.
     pub(super) has_empty_continuation: bool,
@@ -86,21 +86,17 @@ impl<'a> Lexer<'a> {
                 continue;
             }
             match trimmed.first() {
-                // An empty comment parts those above it from the instruction.
-                Some(b'#') if trimmed[1..].trim_ascii().is_empty() => comments.clear(),
-                Some(b'#') => comments.push(String::from_utf8_lossy(&trimmed[1..]).trim().to_owned()),
-                Some(_) if !self.is_only_escape(trimmed) => {
-                    return self.instruction(start, trimmed, comments).map(Some);
+                Some(b'#') => {
+                    // As in BuildKit, the hash of an indented comment is a part of what it says.
+                    let said = String::from_utf8_lossy(&line.bytes[1..]).trim().to_owned();
+                    // An empty comment, unlike an empty line, parts those above it from the instruction.
+                    if said.is_empty() { comments.clear() } else { comments.push(said) }
                 }
-                // A lone continuation is empty and joins nothing.
-                _ => comments.clear(),
+                Some(_) => return self.instruction(start, trimmed, comments).map(Some),
+                None => {}
             }
         }
         Ok(None)
-    }
-
-    fn is_only_escape(&self, trimmed: &[u8]) -> bool {
-        self.without_continuation(trimmed) == Some(b"")
     }
 
     fn instruction(
@@ -221,10 +217,11 @@ mod tests {
 
     #[test]
     fn directives_and_what_stands_above_an_empty_comment_are_no_comments_of_an_instruction() {
-        let source = Source::new("D", b"# check=skip=all\n# one\nFROM a\n# two\n#\nARG b\n# check=skip=x\nARG c\n");
+        let text = "# check=skip=all\n# one\n\n  # two\nFROM a\n# two\n#\nARG b\n# check=skip=x\nARG c\n";
+        let source = Source::new("D", text.as_bytes());
         let mut lexer = Lexer::new(&source);
         let mut comments = || lexer.next_instruction().expect("valid").expect("an instruction").comments;
-        assert_eq!(comments(), ["one"]);
+        assert_eq!(comments(), ["one", "# two"]);
         assert_eq!(comments(), [""; 0]);
         assert_eq!(comments(), ["check=skip=x"]);
     }

@@ -5,12 +5,15 @@
 //! InvalidDefaultArgInFrom, WorkdirRelativePath, InvalidBaseImagePlatform, CopyIgnoredFile).
 //! <https://docs.docker.com/reference/build-checks/>
 
+use super::directives::name_and_value;
 use super::error::DockerfileError;
-use super::instructions::{Command, Instruction};
+use super::instructions::{Command, Instruction, Placed};
 use super::parser::{self, Arguments, Statement};
 use super::rules::Rule;
 use super::source::{Span, Word};
 use super::stages::{Dockerfile, Stage};
+use super::words::is_blank;
+use crate::fields::truth;
 
 /// One finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +51,17 @@ impl CheckOptions {
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut options = Self::default();
         let names = |value: &str| value.split(',').map(|rule| rule.trim().to_owned()).collect::<Vec<_>>();
-        for option in text.split(';').map(str::trim).filter(|option| !option.is_empty()) {
-            let (name, value) = option.split_once('=').ok_or_else(|| format!("invalid check option {option:?}"))?;
+        let text = text.trim();
+        for option in text.splitn(3, ';').filter(|_| !text.is_empty()) {
+            let invalid = || format!("invalid check option {option:?}");
+            let (name, value) = option.split_once('=').ok_or_else(invalid)?;
             match (name.trim(), value.trim()) {
-                ("skip", value) if value.eq_ignore_ascii_case("all") => options.skips_all = true,
-                ("skip", value) => options.skip.extend(names(value)),
-                ("experimental", value) if value.eq_ignore_ascii_case("all") => options.is_all_experimental = true,
-                ("experimental", value) => options.experimental.extend(names(value)),
-                ("error", "true") => options.is_error = true,
-                ("error", "false") => options.is_error = false,
-                _ => return Err(format!("invalid check option {option:?}")),
+                ("skip", "all") => options.skips_all = true,
+                ("skip", value) => options.skip = names(value),
+                ("experimental", "all") => options.is_all_experimental = true,
+                ("experimental", value) => options.experimental = names(value),
+                ("error", value) => options.is_error = truth(value).ok_or_else(invalid)?,
+                _ => return Err(invalid()),
             }
         }
         Ok(options)
@@ -72,14 +76,20 @@ impl CheckOptions {
         !self.skips_all && !has(&self.skip)
     }
 
-    /// With what a comment above one instruction says: the first `check=` that can be read, up to a blank.
+    /// Reads the value of a directive, which ends at the first blank: why it says so may follow.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub(crate) fn of_directive(value: &str) -> Result<Self, String> {
+        Self::parse(value.split(' ').next().unwrap_or_default())
+    }
+
+    /// With what a comment above one instruction says: the first `check=`, if it can be read.
     fn with_comments(&self, comments: &[String]) -> Self {
-        let value = |comment: &String| {
-            Some(comment.trim().strip_prefix("check")?.trim_start().strip_prefix('=')?.trim().to_owned())
-        };
+        let value = |comment: &String| name_and_value(comment).filter(|(name, _)| name == "check");
         let mut options = self.clone();
-        let Some(text) = comments.iter().find_map(value) else { return options };
-        if let Ok(more) = Self::parse(text.split(' ').next().unwrap_or_default()) {
+        let Some((_, text)) = comments.iter().find_map(value) else { return options };
+        if let Ok(more) = Self::of_directive(&text) {
             options.skip.extend(more.skip);
             options.skips_all |= more.skips_all;
             options.experimental.extend(more.experimental);
@@ -89,17 +99,29 @@ impl CheckOptions {
     }
 }
 
-/// What the text alone tells, nothing left out: [`finish`] does that.
+/// What a stage stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Below {
+    /// An earlier stage.
+    Stage(usize),
+    /// Anything else, which may have a SHELL of its own.
+    Other {
+        /// Whether it has one, as far as is known.
+        has_shell: bool,
+    },
+}
+
+/// What the text alone tells, nothing left out: [`finish`] does that. `below` is what each stage stands on.
 ///
 /// # Errors
 /// None for a Dockerfile that was parsed: its syntax tree is made again here, which is cheaper than keeping it.
-pub(crate) fn lint(file: &Dockerfile) -> Result<Vec<Warning>, DockerfileError> {
+pub(crate) fn lint(file: &Dockerfile, below: &[Below]) -> Result<Vec<Warning>, DockerfileError> {
     let (_, statements) = parser::parse(&file.source)?;
     let mut warnings = Vec::new();
     statements.iter().for_each(|statement| check_statement(statement, &mut warnings));
     check_casing(&statements, &mut warnings);
     check_stage_names(&file.stages, &mut warnings);
-    check_stages(&file.stages, &mut warnings);
+    check_stages(&file.stages, below, &mut warnings);
     check_descriptions(file, &mut warnings);
     Ok(warnings)
 }
@@ -163,7 +185,7 @@ fn check_statement(statement: &Statement, warnings: &mut Vec<Warning>) {
     }
     match arguments {
         Arguments::OldPair(pair) => {
-            let name = keyword.text.to_uppercase();
+            let name = &keyword.text;
             let message = format!("\"{name} key=value\" should be used instead of legacy \"{name} key value\" format");
             warn(warnings, Rule::LegacyKeyValueFormat, pair.name.span, message);
         }
@@ -197,9 +219,11 @@ fn check_from_words(keyword: &Word, words: &[Word], warnings: &mut Vec<Warning>)
     }
 }
 
-/// All keywords should be written as most are: in capitals, or in small letters where these prevail.
+/// All keywords should be written as most are: in capitals, or in small letters where these prevail. What stands
+/// before the first stage is in none, and does not count.
 fn check_casing(statements: &[Statement], warnings: &mut Vec<Warning>) {
-    let keywords = || statements.iter().map(|statement| &statement.keyword);
+    let is_global = |word: &&Word| !word.text.eq_ignore_ascii_case("from");
+    let keywords = || statements.iter().map(|statement| &statement.keyword).skip_while(is_global);
     let lower = keywords().filter(|word| word.text == word.text.to_lowercase()).count();
     let upper = keywords().filter(|word| word.text == word.text.to_uppercase()).count();
     let (case, wanted): (_, fn(&str) -> String) =
@@ -242,13 +266,14 @@ fn check_stage_names(stages: &[Stage], warnings: &mut Vec<Warning>) {
 }
 
 /// A stage on another one has that one's SHELL.
-fn check_stages(stages: &[Stage], warnings: &mut Vec<Warning>) {
-    let mut shells: Vec<(&str, bool)> = Vec::new();
-    for stage in stages {
-        let base = stage.from.value.image.text.as_str();
-        let inherited = shells.iter().rev().find(|(name, _)| *name == base).is_some_and(|(_, has_shell)| *has_shell);
-        let has_shell = check_stage(stage, inherited, warnings);
-        shells.push((stage.from.value.name.as_ref().map_or("", |name| name.text.as_str()), has_shell));
+fn check_stages(stages: &[Stage], below: &[Below], warnings: &mut Vec<Warning>) {
+    let mut shells = Vec::new();
+    for (stage, below) in stages.iter().zip(below) {
+        let inherited = match *below {
+            Below::Stage(index) => shells.get(index).copied().unwrap_or(false),
+            Below::Other { has_shell } => has_shell,
+        };
+        shells.push(check_stage(stage, inherited, warnings));
     }
 }
 
@@ -259,7 +284,8 @@ fn check_stage(stage: &Stage, mut has_shell: bool, warnings: &mut Vec<Warning>) 
             Instruction::Shell(_) => has_shell = true,
             Instruction::Cmd(Command::Shell(_)) | Instruction::Entrypoint(Command::Shell(_)) if !has_shell => {
                 let message = format!(
-                    "JSON arguments recommended for {keyword} to prevent unintended behavior related to OS signals"
+                    "JSON arguments recommended for {} to prevent unintended behavior related to OS signals",
+                    written_keyword(placed)
                 );
                 warn(warnings, Rule::JSONArgsRecommended, placed.span, message);
             }
@@ -271,9 +297,11 @@ fn check_stage(stage: &Stage, mut has_shell: bool, warnings: &mut Vec<Warning>) 
             _ => {}
         }
         let counts_once = matches!(keyword, "CMD" | "ENTRYPOINT" | "HEALTHCHECK");
-        if counts_once && stage.instructions[index + 1..].iter().any(|later| later.value.keyword() == keyword) {
+        let mut later = stage.instructions[index + 1..].iter();
+        if let Some(next) = later.find(|later| counts_once && later.value.keyword() == keyword) {
             let message = format!(
-                "Multiple {keyword} instructions should not be used in the same stage because only the last one will be used"
+                "Multiple {} instructions should not be used in the same stage because only the last one will be used",
+                written_keyword(next)
             );
             warn(warnings, Rule::MultipleInstructionsDisallowed, placed.span, message);
         }
@@ -281,7 +309,12 @@ fn check_stage(stage: &Stage, mut has_shell: bool, warnings: &mut Vec<Warning>) 
     has_shell
 }
 
-/// A comment directly above an ARG or a named stage is its description, and begins with the name.
+/// The name of an instruction as the author wrote it.
+fn written_keyword(placed: &Placed<Instruction>) -> &str {
+    placed.text.split(is_blank).next().unwrap_or_default()
+}
+
+/// A comment above an ARG or a named stage is its description, and begins with the name.
 fn check_descriptions(file: &Dockerfile, warnings: &mut Vec<Warning>) {
     let mut check = |keyword: &str, names: Vec<&str>, comments: &[String], span: Span| {
         let Some(first) = comments.last().map(|comment| comment.split(' ').next().unwrap_or_default()) else { return };
@@ -339,8 +372,9 @@ mod tests {
     fn warnings(text: &str) -> Vec<Warning> {
         let file = Dockerfile::parse("D", text.as_bytes()).expect(text);
         let options =
-            CheckOptions::parse(file.directives.check.as_ref().map_or("", |check| &check.text)).expect("valid options");
-        finish(&file, &options, lint(&file).expect("parsed before")).expect("parsed before")
+            CheckOptions::of_directive(file.directives.check.as_ref().map_or("", |check| &check.text)).expect("valid");
+        let below = vec![Below::Other { has_shell: false }; file.stages.len()];
+        finish(&file, &options, lint(&file, &below).expect("parsed before")).expect("parsed before")
     }
 
     fn rules(text: &str) -> Vec<&'static str> {
@@ -393,9 +427,18 @@ mod tests {
     }
 
     #[test]
-    fn a_shell_is_inherited_from_another_stage() {
-        assert_eq!(rules("FROM a AS b\nSHELL [\"/x\"]\nFROM b\nCMD c"), [""; 0]);
-        assert_eq!(rules("FROM a AS b\nSHELL [\"/x\"]\nFROM a\nCMD c"), ["JSONArgsRecommended"]);
+    fn messages_have_keywords_as_they_are_written() {
+        let messages = |text| warnings(text).into_iter().map(|warning| warning.message).collect::<Vec<_>>().join("\n");
+        let text = messages("from a\nenv a b\ncmd x\nCmd y\nhealthcheck none\nhealthcheck none");
+        for part in ["\"env key=value\"", "legacy \"env key value\"", "for cmd to", "for Cmd to", "Multiple Cmd in"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(text.contains("Multiple healthcheck in") && !text.contains("Multiple cmd in"), "{text}");
+    }
+
+    #[test]
+    fn arguments_before_the_first_stage_have_any_case() {
+        assert_eq!(rules("arg A\narg B\narg C\nFROM a\nRUN b"), [""; 0]);
     }
 
     #[test]
@@ -407,11 +450,11 @@ mod tests {
 
     #[test]
     fn descriptions_are_checked_where_that_is_asked_for() {
-        let text = "# bar this\nARG foo=bar\n# BasE this\nFROM scratch AS base\n# bad\nARG version=1\n# bad\nARG a=1 b=2\n\
+        let text = "# bar this\n\nARG foo=bar\n# one\n#\nARG x\n# BasE this\nFROM scratch AS base\n# bad\nARG version=1\n# bad\nARG a=1 b=2\n\
                     # version this\nARG version=2\n# some comment\nCOPY a b";
         assert_eq!(rules(text), [""; 0]);
         let found = warnings(&format!("# check=skip=all;experimental=InvalidDefinitionDescription\n{text}"));
-        let expected = ["ARG|foo|3", "FROM|base|5", "ARG|version|7", "ARG|<arg_key>|9"];
+        let expected = ["ARG|foo|4", "FROM|base|9", "ARG|version|11", "ARG|<arg_key>|13"];
         for (warning, expected) in found.iter().zip(expected) {
             let [keyword, name, line] = expected.split('|').collect::<Vec<_>>()[..] else { unreachable!() };
             let message = format!("Comment for {keyword} should follow the format: `# {name} <description>`");
@@ -433,7 +476,15 @@ mod tests {
             ["MaintainerDeprecated"]
         );
         assert_eq!(rules("# check=skip=all\nFROM a\nCMD x"), [""; 0]);
-        assert!(CheckOptions::parse("skip=A;error=true").expect("valid").is_error);
-        assert!(CheckOptions::parse("erorr=true").is_err() && CheckOptions::parse("error=maybe").is_err());
+        assert_eq!(rules("# check=skip=JSONArgsRecommended // it is a test\nFROM a\nCMD x"), [""; 0]);
+        for text in ["skip=A;error=true", "error=1", "error=T"] {
+            assert!(CheckOptions::parse(text).expect(text).is_error, "{text}");
+        }
+        for text in ["erorr=true", "error=maybe", "skip=A;", "skip", ";"] {
+            assert!(CheckOptions::parse(text).is_err(), "{text}");
+        }
+        let options = CheckOptions::parse("skip=A,B;skip=C, D").expect("valid");
+        assert_eq!((options.skip, options.skips_all), (vec!["C".to_owned(), "D".to_owned()], false));
+        assert!(!CheckOptions::parse("skip=ALL").expect("a rule of that name").skips_all);
     }
 }

@@ -34,8 +34,8 @@ pub use instructions::{
     Instruction, InvalidMode, ModeChange, Mount, MountError, MountKind, MountOption, Network, ParsedTrigger, Placed,
     Run, Script, Security, Sharing, parse_trigger,
 };
+pub(crate) use lint::{Below, finish, lint, lint_before};
 pub use lint::{CheckOptions, Warning};
-pub(crate) use lint::{finish, lint, lint_before};
 pub use parser::{Arguments, Pair, Statement, parse};
 pub use rules::Rule;
 pub use source::{Position, Source, Span, Word};
@@ -107,7 +107,7 @@ mod tests {
         for placed in file.stages.iter().flat_map(|stage| &stage.instructions) {
             let _ = expander.expand(&placed.text);
             let _ = expander.expand_words(&placed.text);
-            let _ = expander.expand_heredoc(&placed.text);
+            let _ = Expander::heredoc(&lookup).expand(&placed.text);
             if let Instruction::Run(run) = &placed.value {
                 let _ = run.script();
                 run.mounts.iter().for_each(|mount| drop(mount.evaluate(&expander)));
@@ -176,10 +176,26 @@ mod tests {
         assert!(message("COPY --link= a b").contains("missing a value"));
         assert!(message("COPY --from=a --from=b a b").contains("duplicate flag"));
         assert!(message("CMD --x y").contains("unknown flag: --x"));
-        assert!(message("HEALTHCHECK --interval=5s NONE").contains("unknown flag"));
+        assert!(message("ONBUILD --x RUN y").contains("unknown flag"));
         assert!(message("HEALTHCHECK --retries=-1 CMD x").contains("negative"));
         assert!(message("HEALTHCHECK --timeout=1us CMD x").contains("less than 1ms"));
         assert!(message("RUN --security=none x").contains("not valid"));
+        assert!(message("RUN --security= x").contains("not valid"));
+        assert!(message("RUN --network= x").contains("unsupported network mode"));
+        assert!(message("COPY ----chown=1 a b").contains("unknown flag: ----chown"));
+        assert!(message("COPY [\"a\", \"<<E\"]").contains("heredoc as a destination"));
+        assert_eq!(
+            (message("# c\n\\\n # d\n\n").as_str(), message("\\").as_str()),
+            ("unknown instruction: ", "unknown instruction: ")
+        );
+    }
+
+    #[test]
+    fn flags_are_not_looked_at_where_buildkit_does_not() {
+        for text in ["HEALTHCHECK --interval=5s NONE", "HEALTHCHECK --x --x NONE", "ARG --x A=1", "STOPSIGNAL --x 9"] {
+            assert!(Dockerfile::parse("D", format!("FROM a\n{text}").as_bytes()).is_ok(), "{text}");
+        }
+        assert!(Dockerfile::parse("D", b"FROM a\nSTOPSIGNAL --x").is_err());
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Statement {
     pub text: String,
     /// Where the instruction stands, without here-documents.
     pub span: Span,
-    /// The comment lines directly above.
+    /// The comment lines above, over empty lines too.
     pub comments: Vec<String>,
     /// Whether empty lines stand inside the continuation (lint rule NoEmptyContinuation).
     pub has_empty_continuation: bool,
@@ -121,10 +121,11 @@ impl LineParser<'_> {
     /// `is_trigger` stops ONBUILD from nesting, which would recurse as deep as the file likes.
     fn statement(&self, range: Range<usize>, is_trigger: bool) -> Result<Statement, DockerfileError> {
         let line = self.line;
+        let range = words::trimmed(line, range);
         let text = &line.text[range.clone()];
         let keyword_end = range.start + text.find(words::is_blank).unwrap_or(text.len());
         let keyword = line.word(range.start..keyword_end);
-        let (flags, rest) = words::flags(line, keyword_end..range.end);
+        let (flags, rest) = words::flags(line, keyword_end..range.end, self.escape);
         let arguments = if rest.is_empty() { Arguments::None } else { self.arguments(&keyword, rest, is_trigger)? };
         Ok(Statement {
             keyword,

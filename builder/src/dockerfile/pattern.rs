@@ -58,10 +58,12 @@ impl Pattern {
         Ok(reversed[length?.unwrap_or(0)..].iter().rev().collect())
     }
 
-    /// `value` with the first match, or every one, replaced. Matches are as long as can be; an empty one counts, but not
+    /// `value` with the first match, or every one, replaced. Of every one, `$0` in the replacement is the match, as Go's
+    /// `ReplaceAllString` has it. Matches are as long as can be; an empty one counts, but not
     /// right after another, as in Go's regular expressions.
     pub(super) fn replaced(&mut self, value: &str, replacement: &str, every: bool) -> Result<String, TooCostly> {
         let value: Vec<char> = value.chars().collect();
+        let parts = if every { template(replacement) } else { vec![Some(replacement.to_owned())] };
         let mut result = String::new();
         let (mut done, mut at) = (0, 0);
         while at <= value.len() {
@@ -71,7 +73,11 @@ impl Pattern {
             };
             result.extend(&value[done..at]);
             if at + length > done || at == 0 {
-                result.push_str(replacement);
+                let matched = &value[at..at + length];
+                parts.iter().for_each(|part| match part {
+                    Some(text) => result.push_str(text),
+                    None => result.extend(matched),
+                });
             }
             done = at + length;
             if !every {
@@ -126,6 +132,28 @@ impl Pattern {
     }
 }
 
+/// The parts of a replacement, `None` being the match: `$0` or `${0}`. `$$` is a dollar, every other name is nothing.
+/// <https://pkg.go.dev/regexp#Regexp.Expand>
+fn template(text: &str) -> Vec<Option<String>> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once('$') {
+        parts.push(Some(before.to_owned()));
+        let in_braces = behind.strip_prefix('{');
+        let start = in_braces.unwrap_or(behind);
+        let (name, after) =
+            start.split_at(start.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(start.len()));
+        let end = if in_braces.is_some() { after.strip_prefix('}') } else { Some(after) };
+        (rest, _) = match (behind.strip_prefix('$'), end.filter(|_| !name.is_empty())) {
+            (Some(behind), _) => (behind, parts.push(Some("$".to_owned()))),
+            (None, Some(end)) => (end, parts.extend((name == "0").then_some(None))),
+            (None, None) => (behind, parts.push(Some("$".to_owned()))),
+        };
+    }
+    parts.push(Some(rest.to_owned()));
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +175,8 @@ mod tests {
     #[test]
     fn replacement_is_greedy_and_literal() {
         assert_eq!(pattern("s*").replaced("mississippi", "X", false), Ok("miX".into()));
-        assert_eq!(pattern("ss").replaced("mississippi", "$1", true), Ok("mi$1i$1ippi".into()));
+        assert_eq!(pattern("ss").replaced("mississippi", "$1", true), Ok("miiippi".into()));
+        assert_eq!(pattern("ss").replaced("mississippi", "$1", false), Ok("mi$1issippi".into()));
         assert_eq!(pattern("?").replaced("한국", ".", true), Ok("..".into()));
         assert_eq!(pattern("").replaced("abc", "X", true), Ok("XaXbXcX".into()));
         assert_eq!(pattern("").replaced("abc", "X", false), Ok("Xabc".into()));

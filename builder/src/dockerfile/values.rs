@@ -57,7 +57,7 @@ const SIGNALS: [&str; 34] = [
     "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
 ];
 
-/// Checks the expanded value of STOPSIGNAL: a number, or a name with or without `SIG`, in any case. The image's config
+/// Checks the expanded value of STOPSIGNAL: any number but zero, as it is not known where the image will run, or a name with or without `SIG`, in any case. The image's config
 /// keeps it as it is written.
 ///
 /// # Errors
@@ -67,10 +67,10 @@ pub fn check_signal(text: &str) -> Result<(), ValueError> {
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     // The Engine counts RTMIN+1 to RTMIN+15 and RTMAX-14 to RTMAX-1.
     let is_offset = |prefix: &str, most: u8| {
-        let digits = name.strip_prefix(prefix).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
-        digits.and_then(|digits| digits.parse().ok()).is_some_and(|offset| (1..=most).contains(&offset))
+        let offset = name.strip_prefix(prefix);
+        offset.is_some_and(|offset| (1..=most).any(|number| number.to_string() == offset))
     };
-    let is_known = text.parse::<u8>().is_ok_and(|number| (1..=64).contains(&number))
+    let is_known = text.parse::<i64>().is_ok_and(|number| number != 0)
         || SIGNALS.contains(&name)
         || matches!(name, "RTMIN" | "RTMAX")
         || is_offset("RTMIN+", 15)
@@ -113,10 +113,10 @@ mod tests {
 
     #[test]
     fn a_signal_is_a_number_or_a_name() {
-        for good in ["9", "QUIT", "SIGTERM", "sigusr1", "RTMIN+3", "SIGRTMAX-14", "RTMAX"] {
+        for good in ["9", "100", "-1", "+65", "QUIT", "SIGTERM", "sigusr1", "RTMIN+3", "SIGRTMAX-14", "RTMAX"] {
             assert_eq!(check_signal(good), Ok(()), "{good}");
         }
-        for bad in ["SIGNOTHING", "0", "65", "", "SIG", "RTMIN+16", "RTMIN+", "RTMAX-+1"] {
+        for bad in ["SIGNOTHING", "0", "-0", "9x", "", "SIG", "RTMIN+16", "RTMIN+", "RTMIN+01", "RTMAX-+1"] {
             assert!(check_signal(bad).is_err(), "{bad}");
         }
     }

@@ -88,13 +88,13 @@ pub(super) fn quoted(line: &LogicalLine, range: Range<usize>, escape: char) -> V
     words
 }
 
-/// The flags at the beginning of `range`, and the rest. A lone `--` ends the flags. Quotes are removed; the escape
-/// character of flags is always the backslash.
-pub(super) fn flags(line: &LogicalLine, range: Range<usize>) -> (Vec<Flag>, Range<usize>) {
+/// The flags at the beginning of `range`, and the rest. A lone `--` ends the flags. Quotes are removed, and so
+/// is the escape character.
+pub(super) fn flags(line: &LogicalLine, range: Range<usize>, escape: char) -> (Vec<Flag>, Range<usize>) {
     let mut found = Vec::new();
     let mut rest = trimmed(line, range);
     while line.text[rest.clone()].starts_with("--") {
-        let (flag, end) = flag(line, rest.clone());
+        let (flag, end) = flag(line, rest.clone(), escape);
         rest = trimmed(line, end..rest.end);
         match flag {
             Some(flag) => found.push(flag),
@@ -105,7 +105,7 @@ pub(super) fn flags(line: &LogicalLine, range: Range<usize>) -> (Vec<Flag>, Rang
 }
 
 /// The flag that `range` starts with, `None` for `--`; and the offset behind it.
-fn flag(line: &LogicalLine, range: Range<usize>) -> (Option<Flag>, usize) {
+fn flag(line: &LogicalLine, range: Range<usize>, escape: char) -> (Option<Flag>, usize) {
     let mut text = String::new();
     // Where the `=` stands: in the line, and in `text`.
     let mut equals = None;
@@ -120,7 +120,7 @@ fn flag(line: &LogicalLine, range: Range<usize>) -> (Option<Flag>, usize) {
             }
             None if c == '\'' || c == '"' => quote = Some(c),
             Some(open) if c == open => quote = None,
-            _ if c == '\\' => text.extend(characters.next().map(|(_, escaped)| escaped)),
+            _ if c == escape => text.extend(characters.next().map(|(_, escaped)| escaped)),
             _ => {
                 if c == '=' && equals.is_none() {
                     equals = Some((range.start + at, text.len()));
@@ -134,10 +134,9 @@ fn flag(line: &LogicalLine, range: Range<usize>) -> (Option<Flag>, usize) {
     }
     let name_end = equals.map_or(end, |(at, _)| at);
     let name_length = equals.map_or(text.len(), |(_, at)| at);
-    let name = Word {
-        text: text[..name_length].trim_start_matches("--").to_owned(),
-        span: line.span_of(range.start..name_end),
-    };
+    let name = &text[..name_length];
+    let name =
+        Word { text: name.strip_prefix("--").unwrap_or(name).to_owned(), span: line.span_of(range.start..name_end) };
     let value =
         equals.map(|(at, in_text)| Word { text: text[in_text + 1..].to_owned(), span: line.span_of(at + 1..end) });
     (Some(Flag { name, value }), end)

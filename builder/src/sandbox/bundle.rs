@@ -29,9 +29,10 @@ pub(super) fn write(process: &Process, directory: &Path) -> Result<(), Failure> 
     mounts.extend(files.iter().map(|(target, path)| bind(target, path, false)));
     mounts.extend(process.mounts.iter().map(|mount| match &mount.source {
         Source::Bind { path, read_only } => bind(&mount.target, path, *read_only),
-        Source::Tmpfs { size_bytes, mode } => {
+        Source::Tmpfs { size_bytes, mode, read_only } => {
             let mut options = vec!["nosuid".to_owned(), "nodev".into(), format!("mode={mode:o}")];
             options.extend(size_bytes.map(|size| format!("size={size}")));
+            options.extend(read_only.then(|| "ro".to_owned()));
             json!({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options})
         }
     }));
@@ -186,7 +187,7 @@ mod tests {
         process.network = Network::None;
         process.mounts = vec![
             Mount { target: "/a".into(), source: Source::Bind { path: "/b".into(), read_only: true } },
-            Mount { target: "/t".into(), source: Source::Tmpfs { size_bytes: Some(7), mode: 0o700 } },
+            Mount { target: "/t".into(), source: Source::Tmpfs { size_bytes: Some(7), mode: 0o700, read_only: true } },
         ];
         process.limits = Limits {
             memory_bytes: Some(100),
@@ -213,7 +214,7 @@ mod tests {
         };
         assert_eq!(
             (of("/a"), of("/t")),
-            (json!(["rbind", "rprivate", "ro"]), json!(["nosuid", "nodev", "mode=700", "size=7"]))
+            (json!(["rbind", "rprivate", "ro"]), json!(["nosuid", "nodev", "mode=700", "size=7", "ro"]))
         );
         assert!(config["linux"]["namespaces"].as_array().expect("a list").contains(&json!({"type": "network"})));
         let hosts = std::fs::read_to_string(directory.path().join("0")).expect("there");

@@ -153,6 +153,8 @@ pub enum Source {
         size_bytes: Option<u64>,
         /// The mode of its root directory.
         mode: u32,
+        /// Writing fails with EROFS.
+        read_only: bool,
     },
 }
 

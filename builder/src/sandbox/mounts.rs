@@ -114,12 +114,13 @@ fn open_source(source: &Source) -> Result<OwnedFd, Failure> {
             }
             Ok(tree)
         }
-        Source::Tmpfs { size_bytes, mode } => {
+        Source::Tmpfs { size_bytes, mode, read_only } => {
             let mode = format!("{mode:o}");
             let size = size_bytes.map(|size| size.to_string());
             let mut options = vec![("mode", mode.as_str())];
             options.extend(size.as_deref().map(|size| ("size", size)));
-            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+            flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, *read_only);
             new_mount("tmpfs", &options, flags).during(|| "make a tmpfs".into())
         }
     }

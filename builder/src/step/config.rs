@@ -25,6 +25,9 @@ pub(crate) const PROXY_ARGUMENTS: [&str; 10] = [
     "all_proxy",
 ];
 
+/// Build arguments for the scanner of packages, which are no variables.
+pub(crate) const SCAN_ARGUMENTS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
 /// ARG: the value given to the build, else the default, else that of a global ARG of the same name.
 pub(crate) fn arg(
     evaluation: &Evaluation<'_>,
@@ -34,21 +37,22 @@ pub(crate) fn arg(
 ) -> Result<(), BuildError> {
     let mut shown = Vec::new();
     for argument in arguments {
-        let name = evaluation.expand(stage, &argument.name, site)?;
+        let name = &argument.name.text;
         // A default that is not needed may be an error: `${NAME:?}`.
-        let is_given = evaluation.request.build_args.contains_key(&name);
+        let is_given = evaluation.request.build_args.contains_key(name);
         let default = argument.default.as_ref().filter(|_| !is_given);
         let default = default.map(|word| evaluation.expand(stage, word, site)).transpose()?;
-        let value = evaluation.argument(&name, default);
+        let value = evaluation.argument(name, default);
         shown.push(match &value {
             Some(value) => format!("{name}={value}"),
             None => name.clone(),
         });
         if let Some(value) = value {
-            if PROXY_ARGUMENTS.contains(&name.as_str()) {
-                stage.set_variable(&name, &value);
-            } else {
-                stage.set_argument(&name, &value);
+            if !SCAN_ARGUMENTS.contains(&name.as_str()) {
+                stage.set_variable(name, &value);
+            }
+            if !PROXY_ARGUMENTS.contains(&name.as_str()) {
+                stage.set_argument(name, &value);
             }
         }
     }

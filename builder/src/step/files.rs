@@ -16,7 +16,7 @@ use crate::changeset::unpack;
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
 use crate::context::{Patterns, without_passwords};
-use crate::dockerfile::{Add, Copy, FileSource, Files, Heredoc, InvalidMode, ModeChange, Word};
+use crate::dockerfile::{Add, Copy, Expander, FileSource, Files, Heredoc, InvalidMode, ModeChange, Word};
 use crate::error::{BuildError, Site};
 use crate::plan::SourceName;
 use crate::stage::StageState;
@@ -194,7 +194,7 @@ impl Job {
                         (SourceKind::Git(_), None) => Err(site.error("source can't be a git ref for COPY").into()),
                     }
                 }
-                FileSource::Heredoc(heredoc) => inline(builder, stage, heredoc, site),
+                FileSource::Heredoc(heredoc) => inline(stage, heredoc, site),
             })
             .collect::<Result<_, _>>()?;
         // A flag whose value expands to nothing is none.
@@ -212,7 +212,7 @@ impl Job {
                 other => other,
             })?),
         };
-        let excludes = files.excludes.iter().map(expand).collect::<Result<Vec<_>, _>>()?;
+        let excludes: Vec<String> = files.excludes.iter().map(|word| word.text.clone()).collect();
         let is_context = input.identity == Identity::Content;
         let epoch = stage.epoch.map(|seconds| Time { seconds, nanoseconds: 0 });
         let options = CopyOptions {
@@ -411,12 +411,11 @@ fn patterns(excludes: &[String]) -> Result<Option<Patterns>, crate::context::Bad
     (!excludes.is_empty()).then(|| Patterns::new(excludes.iter().map(String::as_str))).transpose()
 }
 
-fn inline(builder: &Builder<'_>, stage: &StageState, heredoc: &Heredoc, site: &Site) -> Result<Item, BuildError> {
+fn inline(stage: &StageState, heredoc: &Heredoc, site: &Site) -> Result<Item, BuildError> {
     let mut text = heredoc.text();
     if heredoc.expands {
         let lookup = |name: &str| stage.variable(name);
-        let expander = crate::dockerfile::Expander::new(builder.evaluation.escape, &lookup);
-        text = expander.expand_heredoc(&text).map_err(site.at(heredoc.span).because())?;
+        text = Expander::heredoc(&lookup).expand(&text).map_err(site.at(heredoc.span).because())?;
     }
     let name = heredoc.file_name().map_err(site.because())?;
     Ok(Item::Inline { name, bytes: text.into_bytes().into() })

@@ -135,9 +135,9 @@ impl StepMounts {
                     prepared.bind(&input, source.as_deref(), target, *is_writable, &place, site)?;
                 }
                 MountKind::Cache(cache) => prepared.cache(builder, cache, &place, site)?,
-                MountKind::Tmpfs { target, size_bytes } => prepared.mounts.push(sandbox::Mount {
+                MountKind::Tmpfs { target, size_bytes, is_read_only } => prepared.mounts.push(sandbox::Mount {
                     target: target.into(),
-                    source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: 0o1777 },
+                    source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: 0o1777, read_only: *is_read_only },
                 }),
                 MountKind::Secret { id, target, env, is_required, ownership } => {
                     let Some(secret) = builder.request().secrets.get(id) else {
@@ -450,7 +450,9 @@ fn absolute(kind: MountKind, working_dir: &str) -> MountKind {
             let id = cache.id.clone().unwrap_or_else(|| clean_path(&cache.target));
             MountKind::Cache(CacheMount { target: absolute(cache.target), id: Some(id), ..cache })
         }
-        MountKind::Tmpfs { target, size_bytes } => MountKind::Tmpfs { target: absolute(target), size_bytes },
+        MountKind::Tmpfs { target, size_bytes, is_read_only } => {
+            MountKind::Tmpfs { target: absolute(target), size_bytes, is_read_only }
+        }
         MountKind::Secret { id, target, env, is_required, ownership } => {
             MountKind::Secret { id, target: target.map(absolute), env, is_required, ownership }
         }

@@ -20,4 +20,5 @@ mod remote_cache;
 mod side_by_side;
 mod stages;
 mod support;
+mod syntax;
 mod trust;

@@ -59,7 +59,7 @@ use files::write_new;
 use lease::Lease;
 use lock::Lock;
 pub use names::NamedImage;
-pub use prune::{PruneOptions, Pruned};
+pub use prune::{DOCUMENT_MAX_BYTES, PruneOptions, Pruned};
 pub use steps::StepClaim;
 pub use uppers::{Upper, UpperLife};
 pub use verify::Damage;

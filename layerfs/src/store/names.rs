@@ -55,6 +55,19 @@ impl Store {
     /// # Errors
     /// A name with control characters or none at all, a blob that is not there, or what writing gives.
     pub fn set_name(&self, name: &str, descriptor: &Descriptor) -> Result<()> {
+        self.set_name_over(name, descriptor, |_| false)
+    }
+
+    /// The same, and all names that `is_other_spelling` knows for it go, in the one change.
+    ///
+    /// # Errors
+    /// As [`Store::set_name`].
+    pub fn set_name_over(
+        &self,
+        name: &str,
+        descriptor: &Descriptor,
+        is_other_spelling: impl Fn(&str) -> bool,
+    ) -> Result<()> {
         if name.is_empty() || name.chars().any(char::is_control) {
             return Err(StoreError::Name { name: name.to_owned(), role: "the name of an image" });
         }
@@ -62,7 +75,8 @@ impl Store {
             return Err(self.not_found(format!("blob {}", descriptor.digest())));
         }
         self.change_index(|manifests| {
-            manifests.retain(|manifest| name_of(manifest) != Some(name));
+            let goes = |other: &str| other == name || is_other_spelling(other);
+            manifests.retain(|manifest| !name_of(manifest).is_some_and(goes));
             let mut named = descriptor.clone();
             let mut annotations = named.annotations().clone().unwrap_or_default();
             annotations.insert(ANNOTATION_REF_NAME.to_owned(), name.to_owned());

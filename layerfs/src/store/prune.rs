@@ -2,8 +2,8 @@
 //!
 //! Invariant: under the store's exclusive lock, so that no session leases or publishes anything between marking and
 //! sweeping. Roots are the names, the leases of live sessions, the stacks of uppers, and the step records unless they
-//! go too; a referrer is none, it lives as long as its subject. Marking needs no knowledge of document types: every
-//! digest in a reachable document is reachable.
+//! go too; a referrer is none, it lives as long as its subject. Every digest in a reachable document is reachable;
+//! a manifest that cannot be followed ends the collection before an image loses anything.
 
 use std::collections::HashSet;
 use std::fs;
@@ -14,7 +14,7 @@ use oci_spec::image::ImageIndex;
 use serde_json::Value;
 
 use super::create::kept_extensions;
-use super::error::{AtPath, Result};
+use super::error::{AtPath, Result, StoreError};
 use super::files::{read_if_present, remove_if_present, taken_bytes};
 use super::lock::Lock;
 use super::names::{beside_of, name_of};
@@ -22,8 +22,8 @@ use super::{Store, lease, uppers};
 use crate::digest::{DiffId, Digest};
 use crate::index::{IndexFile, Subject};
 
-/// Manifests and configs are smaller, by the limit that registries set for manifests.
-const DOCUMENT_MAX_BYTES: u64 = 4 << 20;
+/// Manifests and configurations are no larger: twice what registries permit. Whoever puts one into a store keeps to it.
+pub const DOCUMENT_MAX_BYTES: u64 = 8 << 20;
 
 /// What a collection spares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -88,10 +88,12 @@ impl Store {
         let (mut roots, referrers) = self.roots(&index)?;
         if options.keep_steps {
             for path in files_in(&self.root.join("steps"))? {
-                collect_digests(&read_if_present(&path)?.unwrap_or_default(), &mut roots);
+                let mut digests = Vec::new();
+                collect_digests(&read_if_present(&path)?.unwrap_or_default(), &mut digests);
+                roots.extend(digests.into_iter().map(Reached::anything));
             }
         }
-        roots.extend(marked.drain());
+        roots.extend(marked.drain().map(Reached::anything));
         self.mark(roots, &mut marked)?;
         self.mark_referrers(&referrers, &mut marked)?;
         if referrers.iter().any(|referrer| !marked.contains(&referrer.digest)) {
@@ -106,7 +108,7 @@ impl Store {
     }
 
     /// What the list of manifests leads to, but for the referrers in it.
-    fn roots(&self, index: &ImageIndex) -> Result<(Vec<String>, Vec<Referrer>)> {
+    fn roots(&self, index: &ImageIndex) -> Result<(Vec<Reached>, Vec<Referrer>)> {
         let (mut roots, mut referrers) = (Vec::new(), Vec::new());
         for entry in index.manifests() {
             let digest = entry.digest().digest().to_owned();
@@ -117,7 +119,10 @@ impl Store {
             };
             match subject {
                 Some(subject) => referrers.push(Referrer { digest, subject }),
-                None => roots.push(digest),
+                None => {
+                    let is_document = name_of(entry).is_some() || is_document_type(entry.media_type().as_ref());
+                    roots.push(Reached { digest, is_document });
+                }
             }
         }
         Ok((roots, referrers))
@@ -137,7 +142,8 @@ impl Store {
         loop {
             let is_due =
                 |referrer: &&Referrer| marked.contains(&referrer.subject) && !marked.contains(&referrer.digest);
-            let due: Vec<String> = referrers.iter().filter(is_due).map(|referrer| referrer.digest.clone()).collect();
+            let reached = |referrer: &Referrer| Reached { digest: referrer.digest.clone(), is_document: true };
+            let due: Vec<Reached> = referrers.iter().filter(is_due).map(reached).collect();
             if due.is_empty() {
                 return Ok(());
             }
@@ -146,9 +152,15 @@ impl Store {
     }
 
     /// Adds to `marked` all that is reachable from some digests.
-    fn mark(&self, mut pending: Vec<String>, marked: &mut HashSet<String>) -> Result<()> {
-        while let Some(digest) = pending.pop() {
-            if !marked.insert(digest.clone()) {
+    fn mark(&self, mut pending: Vec<Reached>, marked: &mut HashSet<String>) -> Result<()> {
+        let mut followed = HashSet::new();
+        while let Some(Reached { digest, is_document }) = pending.pop() {
+            let is_new = marked.insert(digest.clone());
+            let path = self.root.join("blobs/sha256").join(&digest);
+            if is_document && followed.insert(digest.clone()) {
+                pending.extend(read_document(&path)?.iter().flat_map(reached_from));
+            }
+            if !is_new {
                 continue;
             }
             // A layer blob keeps its layer, and a layer its blobs.
@@ -157,12 +169,12 @@ impl Store {
                 let path = self.root.join("layers").join(format!("{digest}.{extension}"));
                 let text = read_if_present(&path)?.and_then(|bytes| String::from_utf8(bytes).ok());
                 is_layer |= text.is_some();
-                pending.extend(text.and_then(|text| hex_of(&text)));
+                pending.extend(text.and_then(|text| hex_of(&text)).map(Reached::anything));
             }
-            let path = self.root.join("blobs/sha256").join(&digest);
             let is_small = fs::metadata(&path).is_ok_and(|found| found.len() <= DOCUMENT_MAX_BYTES);
-            if is_small && !is_layer {
-                collect_digests(&read_if_present(&path)?.unwrap_or_default(), &mut pending);
+            if is_small && !is_layer && !is_document {
+                let bytes = read_if_present(&path)?.unwrap_or_default();
+                pending.extend(parsed(&bytes).iter().flat_map(reached_from));
             }
         }
         Ok(())
@@ -231,17 +243,64 @@ fn hex_of(text: &str) -> Option<String> {
 
 /// Adds the hexadecimal part of every SHA-256 digest in a JSON document; nothing from what is none.
 pub(super) fn collect_digests(document: &[u8], digests: &mut Vec<String>) {
-    // Layers of others are told from documents by their first byte.
-    if !document.trim_ascii_start().starts_with(b"{") {
-        return;
+    digests.extend(parsed(document).iter().flat_map(reached_from).map(|reached| reached.digest));
+}
+
+/// What a digest was found to lead to.
+struct Reached {
+    /// In hexadecimal.
+    digest: String,
+    /// Whether it is said to be a manifest or an index, without which what it holds up is unknown. A configuration that
+    /// cannot be read makes its image useless, and holds up nothing that the manifest does not.
+    is_document: bool,
+}
+
+impl Reached {
+    fn anything(digest: String) -> Self {
+        Self { digest, is_document: false }
     }
-    let mut pending = vec![serde_json::from_slice::<Value>(document).unwrap_or_default()];
-    while let Some(value) = pending.pop() {
+}
+
+fn is_document_type(media_type: &str) -> bool {
+    [
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    ]
+    .contains(&media_type)
+}
+
+/// A document that others hang on; `None` if it is not there.
+fn read_document(path: &Path) -> Result<Option<Value>> {
+    let Ok(metadata) = fs::metadata(path) else { return Ok(None) };
+    if metadata.len() > DOCUMENT_MAX_BYTES {
+        let what = format!("the document {}", path.display());
+        return Err(StoreError::BlobTooLarge { what, size_bytes: metadata.len(), limit_bytes: DOCUMENT_MAX_BYTES });
+    }
+    let Some(bytes) = read_if_present(path)? else { return Ok(None) };
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Json { path: path.to_owned(), source })
+}
+
+/// A JSON document; nothing if it is none.
+fn parsed(document: &[u8]) -> Option<Value> {
+    // Layers of others are told from documents by their first byte.
+    document.trim_ascii_start().starts_with(b"{").then(|| serde_json::from_slice(document).ok())?
+}
+
+/// Every SHA-256 digest in a document, and what is said there of what it names.
+fn reached_from(document: &Value) -> Vec<Reached> {
+    let (mut reached, mut pending) = (Vec::new(), vec![(document, false)]);
+    while let Some((value, is_document)) = pending.pop() {
         match value {
-            Value::String(text) => digests.extend(hex_of(&text)),
-            Value::Array(values) => pending.extend(values),
-            Value::Object(fields) => pending.extend(fields.into_iter().map(|(_, value)| value)),
+            Value::String(text) => reached.extend(hex_of(text).map(|digest| Reached { digest, is_document })),
+            Value::Array(values) => pending.extend(values.iter().map(|value| (value, false))),
+            Value::Object(fields) => {
+                let is_described = fields.get("mediaType").and_then(Value::as_str).is_some_and(is_document_type);
+                pending.extend(fields.iter().map(|(key, value)| (value, is_described && key == "digest")));
+            }
             _ => {}
         }
     }
+    reached
 }

@@ -8,14 +8,14 @@ mod sessions;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Cursor, Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
 use layerfs::{
-    Compression, DiffId, Encoder, Entry, EntryKind, EntryPath, FileKind, Layer, Packing, PackingWatch, PruneOptions,
-    Store, StoreError, TarWriter, Tree, TreeIndex, TreeInode, UpperLife, digest_of,
+    Compression, DOCUMENT_MAX_BYTES, DiffId, Encoder, Entry, EntryKind, EntryPath, FileKind, Layer, Packing,
+    PackingWatch, PruneOptions, Store, StoreError, TarWriter, Tree, TreeIndex, TreeInode, UpperLife, digest_of,
 };
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use tempfile::TempDir;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::{Deserialize, Serialize};
 
-use super::tar_files::{Compression, TarFiles, TarWriter, compression};
+use super::tar_files::{Compression, TarFiles, TarWriter, compression, most_layer_bytes, too_much};
 use crate::digest::{Digester, VerifyingReader, digest_of};
 use crate::draft::{Draft, Staging, parent};
 use crate::error::{Cause, Error};
@@ -110,16 +110,30 @@ impl Source for DockerArchiveSource {
     fn distrust(&self, _: &Descriptor) {}
 }
 
-/// Finds the image of a reference; without one the only image.
-fn find(files: &TarFiles, words: &str, reference: Option<&Reference>) -> Result<Item, Error> {
+/// The names that images have in an archive.
+pub(super) fn names(files: &TarFiles, words: &str) -> Result<Vec<Reference>, Error> {
+    let all = items(files, words)?;
+    Ok(all.iter().flat_map(tags_of).filter_map(|tag| tag.parse().ok()).collect())
+}
+
+fn tags_of(item: &Item) -> Vec<String> {
+    item.repo_tags.clone().unwrap_or_default()
+}
+
+fn items(files: &TarFiles, words: &str) -> Result<Vec<Item>, Error> {
     let fail = |cause| Error::local(format!("find the image in {words}"), cause);
     if !files.has("manifest.json") {
         return Err(fail(Cause::Malformed("it has no manifest.json: not made by docker save".to_owned())));
     }
     let bytes = read_small(files, words, "manifest.json")?;
-    let mut items: Vec<Item> = serde_json::from_slice(&bytes)
-        .map_err(|error| fail(Cause::Malformed(format!("its manifest.json is not understood: {error}"))))?;
-    let tags_of = |item: &Item| item.repo_tags.clone().unwrap_or_default();
+    serde_json::from_slice(&bytes)
+        .map_err(|error| fail(Cause::Malformed(format!("its manifest.json is not understood: {error}"))))
+}
+
+/// Finds the image of a reference; without one the only image.
+fn find(files: &TarFiles, words: &str, reference: Option<&Reference>) -> Result<Item, Error> {
+    let fail = |cause| Error::local(format!("find the image in {words}"), cause);
+    let mut items = items(files, words)?;
     let Some(reference) = reference else {
         if items.len() == 1 {
             return Ok(items.remove(0));
@@ -211,7 +225,8 @@ impl DockerArchiveDestination {
     }
 
     /// Writes a blob's uncompressed content.
-    fn write_blob(&self, digest: &Digest, content: &mut (dyn Read + Send)) -> io::Result<Plain> {
+    fn write_blob(&self, blob: &Descriptor, content: &mut (dyn Read + Send)) -> io::Result<Plain> {
+        let (digest, size_bytes) = (blob.digest(), blob.size());
         let mut start = [0; 4];
         let read = read_full(content, &mut start)?;
         let rest = io::Cursor::new(start).take(read as u64).chain(content);
@@ -220,9 +235,14 @@ impl DockerArchiveDestination {
             Compression::Gzip => Box::new(flate2::read::MultiGzDecoder::new(rest)),
             Compression::Zstd => Box::new(zstd::stream::read::Decoder::new(rest)?),
         };
-        let mut digesting = Digesting::new(plain);
+        let most_bytes = most_layer_bytes(size_bytes);
+        // A byte more, to tell content that is as long as it may be from what goes on.
+        let mut digesting = Digesting::new(plain.take(most_bytes + 1));
         let mut file = File::create(self.blob_path(digest))?;
         layout::pour(&mut digesting, &mut file)?;
+        if digesting.size_bytes > most_bytes {
+            return Err(Error::new(format!("decompress the blob {digest}"), too_much(most_bytes)).into());
+        }
         let (digest, size_bytes) = digesting.finish();
         Ok(Plain { digest, size_bytes })
     }
@@ -306,7 +326,7 @@ impl Destination for DockerArchiveDestination {
         let mut content = content.open()?;
         let doing = format!("write the blob {} to {}", descriptor.digest(), self.words);
         let plain = self
-            .write_blob(descriptor.digest(), &mut content)
+            .write_blob(descriptor, &mut content)
             .map_err(|error| Error::from_io(doing, self.staging.path(), error))?;
         self.plain.lock().unwrap_or_else(|poison| poison.into_inner()).push((descriptor.digest().clone(), plain));
         Ok(Stored::Sent)

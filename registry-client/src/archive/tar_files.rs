@@ -109,6 +109,16 @@ fn most_unpacked_bytes(packed_bytes: u64) -> u64 {
     packed_bytes.saturating_mul(1100).saturating_add(256 << 20)
 }
 
+/// What a layer may expand to: no more than a store takes either.
+pub(crate) fn most_layer_bytes(packed_bytes: u64) -> u64 {
+    most_unpacked_bytes(packed_bytes).min(128 << 30)
+}
+
+/// What is wrong with content that expands to more than that.
+pub(crate) fn too_much(most_bytes: u64) -> Cause {
+    Cause::Malformed(format!("it expands to more than {most_bytes} bytes"))
+}
+
 /// The content of a compressed archive in a file without a name.
 fn decompressed(file: File, kind: Compression, path: &Path, most_bytes: u64) -> Result<File, Error> {
     let doing = || format!("decompress the archive {}", path.display());
@@ -126,7 +136,7 @@ fn decompressed(file: File, kind: Compression, path: &Path, most_bytes: u64) -> 
         match content.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) if count as u64 > left => {
-                return Err(broken(io::Error::other(format!("it expands to more than {most_bytes} bytes"))));
+                return Err(Error::local(doing(), too_much(most_bytes)));
             }
             Ok(count) => {
                 left -= count as u64;

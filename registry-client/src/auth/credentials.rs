@@ -122,6 +122,11 @@ fn docker_key(registry: &str) -> &str {
     if registry == "docker.io" { DOCKER_HUB_KEY } else { registry }
 }
 
+/// The keys that helpers are asked with: podman keeps Docker Hub's credential under the name that it has in references.
+fn helper_keys(registry: &str) -> impl Iterator<Item = &str> {
+    [docker_key(registry)].into_iter().chain((docker_key(registry) != registry).then_some(registry))
+}
+
 /// `https://index.docker.io/v1/` -> `docker.io`; `https://r.example/v2/` -> `r.example`; others stay.
 fn normal_key(key: &str) -> String {
     let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://"));
@@ -164,10 +169,12 @@ impl CredentialFile {
     }
 
     fn find(&self, keys: &[String], registry: &str, helpers: &Programs<'_>) -> Result<Option<Credential>, Cause> {
-        if let Some(helper) = self.helper_of(registry)
-            && let Some(found) = helpers.find(&helper, docker_key(registry))?
-        {
-            return Ok(Some(found));
+        if let Some(helper) = self.helper_of(registry) {
+            for key in helper_keys(registry) {
+                if let Some(found) = helpers.find(&helper, key)? {
+                    return Ok(Some(found));
+                }
+            }
         }
         let Some(auths) = self.json.get("auths").and_then(Value::as_object) else { return Ok(None) };
         for key in keys {
@@ -235,11 +242,15 @@ fn change(path: &Path, registry: &str, credential: Option<&Credential>, helpers:
     let mut existed = false;
     let helper = file.helper_of(registry);
     if let Some(helper) = &helper {
-        existed = helpers.find(helper, docker_key(registry))?.is_some();
-        match credential {
-            Some(credential) => helpers.store(helper, docker_key(registry), credential)?,
-            None if existed => helpers.run(helper, "erase", docker_key(registry).as_bytes()).map(|_| ())?,
-            None => {}
+        for key in helper_keys(registry) {
+            let is_there = helpers.find(helper, key)?.is_some();
+            existed |= is_there;
+            if credential.is_none() && is_there {
+                helpers.run(helper, "erase", key.as_bytes())?;
+            }
+        }
+        if let Some(credential) = credential {
+            helpers.store(helper, docker_key(registry), credential)?;
         }
     }
     let auths = file.json.entry("auths").or_insert_with(|| Value::Object(serde_json::Map::new()));
@@ -438,6 +449,17 @@ mod tests {
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("made executable");
         credentials.helper_directories = vec![keep.path().to_owned()];
         (keep, credentials)
+    }
+
+    #[test]
+    fn a_helper_that_podman_filled_is_asked_for_docker_hub_by_its_name_too() {
+        let (keep, credentials) = with_helper();
+        let script = "#!/bin/sh\nread -r key\n[ \"$key\" = docker.io ] && [ $1 = get ] && exec echo \
+            '{\"Username\": \"me\", \"Secret\": \"p\"}'\necho 'credentials not found in native keychain'; exit 1\n";
+        std::fs::write(keep.path().join("docker-credential-test"), script).expect("written");
+        std::fs::write(keep.path().join("auth.json"), r#"{"credHelpers": {"docker.io": "test"}}"#).expect("written");
+        assert_eq!(credentials.find("docker.io", "library/app").expect("asked"), Some(password("me", "p")));
+        assert_eq!(credentials.find("other.example", "app").expect("not asked"), None);
     }
 
     #[test]

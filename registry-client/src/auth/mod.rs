@@ -60,10 +60,15 @@ impl Authenticator {
         Self { credentials, challenges: Mutex::default(), found: Mutex::default(), tokens: Tokens::default() }
     }
 
-    /// The authorization to send at once, where the registry is known to want one.
+    /// The authorization to send at once, where the registry is known to want one. Who has no password that it asked
+    /// for once asks without: other repositories there may be public.
     pub(crate) fn known(&self, transport: &Transport, purpose: &Purpose<'_>) -> Result<Option<Authorization>, Cause> {
         let challenge = lock(&self.challenges).get(purpose.host.endpoint.origin()).cloned();
-        challenge.map(|challenge| self.answer(transport, purpose, &challenge, None)).transpose()
+        let Some(challenge) = challenge else { return Ok(None) };
+        if challenge == Challenge::Basic && self.basic(purpose)?.is_none() {
+            return Ok(None);
+        }
+        self.answer(transport, purpose, &challenge, None).map(Some)
     }
 
     /// The authorization to try after a refusal, or the reason why there is none.
@@ -102,12 +107,24 @@ impl Authenticator {
             return Ok(None);
         }
         lock(&self.found).remove(&(purpose.host.name.clone(), purpose.repository.to_owned()));
-        let header = self.credential(purpose)?.as_ref().and_then(token::basic_authorization);
+        let header = self.basic(purpose)?;
         Ok(header.filter(|header| *header != refused.header).map(|header| Authorization {
             header,
             token: None,
             has_credentials: true,
         }))
+    }
+
+    fn basic(&self, purpose: &Purpose<'_>) -> Result<Option<Secret>, Cause> {
+        Ok(self.credential(purpose)?.as_ref().and_then(token::basic_authorization))
+    }
+
+    /// Whether a refusal tells of rights that a request of this purpose did not have (insufficient_scope).
+    pub(crate) fn wants_more<'a>(&self, purpose: &Purpose<'_>, challenges: impl Iterator<Item = &'a str>) -> bool {
+        match challenge::best(challenges) {
+            Some(Challenge::Bearer { scope: Some(scope), .. }) => purpose.scopes.with(&scope) != *purpose.scopes,
+            _ => false,
+        }
     }
 
     /// All that was sent or may be: passwords, tokens, and the forms in which they travel.

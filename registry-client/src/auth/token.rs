@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io::Read;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use serde::Deserialize;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::credentials::Credential;
 use crate::error::{Answer, Cause};
 use crate::hosts::Host;
+use crate::retry::parse_retry_after;
 use crate::secret::Secret;
 use crate::transport::{Body, Method, Response, Transport};
 use crate::url::{Origin, Url, percent_encode};
@@ -232,7 +233,8 @@ fn read_token(
     }
     if status != 200 {
         let request = format!("the token server {realm}");
-        return Err(Cause::Answer(Answer { status, request, code: None, message: None, retry_after: None }));
+        let retry_after = response.header("retry-after").and_then(|text| parse_retry_after(text, SystemTime::now()));
+        return Err(Cause::Answer(Answer { status, request, code: None, message: None, retry_after }));
     }
     let mut bytes = Vec::new();
     let malformed = |what: String| Cause::Malformed(format!("the token server {realm} sent {what}"));

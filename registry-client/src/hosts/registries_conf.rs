@@ -127,8 +127,12 @@ impl RegistriesConf {
             if prefix.is_empty() {
                 return Err(wrong("a registry has neither prefix nor location".to_owned()));
             }
-            if prefix.starts_with("*.") && registry.location.is_some() && prefix.contains('/') {
-                return Err(wrong(format!("the prefix {prefix:?} mixes a wildcard and a path")));
+            if prefix.starts_with("*.") && prefix.contains(['/', ':', '@']) {
+                return Err(wrong(format!("the prefix {prefix:?} mixes a wildcard and a port, path or digest")));
+            }
+            let last = prefix.split_once('/').map_or("", |(_, path)| path);
+            if last.contains([':', '@']) {
+                return Err(wrong(format!("the prefix {prefix:?} has a tag or digest, which is not supported")));
             }
             self.registries.retain(|known| known.prefix() != prefix);
             self.registries.push(registry);
@@ -140,13 +144,15 @@ impl RegistriesConf {
     pub(crate) fn locate(&self, registry: &str, repository: &str) -> Result<Located, Cause> {
         let name = format!("{registry}/{repository}");
         let found = self.registries.iter().filter_map(|known| Some((known.matches(&name)?, known)));
+        // By what is written: a host that is named outweighs a wildcard that it fits.
+        let found = found.max_by_key(|(_, known)| known.prefix().len());
         let here = Location {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             is_insecure: false,
             takes: Takes::All,
         };
-        let Some((length, found)) = found.max_by_key(|(length, _)| *length) else {
+        let Some((length, found)) = found else {
             return Ok(Located { mirrors: Vec::new(), location: here });
         };
         if found.blocked {
@@ -174,8 +180,9 @@ impl Registry {
     fn matches(&self, name: &str) -> Option<usize> {
         let prefix = self.prefix();
         if let Some(domain) = prefix.strip_prefix('*') {
-            let host = name.split('/').next().unwrap_or_default();
-            return host.split(':').next().unwrap_or_default().ends_with(domain).then_some(host.len());
+            // The port goes on behind the location.
+            let host = name.split(['/', ':']).next().unwrap_or_default();
+            return host.ends_with(domain).then_some(host.len());
         }
         let rest = name.strip_prefix(prefix)?;
         (rest.is_empty() || rest.starts_with('/')).then_some(prefix.len())
@@ -252,6 +259,22 @@ mod tests {
         let conf = load(text).expect("valid");
         assert!(conf.locate("a.b.example.com:5000", "x").is_err());
         assert!(conf.locate("example.com", "x").is_ok());
+    }
+
+    #[test]
+    fn a_host_outweighs_a_wildcard_wherever_they_stand_and_a_port_stays() {
+        let wildcard = "[[registry]]\nprefix = \"*.example.com\"\nlocation = \"mirror.example/all\"\n";
+        let host = "[[registry]]\nprefix = \"long.name.example.com\"\nlocation = \"own.example\"\n";
+        for text in [format!("{wildcard}{host}"), format!("{host}{wildcard}")] {
+            assert_eq!(show(&located(&text, "long.name.example.com/a").location), "own.example/a");
+            assert_eq!(show(&located(&text, "x.example.com/a").location), "mirror.example/all/a");
+        }
+        let text = "[[registry]]\nprefix = \"*.example.com\"\nlocation = \"mirror.example\"\n";
+        assert_eq!(show(&located(text, "x.example.com:5000/a").location), "mirror.example:5000/a");
+        for prefix in ["example.com/a:1", "example.com/a@sha256:0", "*.example.com:5000", "*.example.com/a"] {
+            assert!(load(&format!("[[registry]]\nprefix = \"{prefix}\"\nblocked = true")).is_err(), "{prefix}");
+        }
+        assert!(load("[[registry]]\nprefix = \"example.com:5000/a\"\nblocked = true").is_ok());
     }
 
     #[test]

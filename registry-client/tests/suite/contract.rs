@@ -3,6 +3,7 @@
 use std::io::{Cursor, Read};
 use std::path::Path;
 
+use fixtures::fault::{FaultServer, Reply};
 use fixtures::registry::Registry;
 use oci_spec::image::{Descriptor, Digest};
 use registry_client::*;
@@ -192,6 +193,51 @@ fn one_platform_of_an_index_or_all_of_it_is_copied() {
     let options = CopyOptions { platforms: none, ..CopyOptions::default() };
     let error = copy(&image, &one, &options, &Silent).expect_err("no such platform").to_string();
     assert!(error.contains("no image for windows/amd64, only for linux/amd64, linux/arm64, linux/s390x"), "{error}");
+}
+
+/// A manifest that is known by its SHA-512 digest.
+fn known_by_sha512(manifest: &Manifest) -> Manifest {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), manifest.bytes()).expect("written");
+    let said = std::process::Command::new("sha512sum").arg(file.path()).output().expect("coreutils are there").stdout;
+    let hex = String::from_utf8(said).expect("a sum").split(' ').next().expect("a sum").to_owned();
+    let digest = Digest::try_from(format!("sha512:{hex}")).expect("a digest");
+    Manifest::known_as(&digest, None, manifest.bytes().to_vec()).expect("it has this digest")
+}
+
+#[test]
+fn an_image_is_kept_under_the_digest_that_leads_to_it() {
+    let image = MemoryImage::sample("sha512");
+    let child = known_by_sha512(&image.top().expect("a manifest"));
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [child.descriptor()],
+        "mediaType": "application/vnd.oci.image.index.v1+json"});
+    image.add_manifest(child.clone());
+    image.set_top(Manifest::new(None, index.to_string().into_bytes()).expect("an index"));
+    let all = CopyOptions { platforms: PlatformChoice::All, ..CopyOptions::default() };
+    let directory = tempfile::tempdir().expect("a directory");
+    let layout = OciLayout::new(directory.path(), Some("x".to_owned()));
+    copy(&image, &layout, &all, &Silent).expect("copied");
+    let again = MemoryImage::empty();
+    copy(&layout, &again, &all, &Silent).expect("what was written is whole");
+    assert_eq!(Source::manifest(&again, Some(child.digest())).expect("it is there"), child);
+    assert!(Manifest::known_as(child.digest(), None, image.top().expect("an index").bytes().to_vec()).is_err());
+}
+
+#[test]
+fn an_image_is_put_under_a_digest_of_whatever_algorithm() {
+    let server = FaultServer::start(|request| match request.method.as_str() {
+        "HEAD" => Reply::new(200),
+        _ => Reply::new(201),
+    });
+    let image = MemoryImage::sample("sha512");
+    let digest = known_by_sha512(&image.top().expect("a manifest")).digest().clone();
+    let reference: Reference = format!("{}/app@{digest}", server.address()).parse().expect("a name");
+    let destination = RegistryDestination::new(&Client::new(quick()), &reference).expect("a place");
+    destination.put_manifest(&image.top().expect("a manifest"), true).expect("put");
+    assert_eq!(server.count("PUT", &format!("/manifests/{digest}")), 1);
+    let other = MemoryImage::sample("other").top().expect("a manifest");
+    let error = destination.put_manifest(&other, true).expect_err("another manifest");
+    assert!(matches!(error.cause(), Cause::DigestMismatch { .. }), "{error}");
 }
 
 #[test]

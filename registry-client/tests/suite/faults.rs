@@ -477,9 +477,9 @@ fn a_password_that_expired_is_looked_up_again() {
 #[test]
 fn a_proxy_that_cannot_be_used_is_an_error_without_its_password() {
     for proxy in ["socks5://me:hunter2@127.0.0.1:1", "http://me:hunter2@"] {
-        let transport = TransportOptions { http_proxy: Some(Secret::new(proxy)), ..TransportOptions::default() };
+        let transport = TransportOptions { https_proxy: Some(Secret::new(proxy)), ..TransportOptions::default() };
         let client = Client::new(ClientOptions { transport, ..quick() });
-        let reference: Reference = "127.0.0.1:1/a".parse().expect("a reference");
+        let reference: Reference = "far.invalid:1/a".parse().expect("a reference");
         let error = client.repository(&reference).expect("a host").tags().expect_err("no such proxy");
         assert!(error.to_string().contains("the proxy"), "{error}");
         assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");

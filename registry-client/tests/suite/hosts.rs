@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fixtures::fault::{FaultServer, Reply, Request};
+use fixtures::fault::{FaultServer, Reading, Reply, Request};
 use fixtures::registry::{Registry, make_certificate};
 use oci_spec::image::{Descriptor, MediaType};
 use registry_client::*;
@@ -237,6 +237,41 @@ fn a_mirror_that_is_down_costs_one_warning_and_no_pull() {
     assert!(pull(&client, &format!("{}/app:1", registry.address())).expect("pulled").blobs() == image.blobs());
     let warnings = warnings.0.lock().expect("no panic");
     assert!(warnings.len() == 1 && warnings[0].contains("refused"), "{warnings:?}");
+}
+
+#[test]
+fn a_mirror_that_answers_nothing_but_failures_costs_two_requests() {
+    let image = image("sick");
+    let registry = server_of(image);
+    for is_broken in [false, true] {
+        let reply = move || Reply::new(503).body("x".repeat(10));
+        let watch = move |_: &Request| if is_broken { Reading::Break } else { Reading::On };
+        let mirror = FaultServer::watching(watch, move |_| reply());
+        let settings = Settings::new().registries_conf(&format!(
+            "[[registry]]\nprefix = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"",
+            registry.address(),
+            mirror.address()
+        ));
+        let client =
+            Client::new(ClientOptions { retry: RetryPolicy { tries: 6, ..quick().retry }, ..settings.options() });
+        assert!(pull(&client, &format!("{}/app:1", registry.address())).expect("pulled").blobs() == image.blobs());
+        // Broken connections are made anew by the library itself once.
+        assert!(mirror.requests().len() <= if is_broken { 4 } else { 2 }, "{}", mirror.requests().len());
+    }
+}
+
+#[test]
+fn a_mirror_that_wants_a_pause_is_not_waited_for() {
+    let image = image("busy");
+    let registry = server_of(image);
+    let mirror = FaultServer::start(|_| Reply::new(429).header("Retry-After", "2"));
+    let settings = Settings::new().registries_conf(&format!(
+        "[[registry]]\nprefix = \"{}\"\n[[registry.mirror]]\nlocation = \"{}\"",
+        registry.address(),
+        mirror.address()
+    ));
+    assert!(pull(&settings.client(), &format!("{}/app:1", registry.address())).is_ok());
+    assert_eq!(mirror.requests().len(), 4, "each is asked for once");
 }
 
 #[test]

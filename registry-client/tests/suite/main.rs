@@ -1,5 +1,6 @@
 //! The tests of this crate from outside: one program, so that it links once.
 
+mod access;
 mod companions;
 mod contract;
 mod faults;
@@ -11,6 +12,7 @@ mod ranges;
 mod referrers;
 mod registry;
 mod resume;
+mod sick;
 mod signatures;
 mod stream;
 mod support;

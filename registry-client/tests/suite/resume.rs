@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 
-use fixtures::fault::{FaultServer, Reply, Request};
+use fixtures::fault::{FaultServer, Reading, Reply, Request};
 use fixtures::registry::Registry;
 use oci_spec::image::{Descriptor, MediaType};
 use registry_client::*;
@@ -198,4 +198,50 @@ fn a_blob_that_the_registry_has_in_another_repository_is_taken_from_there() {
     let name = format!("{}.blobs", registry.address());
     std::fs::write(directory.path().join(name), format!("{} not/there\n", layer.digest())).expect("written");
     assert_eq!(push(&client(), "fourth").sent, 3);
+}
+
+#[test]
+fn an_upload_that_the_registry_lost_begins_anew() {
+    let (bytes, descriptor) = layer();
+    let keeping = Arc::new(Keeping::default());
+    let answering = Arc::clone(&keeping);
+    let puts = Mutex::new(0);
+    let server = FaultServer::start(move |request| {
+        let mut puts = puts.lock().expect("no panic");
+        let is_put = request.method == "PUT";
+        *puts += usize::from(is_put);
+        match *puts {
+            1 if is_put => Reply::new(404).body(r#"{"errors": [{"code": "BLOB_UPLOAD_UNKNOWN"}]}"#),
+            _ => answering.answer(request),
+        }
+    });
+    repository(server.address(), quick()).put_blob(&descriptor, &bytes).expect("pushed");
+    assert!(*keeping.stored.lock().expect("no panic") == bytes);
+}
+
+#[test]
+fn an_upload_that_is_lost_each_time_ends() {
+    let (bytes, descriptor) = layer();
+    let server = FaultServer::start(|request| match request.method.as_str() {
+        "POST" => Reply::new(202).header("Location", "/v2/a/blobs/uploads/id"),
+        _ => Reply::new(404),
+    });
+    let error = repository(server.address(), quick()).put_blob(&descriptor, &bytes).expect_err("it never succeeds");
+    assert!(matches!(error.cause(), Cause::UploadLost(_)), "{error}");
+    assert_eq!(server.count("PUT", "/uploads/"), 4, "as often as any other failure");
+}
+
+#[test]
+fn what_breaks_and_leaves_nothing_goes_on_in_chunks() {
+    let (bytes, descriptor) = layer();
+    let keeping = Arc::new(Keeping::default());
+    let answering = Arc::clone(&keeping);
+    let watch = |request: &Request| match request.method == "PUT" && request.body.len() > 1_000_000 {
+        true => Reading::Break,
+        false => Reading::On,
+    };
+    let server = FaultServer::watching(watch, move |request| answering.answer(request));
+    repository(server.address(), quick()).put_blob(&descriptor, &bytes).expect("pushed");
+    assert!(*keeping.stored.lock().expect("no panic") == bytes);
+    assert_eq!(ranges(&server).len(), 3, "of 4 MiB at most");
 }

@@ -9,7 +9,7 @@ use crate::progress::Mode;
 
 /// Builds, ships and mounts container images: no daemon, no root.
 #[derive(Parser)]
-#[command(name = "nacre", version, propagate_version = true, max_term_width = 100, disable_help_subcommand = true)]
+#[command(name = "nacre", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Names of images are those of docker: `app`, `app:1.0`, `ghcr.io/me/app@sha256:...`.\n\
     The store lies at --root, else $NACRE_ROOT, else /var/lib/nacre (root) or ~/.local/share/nacre.")]
 pub(crate) struct Cli {
@@ -51,6 +51,10 @@ pub(crate) enum Verb {
     Pull(commands::pull::Args),
     /// Copy an image between registries, layouts, archives and the store
     Copy(commands::copy::Args),
+    /// Write an image of the store to a file
+    Save(commands::save::Args),
+    /// Read images from a file into the store
+    Load(commands::load::Args),
     /// Copy many images, as a list file says
     Sync(commands::sync::Args),
     /// List the tags of a repository
@@ -97,6 +101,9 @@ pub(crate) enum Verb {
     Remove(commands::remove::Args),
     /// Remove what no name leads to
     Prune(commands::prune::Args),
+    /// The verbs for images, as docker groups them
+    #[command(subcommand, hide = true)]
+    Image(ImageVerb),
     /// Check the signatures of an image; without one, read the whole store and tell what is damaged
     Verify(commands::verify::Args),
     /// Try out what this host permits
@@ -109,4 +116,51 @@ pub(crate) enum Verb {
     Completions(commands::completions::Args),
     #[command(name = SERVER_VERB, hide = true)]
     MountServer(commands::mount::ServerArgs),
+}
+
+/// What docker and podman have below `image`, which all stands alone here too.
+#[derive(Subcommand)]
+pub(crate) enum ImageVerb {
+    /// Build an image from a Dockerfile
+    Build(Box<commands::build::Args>),
+    /// Push an image of the store to a registry
+    Push(commands::push::Args),
+    /// Pull an image from a registry into the store
+    Pull(commands::pull::Args),
+    /// List the images of the store
+    #[command(visible_alias = "list")]
+    Ls(commands::images::Args),
+    /// Show what an image consists of
+    Inspect(commands::inspect::Args),
+    /// List the steps that made an image
+    History(commands::history::Args),
+    /// Give an image further names
+    Tag(commands::tag::Args),
+    /// Remove names of images
+    #[command(visible_alias = "remove")]
+    Rm(commands::remove::Args),
+    /// Remove what no name leads to
+    Prune(commands::prune::Args),
+    /// Write an image of the store to a file
+    Save(commands::save::Args),
+    /// Read images from a file into the store
+    Load(commands::load::Args),
+}
+
+impl From<ImageVerb> for Verb {
+    fn from(verb: ImageVerb) -> Self {
+        match verb {
+            ImageVerb::Build(args) => Self::Build(args),
+            ImageVerb::Push(args) => Self::Push(args),
+            ImageVerb::Pull(args) => Self::Pull(args),
+            ImageVerb::Ls(args) => Self::Images(args),
+            ImageVerb::Inspect(args) => Self::Inspect(args),
+            ImageVerb::History(args) => Self::History(args),
+            ImageVerb::Tag(args) => Self::Tag(args),
+            ImageVerb::Rm(args) => Self::Remove(args),
+            ImageVerb::Prune(args) => Self::Prune(args),
+            ImageVerb::Save(args) => Self::Save(args),
+            ImageVerb::Load(args) => Self::Load(args),
+        }
+    }
 }

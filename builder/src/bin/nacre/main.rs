@@ -49,7 +49,18 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return usage::answer(error),
     };
-    if matches!(&cli.verb, Verb::Build(args) if args.quiet) {
+    if let Verb::Image(verb) = cli.verb {
+        cli.verb = verb.into();
+    }
+    let is_quiet = match &cli.verb {
+        Verb::Build(args) => args.quiet,
+        Verb::Pull(args) => args.quiet,
+        Verb::Push(args) => args.quiet,
+        Verb::Save(args) => args.quiet,
+        Verb::Load(args) => args.quiet,
+        _ => false,
+    };
+    if is_quiet {
         cli.global.progress = progress::Mode::Quiet;
     }
     let is_run = matches!(cli.verb, Verb::Run(_));
@@ -104,6 +115,8 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Push(args) => commands::push::run(session, &args),
         Verb::Pull(args) => commands::pull::run(session, &args),
         Verb::Copy(args) => commands::copy::run(session, &args),
+        Verb::Save(args) => commands::save::run(session, &args),
+        Verb::Load(args) => commands::load::run(session, &args),
         Verb::Sync(args) => commands::sync::run(session, &args),
         Verb::Tags(args) => commands::tags::run(session, &args),
         Verb::Catalog(args) => commands::catalog::run(session, &args),
@@ -132,6 +145,7 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         | Verb::Completions(_)
         | Verb::Doctor(_)
         | Verb::Unshare(_) => unreachable!("they were carried out without a session"),
+        Verb::Image(_) => unreachable!("it stands for another one"),
     }
 }
 

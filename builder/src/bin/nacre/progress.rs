@@ -153,6 +153,12 @@ impl Display {
         self.json("copied", fields);
     }
 
+    /// The same about one that was there as it is.
+    pub(crate) fn unchanged(&self, from: &str, to: &str) {
+        self.line(&format!("{from} -> {to}: unchanged"));
+        self.json("copied", serde_json::json!({ "source": from, "destination": to, "moved": 0, "skipped": 0 }));
+    }
+
     fn write(&self, text: &str) {
         if !self.is_silent.load(Ordering::SeqCst) {
             // Standard error that is closed is no reason to stop a build.

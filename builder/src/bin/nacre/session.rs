@@ -40,8 +40,7 @@ impl Session {
         let display = Arc::new(Display::new(global.progress));
         let transport = TransportOptions {
             https_proxy: variable("https_proxy").map(Secret::new),
-            // Not the upper case: a CGI program could be given it by a request header.
-            http_proxy: env::var("http_proxy").ok().filter(|proxy| !proxy.is_empty()).map(Secret::new),
+            http_proxy: http_proxy().map(Secret::new),
             no_proxy: variable("no_proxy"),
             ..TransportOptions::default()
         };
@@ -152,6 +151,14 @@ fn variable(name: &str) -> Option<String> {
     read(name).or_else(|| read(&name.to_ascii_uppercase()))
 }
 
+/// A CGI program can be given the upper case by a header of a request, so that Go does not believe it there.
+fn http_proxy() -> Option<String> {
+    match env::var_os("REQUEST_METHOD") {
+        Some(_) => env::var("http_proxy").ok().filter(|proxy| !proxy.is_empty()),
+        None => variable("http_proxy"),
+    }
+}
+
 fn default_root() -> anyhow::Result<PathBuf> {
     if let Some(data) = env::var_os("XDG_DATA_HOME").filter(|_| !is_root()) {
         return Ok(PathBuf::from(data).join("nacre"));
@@ -181,14 +188,16 @@ pub(crate) fn docker_config() -> Option<PathBuf> {
     }
 }
 
-/// The settings of containers' tools, the user's after the system's.
+/// The settings of containers' tools, the user's after the system's; a file of the user stands for all of the system's.
 fn registries_conf() -> Vec<PathBuf> {
     if let Some(file) = env::var_os("CONTAINERS_REGISTRIES_CONF") {
         return vec![file.into()];
     }
     let system = ["/etc/containers/registries.conf", "/etc/containers/registries.conf.d"].map(PathBuf::from);
-    let own = [home(".config/containers/registries.conf"), home(".config/containers/registries.conf.d")];
-    system.into_iter().chain(own.into_iter().flatten()).collect()
+    let own = home(".config/containers/registries.conf");
+    let has_own = own.as_ref().is_some_and(|file| file.exists());
+    let first = if has_own { own.into_iter().collect() } else { system.to_vec() };
+    first.into_iter().chain(home(".config/containers/registries.conf.d")).collect()
 }
 
 /// Certificates and hosts by registry, as containers' tools, docker and containerd keep them; the user's first.
@@ -247,10 +256,14 @@ pub(crate) fn path() -> Vec<PathBuf> {
     env::var_os("PATH").map(|path| env::split_paths(&path).collect()).unwrap_or_default()
 }
 
-/// The files that hold credentials, the first to be asked first.
+/// The files that hold credentials, the first to be asked first. One that is named stands for all, as in podman.
 fn credential_files() -> Vec<PathBuf> {
-    let own = env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from);
-    [own, docker_config(), runtime_auth_file(), home(".config/containers/auth.json")].into_iter().flatten().collect()
+    if let Some(own) = env::var_os("REGISTRY_AUTH_FILE") {
+        return vec![own.into()];
+    }
+    let settings = env::var_os("XDG_CONFIG_HOME").filter(|directory| !directory.is_empty()).map(PathBuf::from);
+    let kept = settings.or_else(|| home(".config")).map(|directory| directory.join("containers/auth.json"));
+    [docker_config(), runtime_auth_file(), kept].into_iter().flatten().collect()
 }
 
 /// Where `podman login` keeps credentials until the machine stops (containers-auth.json(5)).

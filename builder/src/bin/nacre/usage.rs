@@ -15,7 +15,7 @@ use crate::commands::run::OWN_FAILURE;
 use crate::report;
 
 /// Verbs of docker and podman that are none here, and what does their work.
-const VERBS: [(&str, &str); 25] = [
+const VERBS: [(&str, &str); 22] = [
     ("trust", "`nacre sign` signs, `nacre verify --key` checks; policy.json says what is let in (--signature-policy)"),
     ("exec", "no container goes on in the background; `nacre run IMAGE COMMAND` runs one in a fresh state"),
     ("ps", "no container goes on in the background; `nacre mount` lists what is mounted"),
@@ -26,15 +26,12 @@ const VERBS: [(&str, &str); 25] = [
     ("create", "`nacre mount IMAGE DIRECTORY` makes a copy-on-write copy, `nacre commit` an image of it"),
     ("logs", "no container goes on in the background: its output is that of `nacre run`"),
     ("diff", "`nacre commit DIRECTORY NAME` makes a layer of what was changed in a mount"),
-    ("save", "`nacre copy IMAGE docker-archive:FILE` (or oci-archive:FILE) writes it to a file"),
-    ("load", "`nacre copy docker-archive:FILE NAME` (or oci-archive:FILE) reads it from a file"),
     ("export", "`nacre copy IMAGE oci-archive:FILE` writes the image; `nacre mount IMAGE DIRECTORY` shows its files"),
     ("import", "a Dockerfile of `FROM scratch` and `ADD FILE.tar /` makes an image of a tar file"),
     ("cp", "`nacre mount IMAGE DIRECTORY` shows the files of an image"),
     ("search", "registries have no common search; `nacre tags` and `nacre catalog` list what one has"),
     ("buildx", "`nacre build` has the flags of `docker buildx build`"),
     ("builder", "there is no builder to manage: `nacre build` is all of it, `nacre prune --all` empties its cache"),
-    ("image", "the verbs stand alone: `nacre images`, `inspect`, `history`, `tag`, `remove`, `prune`"),
     ("container", "no container stays: `nacre run IMAGE` runs one in a fresh state"),
     ("system", "`nacre prune` frees disk space, `nacre doctor` tells what this host permits"),
     ("info", "`nacre doctor` tells what this host permits"),
@@ -44,7 +41,7 @@ const VERBS: [(&str, &str); 25] = [
 ];
 
 /// Flags of docker that are none here, by verb, and what does their work.
-const FLAGS: [(&[&str], &[&str], &str); 23] = [
+const FLAGS: [(&[&str], &[&str], &str); 22] = [
     (&["run"], &["-p", "--publish", "-P", "--publish-all", "--expose"], NO_PORTS),
     (&["run"], &["-d", "--detach", "--restart", "--cidfile", "-a", "--attach", "--detach-keys"], NO_DAEMON),
     (
@@ -103,7 +100,6 @@ const FLAGS: [(&[&str], &[&str], &str); 23] = [
         &["-a", "--all", "--filter", "-f", "--no-trunc", "--digests"],
         "every name of the store is listed; --format json has whole digests",
     ),
-    (&["remove"], &["-f", "--force"], "nothing holds an image but its names, so that there is nothing to force"),
 ];
 
 const NO_PORTS: &str = "the command has this machine's network (--network default): its ports are open as they are";
@@ -170,13 +166,22 @@ pub(crate) fn answer(mut error: clap::Error) -> ExitCode {
     let mut command = Cli::command();
     command.build();
     let verbs = spoken(&command, std::env::args().skip(1));
-    let verb = verbs.first().map_or("", String::as_str);
+    let verb = match verbs.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["image", "ls", ..] => "images",
+        ["image", "rm", ..] => "remove",
+        ["image", verb, ..] | [verb, ..] => verb,
+        [] => "",
+    };
     match elsewhere(&error, verb) {
         Some((what, hint)) => report::show(&format!("error: {what} is not supported\nhint: {hint}\n")),
         None => {
             // Clap's own takes variables of the environment for arguments that were given.
             let asked = verbs.iter().fold(&mut command, |at, verb| at.find_subcommand_mut(verb).expect("it was found"));
             error.insert(ContextKind::Usage, ContextValue::StyledStr(asked.render_usage()));
+            // Who types a flag that is not there mostly wants no value that looks like one.
+            if error.kind() == ErrorKind::UnknownArgument {
+                error.remove(ContextKind::Suggested);
+            }
             // Clap quotes what was typed.
             let text = error.render();
             let plain = text.to_string();

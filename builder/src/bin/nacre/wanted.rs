@@ -4,7 +4,7 @@
 
 use builder::StoredImage;
 use layerfs::Store;
-use registry_client::{Cause, ImageName, Platform, Reference, RegistrySource};
+use registry_client::{Cause, CopyOptions, Platform, PlatformChoice, Reference};
 
 use crate::report::Hinted;
 use crate::session::Session;
@@ -54,10 +54,10 @@ impl Wanted {
             return Err(Hinted::error(what, "--pull missing brings it from its registry"));
         }
         let reference: Reference = self.image.parse()?;
-        let source = Box::new(RegistrySource::new(&session.client, &reference)?);
-        let source = self.trust.policy()?.guard(source, &ImageName::Registry(reference.clone()), false)?;
-        let display = session.display.as_ref();
-        let image = builder::fetch(store, source.as_ref(), Some(&reference.familiar()), platform, display)?;
+        let options = CopyOptions { platforms: PlatformChoice::One(platform.clone()), ..CopyOptions::default() };
+        let (policy, display) = (self.trust.policy()?, session.display.as_ref());
+        let pulled = builder::pull(store, &session.client, &reference, &policy, &options, display)?;
+        let image = StoredImage::open(store, &pulled.manifest)?;
         let config = &image.config;
         match &self.platform {
             // An image that is no index is one for its own platform, and came whatever was asked for.

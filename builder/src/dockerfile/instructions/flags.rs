@@ -1,6 +1,7 @@
 //! The flags of one statement, taken by name and type.
 //!
-//! Invariant: a flag that nobody takes is an error, and so is one given twice: nothing is ignored.
+//! Invariant: a flag that nobody takes is an error, and so is one given twice: nothing is ignored. Only where BuildKit
+//! does not look at flags at all (ARG, STOPSIGNAL, HEALTHCHECK NONE), nor is this asked.
 
 use crate::dockerfile::error::{DockerfileError, closest};
 use crate::dockerfile::parser::Statement;
@@ -40,8 +41,12 @@ impl<'a> Flags<'a> {
 
     /// `--name=value`, at most once; an empty value is none, as in BuildKit.
     pub(super) fn string(&mut self, name: &'static str) -> Result<Option<Word>, DockerfileError> {
-        let value = self.take_one(name)?.map(|flag| self.value(flag)).transpose()?;
-        Ok(value.filter(|value| !value.text.is_empty()))
+        Ok(self.choice(name)?.filter(|value| !value.text.is_empty()))
+    }
+
+    /// `--name=value`, at most once, where an empty value is one, and none of those that there are.
+    pub(super) fn choice(&mut self, name: &'static str) -> Result<Option<Word>, DockerfileError> {
+        self.take_one(name)?.map(|flag| self.value(flag)).transpose()
     }
 
     fn value(&self, flag: &Flag) -> Result<Word, DockerfileError> {

@@ -36,14 +36,14 @@ pub(super) fn healthcheck(source: &Source, statement: &Statement) -> Result<Heal
     let Arguments::Health(kind, arguments) = &statement.arguments else {
         return Err(source.error(statement.keyword.span, "HEALTHCHECK requires at least one argument"));
     };
-    let mut flags = Flags::new(source, statement);
     if kind.text.eq_ignore_ascii_case("none") {
-        flags.finish()?;
+        // As in BuildKit, flags say nothing about no check.
         return match **arguments {
             Arguments::None => Ok(Healthcheck::None),
             _ => Err(source.error(kind.span, "HEALTHCHECK NONE takes no arguments")),
         };
     }
+    let mut flags = Flags::new(source, statement);
     let mut duration = |name| flags.string(name)?.map_or(Ok(None), |value| duration_flag(source, name, &value));
     let interval = duration("interval")?;
     let timeout = duration("timeout")?;

@@ -32,7 +32,7 @@ pub struct Placed<T> {
     pub span: Span,
     /// The instruction's text, continuation lines joined; the image's history shows it.
     pub text: String,
-    /// The comment lines directly above it.
+    /// The comment lines above it, over empty lines too.
     pub comments: Vec<String>,
 }
 
@@ -156,7 +156,7 @@ pub struct BaseImage {
 /// One name of ARG.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildArgument {
-    /// The name; expanded.
+    /// The name; as BuildKit has it, neither expanded nor freed of quotes.
     pub name: Word,
     /// The default; expanded. `Some("")` for `ARG name=`.
     pub default: Option<Word>,
@@ -217,7 +217,7 @@ pub enum FileSource {
     Heredoc(Heredoc),
 }
 
-/// What COPY and ADD have in common. All words are expanded.
+/// What COPY and ADD have in common. Words are expanded, but for excludes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     /// At least one.
@@ -230,7 +230,7 @@ pub struct Files {
     pub chmod: Option<Word>,
     /// `--link`.
     pub link: bool,
-    /// `--exclude`, in order.
+    /// `--exclude`, in order; never expanded.
     pub excludes: Vec<Word>,
 }
 

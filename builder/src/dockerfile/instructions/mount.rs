@@ -49,6 +49,8 @@ pub enum MountKind {
         target: String,
         /// The limit, if any.
         size_bytes: Option<u64>,
+        /// Whether the step may not write.
+        is_read_only: bool,
     },
     /// A secret, as a file, an environment variable or both.
     Secret {
@@ -134,8 +136,27 @@ pub enum MountError {
     Invalid(String),
 }
 
-/// Kinds of mounts.
-const TYPES: [&str; 5] = ["bind", "cache", "tmpfs", "secret", "ssh"];
+/// What `type=` can say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Type {
+    #[default]
+    Bind,
+    Cache,
+    Tmpfs,
+    Secret,
+    Ssh,
+}
+
+const TYPES: [(&str, Type); 5] = [
+    ("bind", Type::Bind),
+    ("cache", Type::Cache),
+    ("tmpfs", Type::Tmpfs),
+    ("secret", Type::Secret),
+    ("ssh", Type::Ssh),
+];
+
+const SHARINGS: [(&str, Sharing); 3] =
+    [("shared", Sharing::Shared), ("private", Sharing::Private), ("locked", Sharing::Locked)];
 
 /// Every spelling of every option, and its canonical name.
 const KEYS: [(&str, &str); 19] = [
@@ -209,7 +230,7 @@ impl Mount {
         for option in &self.options {
             let key = option.canonical_key()?;
             let value = option.value.as_deref().map(|value| expander.expand(value)).transpose();
-            values.0.push((key, value.map_err(|cause| MountError::Expansion { key, cause })?));
+            values.set(key, value.map_err(|cause| MountError::Expansion { key, cause })?)?;
         }
         values.into_kind()
     }
@@ -249,133 +270,97 @@ fn invalid<T>(message: String) -> Result<T, MountError> {
     Err(MountError::Invalid(message))
 }
 
-/// Options with expanded values; the last of a kind counts.
+/// What the options say so far; the last of a kind counts. As in BuildKit, an option of one type of mount has to come
+/// behind its `type=`.
 #[derive(Default)]
-struct Values(Vec<(&'static str, Option<String>)>);
+struct Values {
+    kind: Type,
+    from: Option<String>,
+    source: Option<String>,
+    target: Option<String>,
+    id: Option<String>,
+    env: Option<String>,
+    is_writable: Option<bool>,
+    is_required: bool,
+    size_bytes: Option<u64>,
+    sharing: Option<Sharing>,
+    ownership: FileOwnership,
+}
 
 impl Values {
-    /// Takes an option out.
-    fn take(&mut self, key: &str) -> Option<Option<String>> {
-        let value = self.0.iter().rev().find(|(name, _)| *name == key).map(|(_, value)| value.clone());
-        self.0.retain(|(name, _)| *name != key);
-        value
+    /// Takes the next option, by its canonical name; without a value it is a bare word.
+    fn set(&mut self, key: &'static str, value: Option<String>) -> Result<(), MountError> {
+        let is_file = matches!(self.kind, Type::Secret | Type::Ssh);
+        if (key == "required" && !is_file) || (key == "size" && self.kind != Type::Tmpfs) {
+            return invalid(format!("unexpected key '{key}' for mount type '{}'", self.kind.name()));
+        }
+        // Only switches can be bare words, which are true.
+        let truth = || value.as_deref().map_or(Some(true), truth);
+        let text = value.clone().unwrap_or_default();
+        let wrong = || MountError::Invalid(format!("invalid value for {key}: {text}"));
+        let some = Some(text.clone()).filter(|text| !text.is_empty());
+        match key {
+            "type" => self.kind = named(&TYPES, "mount type", &text)?,
+            "sharing" => self.sharing = Some(named(&SHARINGS, "sharing value", &text)?),
+            "from" => self.from = some,
+            "source" => self.source = some,
+            "target" => self.target = some,
+            "id" => self.id = some,
+            "env" => self.env = some,
+            "readonly" => self.is_writable = Some(!truth().ok_or_else(wrong)?),
+            "readwrite" => self.is_writable = Some(truth().ok_or_else(wrong)?),
+            "required" => self.is_required = truth().ok_or_else(wrong)?,
+            "size" => self.size_bytes = Some(parse_size(&text).ok_or_else(wrong)?),
+            "mode" => self.ownership.mode = Some(number(&text, 8).filter(|mode| *mode <= 0o7777).ok_or_else(wrong)?),
+            "uid" => self.ownership.uid = Some(number(&text, 10).ok_or_else(wrong)?),
+            "gid" => self.ownership.gid = Some(number(&text, 10).ok_or_else(wrong)?),
+            other => unreachable!("KEYS has no {other}"),
+        }
+        Ok(())
     }
 
-    fn text(&mut self, key: &str) -> Option<String> {
-        self.take(key).flatten().filter(|text| !text.is_empty())
-    }
-
-    /// As Go's strconv.ParseBool; a bare word is true.
-    fn boolean(&mut self, key: &str) -> Result<Option<bool>, MountError> {
-        match self.take(key) {
-            None => Ok(None),
-            Some(None) => Ok(Some(true)),
-            Some(Some(text)) => match truth(&text) {
-                None => invalid(format!("invalid value for {key}: {text}")),
-                known => Ok(known),
+    fn into_kind(self) -> Result<MountKind, MountError> {
+        let name = self.kind.name();
+        if self.ownership != FileOwnership::default() && matches!(self.kind, Type::Bind | Type::Tmpfs) {
+            return invalid(format!("mode, uid and gid are not allowed for {name:?} type mounts"));
+        }
+        if self.sharing.is_some() && self.kind != Type::Cache {
+            return invalid(format!("invalid cache sharing set for {name} mount"));
+        }
+        let is_writable = self.is_writable.unwrap_or(matches!(self.kind, Type::Cache | Type::Tmpfs));
+        // Without one the mount is at the working directory, as moby's own Dockerfile has it.
+        let target = self.target.clone().unwrap_or_default();
+        Ok(match self.kind {
+            Type::Bind => MountKind::Bind { target, is_writable, from: self.from, source: self.source },
+            Type::Tmpfs => MountKind::Tmpfs { target, size_bytes: self.size_bytes, is_read_only: !is_writable },
+            Type::Cache => MountKind::Cache(CacheMount {
+                target,
+                id: self.id,
+                from: self.from,
+                source: self.source,
+                sharing: self.sharing.unwrap_or_default(),
+                is_read_only: !is_writable,
+                ownership: self.ownership,
+            }),
+            Type::Secret => self.secret()?,
+            Type::Ssh if self.source.is_some() => return invalid("ssh does not support source".to_owned()),
+            Type::Ssh => MountKind::Ssh {
+                id: self.id.unwrap_or_else(|| "default".to_owned()),
+                target: self.target,
+                is_required: self.is_required,
+                ownership: self.ownership,
             },
-        }
-    }
-
-    fn number(&mut self, key: &str, radix: u32) -> Result<Option<u32>, MountError> {
-        let Some(text) = self.text(key) else { return Ok(None) };
-        match u32::from_str_radix(&text, radix) {
-            Ok(number) if key != "mode" || number <= 0o7777 => Ok(Some(number)),
-            _ => invalid(format!("invalid value {text} for {key}")),
-        }
-    }
-
-    fn ownership(&mut self) -> Result<FileOwnership, MountError> {
-        Ok(FileOwnership { mode: self.number("mode", 8)?, uid: self.number("uid", 10)?, gid: self.number("gid", 10)? })
-    }
-
-    /// Whether the step may write; the last of `readonly` and `readwrite` counts, as they are one switch.
-    fn is_writable(&mut self, default: bool) -> Result<bool, MountError> {
-        let last = self.0.iter().rev().map(|(key, _)| *key).find(|key| matches!(*key, "readonly" | "readwrite"));
-        let (read_only, writable) = (self.boolean("readonly")?, self.boolean("readwrite")?);
-        Ok(match last {
-            Some("readonly") => !read_only.unwrap_or(true),
-            _ => writable.unwrap_or(default),
         })
     }
 
-    /// Without one the mount is at the working directory, as moby's own Dockerfile has it.
-    fn target(&mut self) -> String {
-        self.text("target").unwrap_or_default()
-    }
-
-    /// Takes out what BuildKit accepts for every type, and what says nothing about this one.
-    fn drop_what_says_nothing(&mut self, kind: &MountKind) {
-        for key in ["id", "env", "readonly", "readwrite", "source", "from"] {
-            if key != "from" || !matches!(kind, MountKind::Secret { .. }) {
-                self.take(key);
-            }
+    fn secret(self) -> Result<MountKind, MountError> {
+        let Self { from, source, target, id, env, is_required, ownership, .. } = self;
+        if from.is_some() {
+            return invalid("secret mount should not have a from".to_owned());
         }
-    }
-
-    fn into_kind(mut self) -> Result<MountKind, MountError> {
-        let name = self.text("type").unwrap_or_else(|| "bind".to_owned()).to_ascii_lowercase();
-        let kind = match name.as_str() {
-            "bind" => MountKind::Bind {
-                target: self.target(),
-                is_writable: self.is_writable(false)?,
-                from: self.text("from"),
-                source: self.text("source"),
-            },
-            "cache" => self.cache()?,
-            "tmpfs" => {
-                // BuildKit takes the switch for every type; a tmpfs that nobody can write makes no sense.
-                if !self.is_writable(true)? {
-                    return invalid("a tmpfs mount cannot be read-only".to_owned());
-                }
-                MountKind::Tmpfs { target: self.target(), size_bytes: self.size()? }
-            }
-            "secret" => self.secret()?,
-            "ssh" if self.text("source").is_some() => return invalid("ssh does not support source".to_owned()),
-            "ssh" => MountKind::Ssh {
-                id: self.text("id").unwrap_or_else(|| "default".to_owned()),
-                target: self.text("target"),
-                is_required: self.boolean("required")?.unwrap_or(false),
-                ownership: self.ownership()?,
-            },
-            _ => {
-                let near = closest(&name, &TYPES).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
-                return invalid(format!("unsupported mount type {name:?}{near}: one of {}", TYPES.join(", ")));
-            }
-        };
-        self.drop_what_says_nothing(&kind);
-        match self.0.first() {
-            Some((key, _)) => invalid(format!("unexpected key '{key}' for mount type '{name}'")),
-            None => Ok(kind),
-        }
-    }
-
-    fn cache(&mut self) -> Result<MountKind, MountError> {
-        let sharing = match self.text("sharing").map(|text| text.to_ascii_lowercase()).as_deref() {
-            None | Some("shared") => Sharing::Shared,
-            Some("private") => Sharing::Private,
-            Some("locked") => Sharing::Locked,
-            Some(other) => {
-                return invalid(format!("unsupported sharing value {other:?}: one of shared, private, locked"));
-            }
-        };
-        Ok(MountKind::Cache(CacheMount {
-            target: self.target(),
-            id: self.text("id"),
-            from: self.text("from"),
-            source: self.text("source"),
-            sharing,
-            is_read_only: !self.is_writable(true)?,
-            ownership: self.ownership()?,
-        }))
-    }
-
-    fn secret(&mut self) -> Result<MountKind, MountError> {
-        let (id, source) = (self.text("id"), self.text("source"));
         if id.is_some() && source.is_some() {
             return invalid("both source and id can't be set".to_owned());
         }
-        let (target, env) = (self.text("target"), self.text("env"));
         let Some(id) = id.or(source).or_else(|| target.as_deref().map(last_component)) else {
             return invalid("invalid secret mount. one of source, target required".to_owned());
         };
@@ -383,40 +368,48 @@ impl Values {
             (None, None) => Some(format!("/run/secrets/{}", last_component(&id))),
             _ => target,
         };
-        let is_required = self.boolean("required")?.unwrap_or(false);
-        Ok(MountKind::Secret { id, target, env, is_required, ownership: self.ownership()? })
+        Ok(MountKind::Secret { id, target, env, is_required, ownership })
     }
+}
 
-    /// Bytes in Docker's notation: a number and an optional binary unit, as `64m` or `1.5GiB`.
-    fn size(&mut self) -> Result<Option<u64>, MountError> {
-        let Some(text) = self.text("size") else { return Ok(None) };
-        match parse_size(&text.to_ascii_lowercase()) {
-            Some(bytes) => Ok(Some(bytes)),
-            None => invalid(format!("invalid value for size: {text}")),
-        }
+impl Type {
+    fn name(self) -> &'static str {
+        TYPES.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }
+}
+
+/// What a word names, in any case.
+fn named<T: Copy>(known: &[(&str, T)], what: &str, text: &str) -> Result<T, MountError> {
+    let lower = text.to_lowercase();
+    if let Some((_, value)) = known.iter().find(|(name, _)| *name == lower) {
+        return Ok(*value);
+    }
+    let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+    let near = closest(&lower, &names).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+    invalid(format!("unsupported {what} {text:?}{near}: one of {}", names.join(", ")))
+}
+
+/// As Go's strconv.ParseUint, which takes no sign.
+fn number(text: &str, radix: u32) -> Option<u32> {
+    u32::from_str_radix(text, radix).ok().filter(|_| !text.starts_with('+'))
 }
 
 fn last_component(path: &str) -> String {
     path.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
 }
 
+/// Bytes in Docker's notation: a number and an optional binary unit, as `64m` or `1.5GiB`.
 fn parse_size(text: &str) -> Option<u64> {
-    let text = text.strip_suffix('b').unwrap_or(text);
-    let text = text.strip_suffix('i').unwrap_or(text);
-    let shift = match text.chars().last()? {
-        'k' => 10,
-        'm' => 20,
-        'g' => 30,
-        't' => 40,
-        'p' => 50,
-        _ => 0,
+    let end = text.rfind(|c: char| c.is_ascii_digit() || c == '.' || c == ' ')? + 1;
+    let (number, unit) = (text[..end].strip_suffix(' ').unwrap_or(&text[..end]), text[end..].to_ascii_lowercase());
+    let shift = match unit.as_bytes() {
+        [] | [b'b'] => 0,
+        [letter] | [letter, b'b'] | [letter, b'i', b'b'] => {
+            10 * (b"kmgtp".iter().position(|other| other == letter)? + 1)
+        }
+        _ => return None,
     };
-    let number = if shift == 0 { text } else { text[..text.len() - 1].trim_end() };
-    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
-        return None;
-    }
-    let bytes = number.parse::<f64>().ok()? * (1_u64 << shift) as f64;
+    let bytes = number.parse::<f64>().ok().filter(|number| *number >= 0.0)? * (1_u64 << shift) as f64;
     // Beyond 2^53 a float is no longer exact, and no machine has that much memory.
     (bytes < (1_u64 << 53) as f64).then_some(bytes as u64)
 }
@@ -470,8 +463,14 @@ mod tests {
 
     #[test]
     fn an_option_that_says_nothing_about_a_type_is_taken_as_buildkit_takes_it() {
-        for text in ["target=/x,id=a", "type=tmpfs,target=/x,id=a,from=b", "type=secret,id=a,ro", "type=ssh,source=,ro"]
-        {
+        for text in [
+            "target=/x,id=a",
+            "type=tmpfs,ro",
+            "type=cache,from=a,from=",
+            "type=tmpfs,target=/x,id=a,from=b",
+            "type=secret,id=a,ro",
+            "type=ssh,source=,ro",
+        ] {
             assert_eq!(evaluate(text).err(), None, "{text}");
         }
     }
@@ -491,7 +490,16 @@ mod tests {
             ("target", "key=value"),
             ("type=cache,target=/x,uid=-1", "uid"),
             ("from=$x,target=/x", "from"),
-            ("type=tmpfs,target=/x,ro", "read-only"),
+            ("required,type=secret,id=a", "for mount type 'bind'"),
+            ("size=1m,type=tmpfs", "size"),
+            ("type=tmpfs,size=", "size"),
+            ("type=tmpfs,uid=1", "uid"),
+            ("type=secret,id=a,required=maybe", "maybe"),
+            ("type=secret,id=a,sharing=shared", "sharing"),
+            ("type=cache,uid=", "uid"),
+            ("type=cache,gid=+1", "gid"),
+            ("type=cache,sharing=", "sharing"),
+            ("type=,target=/x", "mount type"),
         ] {
             assert!(evaluate(text).expect_err(text).contains(word), "{text}");
         }
@@ -510,7 +518,8 @@ mod tests {
         assert_eq!(parse_size("1.5gib"), Some(3 << 29));
         assert_eq!(parse_size("42"), Some(42));
         assert_eq!(parse_size("2 k"), Some(2048));
-        for bad in ["", "m", "-1", "1x", "1e9", "nan", "99999999p", "1é"] {
+        assert_eq!((parse_size("1e3"), parse_size("3B"), parse_size("3 kb")), (Some(1000), Some(3), Some(3072)));
+        for bad in ["", "m", "-1", "1x", "1bk", "1ib", "1kk", "1kkb", "2  k", "nan", "99999999p", "1é", "é1"] {
             assert_eq!(parse_size(bad), None, "{bad}");
         }
     }

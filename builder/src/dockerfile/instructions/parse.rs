@@ -9,7 +9,7 @@ use super::{
     Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, Network, Placed, Run, Security,
 };
 use crate::dockerfile::error::{DockerfileError, closest};
-use crate::dockerfile::heredoc::{self, Heredoc};
+use crate::dockerfile::heredoc::{self, Heredoc, Opening};
 use crate::dockerfile::parser::{self, Arguments, Pair, Statement};
 use crate::dockerfile::source::{Source, Word};
 
@@ -101,7 +101,10 @@ impl<'a> Typing<'a> {
             "HEALTHCHECK" => healthcheck(self.source, self.statement).map(Instruction::Healthcheck),
             _ => {
                 let instruction = self.without_flags()?;
-                Flags::new(self.source, self.statement).finish()?;
+                // As in BuildKit, whose parser does not look at the flags of these.
+                if !matches!(instruction, Instruction::Arg(_) | Instruction::StopSignal(_)) {
+                    Flags::new(self.source, self.statement).finish()?;
+                }
                 Ok(instruction)
             }
         }
@@ -247,7 +250,7 @@ impl<'a> Typing<'a> {
         }
         let mounts =
             flags.strings("mount")?.iter().map(|word| Mount::parse(self.source, word)).collect::<Result<_, _>>()?;
-        let network = match flags.string("network")? {
+        let network = match flags.choice("network")? {
             None => None,
             Some(word) => Some(match word.text.as_str() {
                 "default" => Network::Default,
@@ -256,7 +259,7 @@ impl<'a> Typing<'a> {
                 other => return Err(self.error(&word, format!("unsupported network mode: {other:?}"))),
             }),
         };
-        let security = match flags.string("security")? {
+        let security = match flags.choice("security")? {
             None => Security::default(),
             Some(word) => match word.text.as_str() {
                 "sandbox" => Security::Sandbox,
@@ -297,10 +300,9 @@ impl<'a> Typing<'a> {
         let chmod = flags.string("chmod")?;
         let link = flags.boolean("link")?.unwrap_or(false);
         let excludes = flags.strings("exclude")?;
-        let (words, is_json) = match &self.statement.arguments {
-            Arguments::Words(words) => (words.as_slice(), false),
-            Arguments::Json(words) => (words.as_slice(), true),
-            _ => (&[][..], false),
+        let words = match &self.statement.arguments {
+            Arguments::Words(words) | Arguments::Json(words) => words.as_slice(),
+            _ => &[][..],
         };
         let [sources @ .., destination] = words else {
             return Err(self.wrong("requires at least two arguments"));
@@ -310,12 +312,18 @@ impl<'a> Typing<'a> {
                 "requires at least two arguments, but only one was provided. Destination could not be determined",
             ));
         }
-        if !is_json && heredoc::opening(&destination.text).is_some() {
+        if heredoc::opening(&destination.text).is_some() {
             return Err(self.error(destination, format!("{} cannot accept a heredoc as a destination", self.keyword)));
         }
         let mut heredocs = self.statement.heredocs.iter();
-        let source = |word: &Word| match heredoc::opening(&word.text).filter(|_| !is_json) {
+        let source = |word: &Word| match heredoc::opening(&word.text) {
             None => Ok(FileSource::Path(word.clone())),
+            // As in BuildKit, in the JSON form too, where it has no body.
+            Some(opening) if matches!(self.statement.arguments, Arguments::Json(_)) => {
+                let Opening { delimiter, expands, strips_tabs } = opening;
+                let (content, span) = (String::new(), word.span);
+                Ok(FileSource::Heredoc(Heredoc { delimiter, content, expands, strips_tabs, span }))
+            }
             Some(opening) => {
                 self.heredoc_source(word, heredocs.next().filter(|next| next.delimiter == opening.delimiter))
             }

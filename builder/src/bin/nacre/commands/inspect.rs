@@ -1,24 +1,29 @@
 //! `nacre inspect`.
 
+use std::io::Read;
 use std::process::ExitCode;
 
-use builder::{ImageConfig, StoredImage};
-use layerfs::Store;
+use anyhow::Context;
+use builder::ImageConfig;
+use layerfs::DOCUMENT_MAX_BYTES;
+use oci_spec::image::Descriptor;
+use registry_client::{Cause, Error, ImageName, Manifest, ManifestContent, Platform, Source, choose_image};
 use serde::Serialize;
 
 use crate::format::{Format, Table};
 use crate::session::{self, Session, print_bytes};
+use crate::transfer::Places;
 use crate::units::human_size;
-
-/// Manifests and configurations are smaller.
-const MOST_DOCUMENT_BYTES: u64 = 8 << 20;
 
 /// Arguments of `nacre inspect`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The image of the store: a name, a digest, or the beginning of one
+    /// The image of the store: a name, a digest, or the beginning of one; elsewhere: docker://NAME, oci:DIR:TAG
     #[arg(value_name = "NAME")]
-    name: String,
+    name: ImageName,
+    /// Which image of an index [default: this machine's]
+    #[arg(long)]
+    platform: Option<Platform>,
     /// How to print it
     #[arg(long, value_enum, default_value = "table")]
     format: Format,
@@ -57,21 +62,31 @@ struct LayerRow {
 
 /// Shows what an image consists of.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
-    let store = session.store()?;
-    let named = session::lookup(&store, &args.name)?;
+    let places = Places::new(session);
+    let (source, names) = match &args.name {
+        ImageName::Store(name) => {
+            let store = places.store()?;
+            let named = session::lookup(store, name)?;
+            let same = store.images()?.into_iter().filter(|other| other.descriptor.digest() == named.digest());
+            (places.source(&args.name)?, same.map(|image| image.name).collect())
+        }
+        elsewhere => (places.source(elsewhere)?, vec![elsewhere.to_string()]),
+    };
     if let Some(Document::Manifest) = args.raw {
-        print_bytes(&store.read_blob(named.digest(), MOST_DOCUMENT_BYTES)?)?;
+        print_bytes(source.manifest(None)?.bytes())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let image = session::open_image(&store, &args.name)?;
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&store.read_blob(image.manifest.digest(), MOST_DOCUMENT_BYTES)?)?;
-    let config_digest = manifest["config"]["digest"].as_str().unwrap_or_default().to_owned();
+    let host = Platform::host();
+    let manifest = choose_image(source.as_ref(), args.platform.as_ref().unwrap_or(&host))?;
+    let ManifestContent::Image { config, layers } = manifest.content() else {
+        unreachable!("what was chosen is no index")
+    };
+    let config_bytes = read_config(source.as_ref(), &config)?;
     if let Some(Document::Config) = args.raw {
-        print_bytes(&store.read_blob(&config_digest.parse()?, MOST_DOCUMENT_BYTES)?)?;
+        print_bytes(&config_bytes)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let inspected = inspected(&store, &named, image, manifest, config_digest)?;
+    let inspected = inspected(names, &manifest, &config, &config_bytes, &layers)?;
     match args.format {
         Format::Json => session.print(&serde_json::to_string_pretty(&inspected)?)?,
         Format::Table => session.print(&described(&inspected))?,
@@ -79,28 +94,43 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn read_config(source: &dyn Source, config: &Descriptor) -> anyhow::Result<Vec<u8>> {
+    let doing = || format!("read the configuration of {}", source.name());
+    if config.size() > DOCUMENT_MAX_BYTES {
+        let what = format!("it is larger than {}", human_size(DOCUMENT_MAX_BYTES));
+        return Err(Error::new(doing(), Cause::Malformed(what)).into());
+    }
+    let mut bytes = Vec::new();
+    let read = source.open_blob(config)?.read_to_end(&mut bytes);
+    read.map_err(|error| Error::from_io(doing(), config.digest().as_ref(), error))?;
+    Ok(bytes)
+}
+
 fn inspected(
-    store: &Store,
-    named: &oci_spec::image::Descriptor,
-    image: StoredImage,
-    manifest: serde_json::Value,
-    config_digest: String,
+    names: Vec<String>,
+    manifest: &Manifest,
+    config: &Descriptor,
+    config_bytes: &[u8],
+    layers: &[Descriptor],
 ) -> anyhow::Result<Inspected> {
-    let same = store.images()?.into_iter().filter(|other| other.descriptor.digest() == named.digest());
-    let layers = image.layers.iter().map(|layer| LayerRow {
-        digest: layer.descriptor.digest().to_string(),
-        diff_id: layer.diff_id.to_string(),
-        media_type: layer.descriptor.media_type().to_string(),
-        size_bytes: layer.descriptor.size(),
+    let config_digest = config.digest().to_string();
+    let config: ImageConfig = serde_json::from_slice(config_bytes)
+        .with_context(|| format!("{config_digest} is no configuration of an image; --raw prints it"))?;
+    let diff_ids = config.rootfs.diff_ids.iter().map(String::as_str).chain(std::iter::repeat(""));
+    let layers = layers.iter().zip(diff_ids).map(|(layer, diff_id)| LayerRow {
+        digest: layer.digest().to_string(),
+        diff_id: diff_id.to_owned(),
+        media_type: layer.media_type().to_string(),
+        size_bytes: layer.size(),
     });
     Ok(Inspected {
-        names: same.map(|image| image.name).collect(),
-        digest: image.manifest.digest().to_string(),
-        media_type: image.manifest.media_type().to_string(),
+        names,
+        digest: manifest.digest().to_string(),
+        media_type: manifest.media_type().to_owned(),
         layers: layers.collect(),
-        manifest,
+        manifest: serde_json::from_slice(manifest.bytes())?,
         config_digest,
-        config: image.config,
+        config,
     })
 }
 

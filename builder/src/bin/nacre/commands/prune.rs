@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use layerfs::PruneOptions;
+use layerfs::{PruneOptions, StoreError};
 
 use crate::format::{Format, Table};
+use crate::report::Hinted;
 use crate::session::Session;
 use crate::units::human_size;
 
@@ -30,7 +31,13 @@ pub(crate) struct Args {
 /// Removes what nothing needs, and tells how much that was.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let options = PruneOptions { keep_steps: !args.all, keep_cache_mounts: !args.all && !args.cache_mounts };
-    let pruned = session.store()?.prune(options)?;
+    let pruned = session.store()?.prune(options).map_err(|error| match error {
+        StoreError::Json { .. } | StoreError::BlobTooLarge { .. } => {
+            let way = "`nacre verify` tells which images are damaged, `nacre remove` gives one up";
+            Hinted::error(format!("cannot tell what is needed: {:#}", anyhow::Error::from(error)), way)
+        }
+        error => error.into(),
+    })?;
     if args.format == Format::Json {
         let document = serde_json::json!({
             "blobs": pruned.blobs,

@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use builder::StorePlace;
-use registry_client::{ImageName, Reference, RegistrySource, copy};
+use registry_client::Reference;
 
 use crate::session::Session;
 use crate::transfer::{Transfer, at_registry};
@@ -19,17 +18,22 @@ pub(crate) struct Args {
     transfer: Transfer,
     #[command(flatten)]
     trust: TrustFlags,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 /// Pulls an image and prints its digest.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let store = session.store()?;
-    let options = args.transfer.options();
-    let source = Box::new(RegistrySource::new(&session.client, &args.name)?);
-    let source = args.trust.policy()?.guard(source, &ImageName::Registry(args.name.clone()), options.is_whole())?;
-    let name = args.name.familiar();
-    let copied = copy(source.as_ref(), &StorePlace::new(&store, Some(&name)), &options, session.display.as_ref())?;
-    session.display.copied(&source.name(), &format!("{name} in the store"), &copied);
-    session.print(copied.manifest.digest().as_ref())?;
+    let (policy, options) = (args.trust.policy()?, args.transfer.options());
+    let display = session.display.as_ref();
+    let pulled = builder::pull(&store, &session.client, &args.name, &policy, &options, display)?;
+    let (from, to) = (format!("docker://{}", args.name), format!("{} in the store", args.name.familiar()));
+    match &pulled.copied {
+        Some(copied) => display.copied(&from, &to, copied),
+        None => display.unchanged(&from, &to),
+    }
+    session.print(pulled.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,6 +27,9 @@ pub(crate) struct Args {
     referrers: bool,
     #[command(flatten)]
     repacking: Repacking,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 /// Pushes an image and prints its digest.

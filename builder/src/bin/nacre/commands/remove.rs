@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use layerfs::{NamedImage, Store};
-use registry_client::Reference;
+use registry_client::{Cause, Reference};
 
 use crate::session::{self, Session};
 
@@ -13,16 +13,28 @@ use crate::session::{self, Session};
 #[command(after_help = "The layers of an image without a name stay until `nacre prune`.")]
 pub(crate) struct Args {
     /// Names of images; a digest, or the beginning of one, stands for all names that lead there
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
     names: Vec<String>,
+    /// All names of the store
+    #[arg(short, long)]
+    all: bool,
+    /// What is not there is no error
+    #[arg(short, long)]
+    force: bool,
 }
 
 /// Takes names away and prints them. One that is not there fails before anything is removed.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let store = session.store()?;
     let mut removed = BTreeSet::new();
+    if args.all {
+        removed.extend(store.images()?.into_iter().map(|image| image.name));
+    }
     for name in &args.names {
-        removed.extend(names_of(&store, name)?);
+        match builder::lookup(&store, name) {
+            Err(error) if args.force && matches!(error.cause(), Cause::Missing(_)) => {}
+            _ => removed.extend(names_of(&store, name)?),
+        }
     }
     for name in removed {
         store.remove_name(&name)?;

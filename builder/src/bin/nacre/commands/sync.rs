@@ -11,8 +11,8 @@ use std::sync::Mutex;
 
 use anyhow::Context;
 use registry_client::{
-    CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, choose_image, companion_subject,
-    copy,
+    CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, Selector, choose_image,
+    companion_subject, copy,
 };
 use serde::Serialize;
 
@@ -33,7 +33,8 @@ const WORKERS: usize = 4;
 #[derive(clap::Args)]
 #[command(after_help = "A line of the list is `SOURCE DESTINATION [!PATTERN...]`; `#` begins a comment. Places are \
     written as for `nacre copy`. A SOURCE whose tag is a pattern stands for all tags that fit it but none of the \
-    `!PATTERN`s; `oci:DIR` stands for all images of a layout. A DESTINATION without tag keeps the tags.\n\n\
+    `!PATTERN`s; `oci:DIR` stands for all images of a layout. A DESTINATION without tag keeps the tags, \
+    or the digest of a SOURCE that has no tag.\n\n\
     Example:\n  docker://debian:bookworm   docker://registry.example/debian:12\n  \
     docker://alpine:3.*        docker://registry.example/alpine   !*-rc* !3.?\n  \
     docker://ghcr.io/me/app:*  oci:backup/app\n\n\
@@ -143,7 +144,7 @@ fn expanded(session: &Session, line: &Line, with_referrers: bool, policy: &Polic
     let names = match (&line.names, &line.source) {
         (Names::One, source) => {
             let destination = match source {
-                ImageName::Registry(reference) => line.destination.named(reference.tag())?,
+                ImageName::Registry(reference) => line.destination.named(Some(&selector(reference)))?,
                 _ => line.destination.named(None)?,
             };
             return Ok(vec![Job { source: source.clone(), destination }]);
@@ -168,7 +169,7 @@ fn expanded(session: &Session, line: &Line, with_referrers: bool, policy: &Polic
             // What lies beside an image comes with it, if that was asked for; signatures are not signed themselves.
             let is_companion = companion_subject(&tag).is_some();
             if !is_companion || !(with_referrers || demands_anything(policy, &source)) {
-                jobs.push(Job { source, destination: line.destination.named(Some(&tag))? });
+                jobs.push(Job { source, destination: line.destination.named(Some(&Selector::Tag(tag)))? });
             }
         }
     }
@@ -176,6 +177,14 @@ fn expanded(session: &Session, line: &Line, with_referrers: bool, policy: &Polic
         anyhow::bail!("{}: nothing there fits", line.source);
     }
     Ok(jobs)
+}
+
+/// How a reference names its image: by the tag, even where a digest pins what that is.
+fn selector(reference: &Reference) -> Selector {
+    match (reference.tag(), reference.digest()) {
+        (None, Some(digest)) => Selector::Digest(digest.clone()),
+        (tag, _) => Selector::Tag(tag.unwrap_or("latest").to_owned()),
+    }
 }
 
 /// Whether a policy does not take all that comes from there.

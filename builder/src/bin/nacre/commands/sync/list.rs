@@ -5,7 +5,7 @@
 use std::fmt;
 
 use builder::context::Glob;
-use registry_client::{ImageName, Reference};
+use registry_client::{ImageName, Reference, Selector};
 
 use crate::commands::tags::pattern;
 use crate::report::Usage;
@@ -50,7 +50,7 @@ impl Names {
     }
 }
 
-/// A destination, which takes the tags of its images where it has none of its own.
+/// A destination, which takes the tags of its images, or their digests where those name them, if it has none of its own.
 #[derive(Debug)]
 pub(super) struct Target {
     name: ImageName,
@@ -58,17 +58,27 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// The place of an image of this tag.
-    pub(super) fn named(&self, tag: Option<&str>) -> anyhow::Result<ImageName> {
-        let (Some(tag), false) = (tag, self.has_tag) else { return Ok(self.name.clone()) };
+    /// The place of an image that is named so at its source.
+    pub(super) fn named(&self, image: Option<&Selector>) -> anyhow::Result<ImageName> {
+        let (Some(image), false) = (image, self.has_tag) else { return Ok(self.name.clone()) };
         Ok(match &self.name {
-            ImageName::Registry(repository) => ImageName::Registry(with_tag(repository, tag)?),
+            ImageName::Registry(repository) => ImageName::Registry(selected(repository, image)?),
             ImageName::OciLayout { directory, .. } => {
-                ImageName::OciLayout { directory: directory.clone(), tag: Some(tag.to_owned()) }
+                ImageName::OciLayout { directory: directory.clone(), tag: Some(image.to_string()) }
             }
-            ImageName::Store(name) => ImageName::Store(with_tag(&name.parse::<Reference>()?, tag)?.familiar()),
+            ImageName::Store(name) => ImageName::Store(selected(&name.parse()?, image)?.familiar()),
             other => other.clone(),
         })
+    }
+}
+
+/// An image of a repository.
+fn selected(repository: &Reference, image: &Selector) -> anyhow::Result<Reference> {
+    match image {
+        Selector::Tag(tag) => with_tag(repository, tag),
+        Selector::Digest(digest) => {
+            Ok(format!("{}/{}@{digest}", repository.registry(), repository.repository()).parse()?)
+        }
     }
 }
 
@@ -154,11 +164,12 @@ mod tests {
         let lines = parse("list", text).expect("a list");
         assert_eq!(lines.len(), 3);
         assert!(matches!(lines[0].names, Names::One));
-        let target = lines[0].destination.named(Some("12")).expect("a name").to_string();
+        let tag = |tag: &str| Selector::Tag(tag.to_owned());
+        let target = lines[0].destination.named(Some(&tag("12"))).expect("a name").to_string();
         assert_eq!(target, "docker://r.example/debian:12");
         assert!(lines[1].names.fits("3.20") && !lines[1].names.fits("3.1") && !lines[1].names.fits("3.2rc1"));
         assert!(!lines[1].names.fits("edge"));
-        assert_eq!(lines[1].destination.named(Some("3.20")).expect("a name").to_string(), "oci:mirror:3.20");
+        assert_eq!(lines[1].destination.named(Some(&tag("3.20"))).expect("a name").to_string(), "oci:mirror:3.20");
         assert!(lines[2].names.fits("anything"));
     }
 

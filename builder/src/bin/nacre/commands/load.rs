@@ -1,0 +1,49 @@
+//! `nacre load`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use registry_client::{CopyOptions, ImageName, archived, copy};
+
+use crate::report::Hinted;
+use crate::session::Session;
+use crate::transfer::Places;
+use crate::trust::TrustFlags;
+
+/// Arguments of `nacre load`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "The same as `nacre copy docker-archive:FILE:NAME NAME` (or oci-archive:) for each name in the \
+    archive. It may be compressed with gzip or zstd."
+)]
+pub(crate) struct Args {
+    /// The archive, as `nacre save`, docker and podman write it
+    #[arg(short, long, value_name = "FILE")]
+    input: PathBuf,
+    #[command(flatten)]
+    trust: TrustFlags,
+    /// Show no progress
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Brings the images of an archive into the store under the names that they have there, and prints these.
+pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
+    let places = Places::new(session);
+    let found = archived(&args.input)?;
+    if found.is_empty() {
+        let file = args.input.display();
+        let way = format!("`nacre copy docker-archive:{file} NAME` (or oci-archive:{file}) gives the only one a name");
+        return Err(Hinted::error(format!("{file} holds no image with a name"), way));
+    }
+    for (archive, reference) in found {
+        let name = reference.familiar();
+        let source = args.trust.guard(places.source(&archive)?, &archive, false)?;
+        let destination = places.destination(&ImageName::Store(name.clone()))?;
+        let options = CopyOptions::default();
+        let copied = copy(source.as_ref(), destination.as_ref(), &options, session.display.as_ref())?;
+        session.display.copied(&source.name(), &format!("{name} in the store"), &copied);
+        session.print(&name)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
