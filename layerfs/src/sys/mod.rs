@@ -11,23 +11,12 @@ use std::os::fd::{AsFd, AsRawFd};
 
 pub(crate) use mapping::Mapping;
 
-/// Has the kernel begin to write a range of a file to its disk, and does not wait for it.
+/// Has the kernel begin to write a range of a file to its disk, and does not wait for it. An empty range is all of what
+/// follows its start.
 pub(crate) fn begin_writing(file: &impl AsFd, range: Range<u64>) -> io::Result<()> {
-    sync_file_range(file, range, libc::SYNC_FILE_RANGE_WRITE)
-}
-
-/// Has the kernel hand the content of a file to its disk, and waits for that; neither for what leads to it nor for the
-/// disk's own cache.
-pub(crate) fn write_out(file: &impl AsFd) -> io::Result<()> {
-    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    // No length is the whole rest.
-    sync_file_range(file, 0..0, all)
-}
-
-fn sync_file_range(file: &impl AsFd, range: Range<u64>, how: libc::c_uint) -> io::Result<()> {
     let offset = |bytes: u64| i64::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge));
     let (start, length) = (offset(range.start)?, offset(range.end.saturating_sub(range.start))?);
     // SAFETY: the descriptor is open as long as `file` is borrowed; the call reads and writes no memory of ours.
-    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), start, length, how) };
+    let result = unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

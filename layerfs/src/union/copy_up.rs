@@ -129,7 +129,7 @@ impl<T: Tree> Union<T> {
         }
         let (copy, stat, is_split) = self.copy(upper, inode, attributes, part)?;
         if attributes.data_bytes > 0 && !is_split && attributes.kind == FileKind::File {
-            upper.settle_copy(copy.handle())?;
+            upper.settle_copy(copy.handle());
         }
         node.state().is_split = is_split;
         let published = self.publish(upper, node, inode, attributes, &copy, &stat);
@@ -196,7 +196,7 @@ impl<T: Tree> Union<T> {
             handle.set_mode(stat.st_mode & 0o7777)?;
         }
         restore_times(&*handle, &stat)?;
-        upper.settle_copy(&handle)?;
+        upper.settle_copy(&handle);
         upper.marks.clear_split(&handle)?;
         node.state().is_split = false;
         Ok(())
@@ -434,10 +434,14 @@ impl Upper {
         }
     }
 
-    /// Writes the content of a copy to the disk before it is seen: after a loss of power the name could be there without
-    /// it, where it hides what the tree has. The kernel's overlayfs does so as well.
-    fn settle_copy(&self, copy: &Handle) -> Result<()> {
-        if self.durable { crate::sys::write_out(copy).map_err(errno) } else { Ok(()) }
+    /// Has the content of a copy on its way to the disk before it is seen: after a loss of power the name could be there
+    /// without it, where it hides what the tree has. A journal that keeps content before the change that shows it (ext4's)
+    /// then needs no more; elsewhere it is the time of one write to the disk in place of half a minute.
+    fn settle_copy(&self, copy: &Handle) {
+        if self.durable {
+            // What the disk has to say is said to who syncs.
+            _ = crate::sys::begin_writing(copy, 0..0);
+        }
     }
 
     /// A new file without a name; `EOPNOTSUPP` where the file system has no such files.
