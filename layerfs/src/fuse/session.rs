@@ -9,7 +9,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -25,9 +25,16 @@ use super::{
 };
 
 /// How long a thread looks for the next request before it sleeps. Waking a sleeping thread on another processor takes some
-/// 25 µs; a client that reads small files and works on them, as sha256sum and compilers do, asks again after 50 to 90.
+/// 25 µs; a client that reads small files and works on them, as sha256sum and compilers do, asks again after 50 to 80.
 /// Nobody looks where the last pause was longer, so that this costs one such time at the end of a burst.
 const SPIN: Duration = Duration::from_micros(100);
+
+/// A thread that gave way for so long while it was looking shares its processor with one that has much to do: whoever
+/// sleeps is served earlier there, because the scheduler lets him go first when he wakes.
+const CROWDED: Duration = Duration::from_micros(500);
+
+/// For so long nobody looks after that.
+const CALM: Duration = Duration::from_millis(100);
 
 /// After so many requests that had waited already when they were read, another thread reads as well.
 const WAITED: u32 = 4;
@@ -63,9 +70,46 @@ struct Shared<S> {
     channel: Channel,
     turns: Turns,
     threads: Arc<Threads>,
-    /// Whether requests come so fast that looking for the next one pays.
-    spins: AtomicBool,
+    search: Search,
+}
+
+/// Whether looking for the next request pays, or sleeping until it comes.
+#[derive(Debug)]
+struct Search {
     has_processors: bool,
+    /// Whether the last pause was a short one.
+    is_busy: AtomicBool,
+    began: Instant,
+    /// Until when, in microseconds from `began`, others need the processor.
+    crowded_until: AtomicU64,
+}
+
+impl Search {
+    fn new(processors: usize) -> Self {
+        let (is_busy, crowded_until) = (AtomicBool::new(false), AtomicU64::new(0));
+        Self { has_processors: processors > 1, is_busy, began: Instant::now(), crowded_until }
+    }
+
+    fn pays(&self) -> bool {
+        let is_crowded = || micros(self.began.elapsed()) < self.crowded_until.load(Relaxed);
+        self.has_processors && self.is_busy.load(Relaxed) && !is_crowded()
+    }
+
+    fn give_way(&self) {
+        let before = Instant::now();
+        rustix::thread::sched_yield();
+        if before.elapsed() > CROWDED {
+            self.crowded_until.store(micros(self.began.elapsed() + CALM), Relaxed);
+        }
+    }
+
+    fn note(&self, pause: Duration) {
+        self.is_busy.store(pause < SPIN, Relaxed);
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What the search for a request ended with.
@@ -86,8 +130,7 @@ impl Session {
             channel,
             turns: Turns::new(processors.max(2)),
             threads: Arc::default(),
-            spins: AtomicBool::new(false),
-            has_processors: processors > 1,
+            search: Search::new(processors),
         });
         shared.start(0)?;
         Ok(Self { threads: Arc::clone(&shared.threads) })
@@ -202,11 +245,11 @@ impl<S: Server> Shared<S> {
         if !self.turns.stays() {
             return Ok(Next::Rest);
         }
-        let idle = Instant::now();
-        if self.has_processors && self.spins.load(Relaxed) {
-            while idle.elapsed() < SPIN {
+        let pause = Instant::now();
+        if self.search.pays() {
+            while pause.elapsed() < SPIN {
                 // Whoever else wants this processor goes first: perhaps it is the client.
-                rustix::thread::sched_yield();
+                self.search.give_way();
                 match self.channel.receive(request)? {
                     Received::Nothing => {}
                     Received::Request(length) => return Ok(Next::Request(length)),
@@ -217,7 +260,7 @@ impl<S: Server> Shared<S> {
         loop {
             self.channel.wait()?;
             let received = self.channel.receive(request)?;
-            self.spins.store(idle.elapsed() < SPIN, Relaxed);
+            self.search.note(pause.elapsed());
             match received {
                 Received::Nothing => {}
                 Received::Request(length) => return Ok(Next::Request(length)),
