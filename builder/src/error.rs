@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::causes::{full_disk, in_full};
+use registry_client::in_full;
+
+use crate::causes::full_disk;
 use crate::context::GitError;
 use crate::dockerfile::{DockerfileError, Source, Span};
 

@@ -74,7 +74,7 @@ mod upper;
 pub use attestation::{Attestations, Provenance};
 pub use build::{Built, BuiltImage, build};
 pub use cache_mounts::{CacheMount, cache_mounts, export_cache_mount, import_cache_mount, remove_cache_mount};
-pub use causes::{full_disk, in_full};
+pub use causes::full_disk;
 pub use check::{Bases, Checked, check};
 pub use commit::CommitError;
 pub use container::{CommitRequest, Container, ContainerError, RunRequest, commit_image, open_image};

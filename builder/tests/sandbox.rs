@@ -571,7 +571,8 @@ fn every_fact_here_also_holds_for_an_ordinary_user() {
     }
     let (user, programs) = (OrdinaryUser::new(), programs());
     let tests = programs.path().join("tests");
-    let output = unshare((user.uid(), user.gid()), &programs, &[tests.to_str().unwrap()]).output().unwrap();
+    let output =
+        unshare((user.uid(), user.gid()), &programs, &[tests.to_str().expect("text")]).output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("test capabilities_are_those_of_docker ... ok"), "{text}");
@@ -585,7 +586,7 @@ fn ordinary_user_is_root_with_the_subordinate_ids_inside() {
     let (user, programs) = (OrdinaryUser::new(), programs());
     let script = "id -u; id -g; id -G; set -- $(cat /proc/self/uid_map); echo $2 $3 $4; touch /tmp/$$; chown 1000 /tmp/$$; \
                   stat -c %u /tmp/$$; rm /tmp/$$; exit 9";
-    let output = unshare((user.uid(), user.gid()), &programs, &["/bin/sh", "-c", script]).output().unwrap();
+    let output = unshare((user.uid(), user.gid()), &programs, &["/bin/sh", "-c", script]).output().expect("it starts");
     let expected = format!("0\n0\n0\n{} 1 1\n1000\n", user.uid());
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(9));
@@ -598,7 +599,7 @@ fn user_without_subordinate_ids_is_told_what_to_do() {
     }
     let programs = programs();
     // No user of this number exists, nor any range.
-    let output = unshare((64_999, 64_999), &programs, &["/bin/true"]).output().unwrap();
+    let output = unshare((64_999, 64_999), &programs, &["/bin/true"]).output().expect("it starts");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
     assert!(text.contains("no subordinate ids for user 64999 in /etc/subuid") && text.contains("hint: "), "{text}");
@@ -685,7 +686,7 @@ fn single_id_is_enough_for_a_step_as_root_and_names_the_id_it_lacks() {
     let tests = programs.path().join("tests");
     let run = |test: &str| {
         let arguments = ["--single-id", tests.to_str().unwrap(), "--exact", test];
-        unshare((user.uid(), user.gid()), &programs, &arguments).output().unwrap()
+        unshare((user.uid(), user.gid()), &programs, &arguments).output().expect("it starts")
     };
     let output = run("devices_work");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));

@@ -7,12 +7,14 @@
 //!
 //! ```no_run
 //! use layerfs::{MountOptions, Store, Tree, Union};
-//! use std::{fs::File, path::Path, sync::Arc};
+//! use oci_spec::image::{Descriptor, MediaType};
+//! use std::{path::Path, sync::Arc};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let descriptor: oci_spec::image::Descriptor = todo!();
+//! let blob = std::fs::read("layer.tar.gz")?;
+//! let descriptor = Descriptor::new(MediaType::ImageLayerGzip, blob.len() as u64, layerfs::digest_of(&blob));
 //! let store = Store::open(Path::new("store"))?;
-//! let layer = store.ingest_layer(File::open("layer.tar.gz")?, &descriptor, None)?;
+//! let layer = store.ingest_layer(&blob[..], &descriptor, None)?;
 //! let tree: Arc<dyn Tree> = store.tree(&[layer.diff_id])?;
 //! let mounted = layerfs::mount(Union::read_only(tree), Path::new("merged"), MountOptions::default())?;
 //! println!("{}", std::fs::read_to_string("merged/etc/os-release")?);

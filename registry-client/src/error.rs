@@ -323,8 +323,8 @@ fn carried<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error
     None
 }
 
-/// An error of another crate with its causes, which nobody could reach through ours.
-fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
+/// An error and all its causes, on one line; a cause that a message tells already is not told again.
+pub fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -361,6 +361,21 @@ pub(crate) fn is_transient_status(status: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("making a mount failed")]
+    struct Outer(#[source] io::Error);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot read x: {0}")]
+    struct Telling(#[source] Outer);
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let bare = Outer(io::Error::other("no such device"));
+        assert_eq!(in_full(&bare), "making a mount failed: no such device");
+        assert_eq!(in_full(&Telling(bare)), "cannot read x: making a mount failed: no such device");
+    }
 
     #[test]
     fn a_place_that_failed_because_a_registry_did_is_no_fault_of_the_user() {

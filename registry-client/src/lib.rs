@@ -77,7 +77,7 @@ pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, co
 pub use self::digest::{VerifyingReader, digest_of};
 pub use self::directory::ImageDirectory;
 pub use self::draft::{Draft, abandon_drafts};
-pub use self::error::{Answer, Cause, Error, ErrorKind};
+pub use self::error::{Answer, Cause, Error, ErrorKind, in_full};
 pub use self::fetch::{Fetched, Sink};
 pub use self::growing::{BlobMaker, GrowingBlob};
 pub use self::hosts::{Hosts, Schemes};

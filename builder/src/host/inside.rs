@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use layerfs::{MountOptions, Plane, Store, Tree, UpperLife};
+use registry_client::in_full;
 
 use super::Finding;
-use crate::causes::in_full;
 use crate::sandbox::{self, Limits, Network, Process, Security, Streams};
 use crate::upper::open_union;
 

@@ -289,28 +289,28 @@ fn a_document_of_any_permitted_size_is_followed_and_one_that_cannot_be_ends_a_co
     let manifest_type = "application/vnd.oci.image.manifest.v1+json";
     let manifest = serde_json::json!({"schemaVersion": 2, "mediaType": manifest_type, "layers": [layer.descriptor],
         "config": descriptor(b"{}"), "annotations": {"padding": padding}});
-    let large = store.put_blob_bytes(MediaType::ImageManifest, manifest.to_string().as_bytes()).unwrap();
-    store.set_name("large", &large).unwrap();
+    let large = store.put_blob_bytes(MediaType::ImageManifest, manifest.to_string().as_bytes()).expect("stored");
+    store.set_name("large", &large).expect("named");
     drop(store);
-    let store = Store::open(directory.path()).unwrap();
-    store.prune(PruneOptions::default()).unwrap();
-    store.open_layer(&layer.diff_id).unwrap();
-    assert!(store.has_blob(layer.descriptor.digest()).unwrap());
+    let store = Store::open(directory.path()).expect("a store");
+    store.prune(PruneOptions::default()).expect("pruned");
+    store.open_layer(&layer.diff_id).expect("it is still there");
+    assert!(store.has_blob(layer.descriptor.digest()).expect("looked for"));
 
     // Whatever holds it up: a name, or an index that has one.
     let blob = |of: &Descriptor| directory.path().join("blobs/sha256").join(of.digest().digest());
     let index = serde_json::json!({"schemaVersion": 2, "manifests": [large]});
-    let index = store.put_blob_bytes(MediaType::ImageIndex, index.to_string().as_bytes()).unwrap();
-    store.set_name("large", &index).unwrap();
+    let index = store.put_blob_bytes(MediaType::ImageIndex, index.to_string().as_bytes()).expect("stored");
+    store.set_name("large", &index).expect("named");
     drop(store);
-    let whole = fs::read(blob(&large)).unwrap();
+    let whole = fs::read(blob(&large)).expect("readable");
     for damaged in [&whole[..whole.len() / 2], &vec![b' '; DOCUMENT_MAX_BYTES as usize + 1]] {
-        fs::set_permissions(blob(&large), fs::Permissions::from_mode(0o644)).unwrap();
-        fs::write(blob(&large), damaged).unwrap();
-        let store = Store::open(directory.path()).unwrap();
+        fs::set_permissions(blob(&large), fs::Permissions::from_mode(0o644)).expect("changed");
+        fs::write(blob(&large), damaged).expect("written");
+        let store = Store::open(directory.path()).expect("a store");
         let error = store.prune(PruneOptions::default()).unwrap_err();
         assert!(format!("{error}").contains(large.digest().digest()), "{error}");
-        store.open_layer(&layer.diff_id).unwrap();
+        store.open_layer(&layer.diff_id).expect("it is still there");
     }
 }
 
@@ -320,9 +320,12 @@ fn a_name_takes_the_place_of_its_other_spellings_in_one_change() {
     let layer = layer_of(&store, &[file("a", "x")]);
     let (one, two) = (put_image(&store, "app:latest", &[]), put_image(&store, "other", &[layer]));
     assert_ne!(one, two);
-    store.set_name_over("app", &two, |other| other == "app:latest").unwrap();
-    assert_eq!(store.images().unwrap().iter().map(|image| image.name.as_str()).collect::<Vec<_>>(), ["app", "other"]);
-    assert_eq!(store.resolve("app").unwrap(), Some(two));
+    store.set_name_over("app", &two, |other| other == "app:latest").expect("named");
+    assert_eq!(
+        store.images().expect("listed").iter().map(|image| image.name.as_str()).collect::<Vec<_>>(),
+        ["app", "other"]
+    );
+    assert_eq!(store.resolve("app").expect("found"), Some(two));
 }
 
 #[test]

@@ -72,6 +72,15 @@ impl Planes {
         }
     }
 
+    /// Mounts the overlay alone, as for a step of a build; yields its directory.
+    fn remount_forgoing(&mut self) -> PathBuf {
+        self.unmount();
+        let options = MountOptions { plane: Plane::Overlay, forgoes_xattrs: true, ..MountOptions::default() };
+        let merged = self.path("overlay/merged");
+        self.mounts.push(mount(self.open("overlay"), &merged, options).expect("mounts"));
+        merged
+    }
+
     fn unmount(&mut self) {
         for mount in self.mounts.drain(..) {
             mount.unmount().expect("unmounts");
@@ -281,10 +290,7 @@ fn a_directory_that_the_kernel_renamed_keeps_its_content_when_it_is_renamed_agai
 #[test]
 fn files_below_an_overlay_that_forgoes_attributes_know_none_until_they_are_changed() {
     let mut planes = Planes::new("echo a > a; echo b > b; mkdir d");
-    planes.unmount();
-    let options = MountOptions { plane: Plane::Overlay, forgoes_xattrs: true, ..MountOptions::default() };
-    let merged = planes.path("overlay/merged");
-    planes.mounts.push(mount(planes.open("overlay"), &merged, options).expect("mounts"));
+    let merged = planes.remount_forgoing();
     let names = |file: &str| rustix::fs::listxattr(merged.join(file), &mut [0_u8; 64][..]);
     let value = |file: &str| rustix::fs::getxattr(merged.join(file), "user.x", &mut [0_u8; 8][..]);
     let set = |file: &str| rustix::fs::setxattr(merged.join(file), "user.x", b"new", XattrFlags::empty());
@@ -305,10 +311,7 @@ fn files_below_an_overlay_that_forgoes_attributes_know_none_until_they_are_chang
 #[test]
 fn an_overlay_that_forgoes_attributes_shows_those_that_there_are() {
     let mut planes = Planes::new("echo a > a; echo b > b; setfattr -n user.x -v old a");
-    planes.unmount();
-    let options = MountOptions { plane: Plane::Overlay, forgoes_xattrs: true, ..MountOptions::default() };
-    let merged = planes.path("overlay/merged");
-    planes.mounts.push(mount(planes.open("overlay"), &merged, options).expect("mounts"));
+    let merged = planes.remount_forgoing();
     let (works, output) = shell(&merged, "getfattr --only-values -n user.x a; getfattr -d b; echo end");
     assert!(works, "{output}");
     assert_eq!(output, "oldend\n");

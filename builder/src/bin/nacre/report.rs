@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use builder::BuildError;
 use builder::dockerfile::{DockerfileError, Place};
-use builder::{full_disk, in_full};
-use registry_client::{ErrorKind, without_credentials};
+use builder::full_disk;
+use registry_client::{ErrorKind, in_full, without_credentials};
 
 use crate::server::Foreign;
 

@@ -117,7 +117,7 @@ fn summarize(display: &Display, started: Instant, built: &Built) {
 
 fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<BuildRequest> {
     // What makes no sense is told before a file is read or fetched.
-    let (attestations, trust) = (args.attestations.asked()?, args.trust.policy()?);
+    let (attestations, trust, sandbox) = (args.attestations.asked()?, args.trust.policy()?, args.sandbox.request()?);
     let build_args = args.build_arg.iter().filter_map(|text| flags::variable(text).transpose());
     let build_args = build_args.collect::<Result<BTreeMap<_, _>, _>>()?;
     let secrets = args.secret.iter().map(|text| secret(text)).collect::<Result<_, _>>()?;
@@ -129,7 +129,6 @@ fn request(session: &Session, args: &Args, agents: &[Agent]) -> anyhow::Result<B
     let epoch = args.source_date_epoch.as_deref().filter(|_| !is_given);
     let named_contexts = args.contexts.named()?;
     let Opened { dockerfile, dockerfile_path, context } = args.contexts.open(session, &fetch, &secrets, &ssh)?;
-    let sandbox = args.sandbox.request()?;
     let threads = match args.threads {
         Some(0) => return Err(Usage("--threads must be at least 1".to_owned()).into()),
         Some(threads) => threads,

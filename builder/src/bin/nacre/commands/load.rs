@@ -8,7 +8,7 @@ use registry_client::{CopyOptions, ImageName, archived, copy};
 use crate::report::Hinted;
 use crate::session::Session;
 use crate::transfer::Places;
-use crate::trust::TrustFlags;
+use crate::trust::{self, TrustFlags};
 
 /// Arguments of `nacre load`.
 #[derive(clap::Args)]
@@ -36,9 +36,10 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         let way = format!("`nacre copy docker-archive:{file} NAME` (or oci-archive:{file}) gives the only one a name");
         return Err(Hinted::error(format!("{file} holds no image with a name"), way));
     }
+    let policy = args.trust.policy()?;
     for (archive, reference) in found {
         let name = reference.familiar();
-        let source = args.trust.guard(places.source(&archive)?, &archive, false)?;
+        let source = trust::guard(&policy, places.source(&archive)?, &archive, false)?;
         let destination = places.destination(&ImageName::Store(name.clone()))?;
         let options = CopyOptions::default();
         let copied = copy(source.as_ref(), destination.as_ref(), &options, session.display.as_ref())?;
