@@ -22,6 +22,8 @@ pub struct IdMapping {
     only_user: Option<u32>,
     /// Shown as the group of everything.
     only_group: Option<u32>,
+    /// What a process makes whose ids are not mapped belongs to nobody.
+    takes_in_strangers: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,13 @@ impl IdMapping {
     #[must_use]
     pub fn squashed(self, uid: Option<u32>, gid: Option<u32>) -> Self {
         Self { only_user: uid, only_group: gid, ..self }
+    }
+
+    /// Has processes whose ids are not mapped make files too, which then belong to nobody, where idmapped mounts refuse
+    /// them.
+    #[must_use]
+    pub fn with_strangers(self) -> Self {
+        Self { takes_in_strangers: true, ..self }
     }
 
     /// A user of the image as the kernel's; nobody if it is not mapped.
@@ -104,7 +113,11 @@ impl IdMapping {
 
     /// The owner in the image of what a process of the kernel's ids makes.
     pub(crate) fn owner_inside(&self, uid: u32, gid: u32) -> rustix::io::Result<Owner> {
-        Ok(Owner { uid: self.user_inside(uid)?, gid: self.group_inside(gid)? })
+        let owner = |found: rustix::io::Result<u32>| match found {
+            Err(Errno::OVERFLOW) if self.takes_in_strangers => Ok(OVERFLOW),
+            found => found,
+        };
+        Ok(Owner { uid: owner(self.user_inside(uid))?, gid: owner(self.group_inside(gid))? })
     }
 }
 

@@ -127,7 +127,8 @@ fn open(options: &Options, open_files: usize) -> anyhow::Result<(Union<Arc<Direc
     let ids = if options.ids != IdMapping::default() && idmapped::are_idmapped(&layers)? {
         options.squashed_ids()
     } else {
-        options.ids.clone()
+        // As with fuse-overlayfs: podman 5 makes the places of its mounts as root, whoever root is inside.
+        options.ids.clone().with_strangers()
     };
     let tree = DirectoryStack::new(layers, open_files / 2).context("cannot read the lower directories")?;
     let tree = Arc::new(tree);
