@@ -246,7 +246,10 @@ fn owners_are_shown_and_recorded_through_the_mapping() {
     assert!(place.sh("LC_ALL=C chown 5 mnt/low 2>&1 || true").contains("Value too large"));
     // podman 5 makes the places of its mounts as root, which is not mapped.
     place.sh("mkdir mnt/etc; touch mnt/etc/f; chown 100000:200000 mnt/etc");
-    assert_eq!(place.sh("stat -c %u:%g mnt/etc mnt/etc/f upper/etc upper/etc/f"), "100000:200000\n65534:65534\n0:0\n65534:65534\n");
+    assert_eq!(
+        place.sh("stat -c %u:%g mnt/etc mnt/etc/f upper/etc upper/etc/f"),
+        "100000:200000\n65534:65534\n0:0\n65534:65534\n"
+    );
     place.sh("umount mnt");
     place.mount(",squash_to_uid=42,squash_to_gid=43");
     assert_eq!(place.sh("stat -c %u:%g mnt/low mnt/top"), "42:43\n42:43\n");

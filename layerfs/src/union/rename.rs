@@ -64,6 +64,15 @@ impl<'a> LockedNames<'a> {
     }
 }
 
+/// What is at the target of a renaming.
+enum Replaced {
+    Nothing,
+    /// What the tree has there, and the upper neither has nor hides.
+    OfTree,
+    /// A file of the upper, which may be a whiteout.
+    InUpper(FileKind),
+}
+
 impl<T: Tree> Union<T> {
     /// Renames `name` in `directory` to `new_name` in `new_directory`.
     pub fn rename(
@@ -225,8 +234,12 @@ impl<T: Tree> Union<T> {
                 ignore(rustix::fs::unlinkat(&*from.handle, from.name, AtFlags::empty()));
             }
         } else if from.in_tree {
-            let is_free = occupant.is_none() && target.is_none();
-            leave_whiteout(upper, &mut names.from, from, to, is_free)?;
+            let replaced = match (occupant, target) {
+                (Some(_), target) => Replaced::InUpper(target.map_or(FileKind::CharacterDevice, |target| target.kind)),
+                (None, Some(_)) => Replaced::OfTree,
+                (None, None) => Replaced::Nothing,
+            };
+            leave_whiteout(upper, &mut names.from, from, to, replaced)?;
         } else {
             rename_at(from, to, RenameFlags::empty())?;
         }
@@ -343,25 +356,34 @@ fn check_kinds(source: &Node, target: Option<&Node>, mode: RenameMode) -> Result
     }
 }
 
-/// Renames and leaves a whiteout behind, in one step where the file system can, or nothing is at the target. Otherwise
-/// the whiteout is there before the renaming, so that its place is all that it may want.
-fn leave_whiteout(upper: &Upper, names: &mut Names, from: &Place<'_>, to: &Place<'_>, is_free: bool) -> Result<()> {
+/// Renames and leaves a whiteout behind, in one step where the file system can. Otherwise the whiteout is the second one:
+/// what was at the target changes places with the source, so that the first can be taken back.
+fn leave_whiteout(
+    upper: &Upper,
+    names: &mut Names,
+    from: &Place<'_>,
+    to: &Place<'_>,
+    replaced: Replaced,
+) -> Result<()> {
     if !upper.without_devices.load(Ordering::Relaxed) {
         match rename_at(from, to, RenameFlags::WHITEOUT) {
             Err(Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {}
             other => return other,
         }
     }
-    if is_free {
-        // It shows nothing there either.
-        upper.make_whiteout(names, &from.handle, &*to.handle, to.name)?;
-        return rename_at(from, to, RenameFlags::EXCHANGE)
-            .inspect_err(|_| ignore(rustix::fs::unlinkat(&*to.handle, to.name, AtFlags::empty())));
-    }
-    let temporary = upper.temporary_name();
-    upper.make_whiteout(names, &from.handle, &upper.temporary, temporary.as_bytes())?;
-    rename_at(from, to, RenameFlags::empty()).inspect_err(|_| upper.discard(&temporary))?;
-    rustix::fs::renameat(&upper.temporary, &*temporary, &*from.handle, from.name)
+    let (flags, taken) = match replaced {
+        Replaced::Nothing => {
+            // A whiteout shows nothing there either, and changing places is one step.
+            upper.make_whiteout(names, &from.handle, &*to.handle, to.name)?;
+            return rename_at(from, to, RenameFlags::EXCHANGE)
+                .inspect_err(|_| ignore(rustix::fs::unlinkat(&*to.handle, to.name, AtFlags::empty())));
+        }
+        Replaced::OfTree => (RenameFlags::empty(), None),
+        Replaced::InUpper(kind) => (RenameFlags::EXCHANGE, Some(kind)),
+    };
+    rename_at(from, to, flags)?;
+    let left = upper.put_whiteout(names, &from.handle, from.name, taken);
+    left.inspect_err(|_| ignore(rename_at(to, from, flags)))
 }
 
 fn rename_at(from: &Place<'_>, to: &Place<'_>, flags: RenameFlags) -> Result<()> {

@@ -211,3 +211,74 @@ fn content_is_handed_to_the_disk_before_it_has_a_name() {
         assert!(at("sync_file_range").is_some() && at("sync_file_range") < at(last), "{calls:?}");
     }
 }
+
+/// Renamings that need a second step, where the file system cannot leave a whiteout behind in one.
+const SECOND_STEPS: &[Operation] = &[
+    Operation { before: "chmod 600 one gone", script: "true", run: |union| half_renamed(union, "one", "gone") },
+    Operation { before: "chmod 600 one", script: "true", run: |union| half_renamed(union, "one", "gone") },
+    Operation {
+        before: "chmod 600 one; rm gone; echo g > gone",
+        script: "true",
+        run: |union| half_renamed(union, "one", "gone"),
+    },
+    Operation { before: "chmod 600 one; rm gone", script: "true", run: |union| half_renamed(union, "one", "gone") },
+    Operation { before: "mkdir e; chmod 700 d", script: "true", run: |union| half_renamed(union, "d", "e") },
+];
+
+/// Fails, and both names lead to what they led to.
+fn half_renamed(union: &Union<MemoryTree>, from: &str, to: &str) -> Result<()> {
+    let both = || [from, to].map(|name| find(union, name));
+    let before = both();
+    let renamed = rename(union, from.as_bytes(), to.as_bytes(), RenameMode::Replace);
+    assert_eq!((renamed, both()), (Err(rustix::io::Errno::IO), before));
+    Ok(())
+}
+
+#[test]
+fn a_renaming_that_fails_in_its_second_step_changes_nothing() {
+    const NAME: &str = "kills::a_renaming_that_fails_in_its_second_step_changes_nothing";
+    if let Some(directory) = std::env::var_os("KILLED_DIRECTORY") {
+        return carry_out(Path::new(&directory), SECOND_STEPS);
+    }
+    for (number, operation) in SECOND_STEPS.iter().enumerate() {
+        let mut bench = Bench::new(LOWER);
+        bench.both(operation.before);
+        bench.unmount_ours();
+        let faults = ["-o", "/dev/null", "-e", "inject=renameat2:error=EINVAL:when=1", "-e", "inject=linkat:error=EIO"];
+        assert!(run(NAME, &bench.path(""), number, &faults), "{}", operation.before);
+        bench.mount_ours();
+        bench.both("ls; cat one gone");
+        assert_eq!(listing(&bench.path("ours")), listing(&bench.path("overlay")), "{}", operation.before);
+    }
+}
+
+/// The names are the upper's before the count of those that are the tree's own is.
+const COUNTED: &[Operation] = &[Operation {
+    before: "chmod 600 h1",
+    script: "mv d/h3 h3; mv h2 h4",
+    run: |union| {
+        let links = |name| Ok::<_, rustix::io::Errno>(union.lookup(NodeId::ROOT, name)?.map(|found| found.links));
+        let directory = find(union, "d")?;
+        union.rename(directory, b"h3", NodeId::ROOT, b"h3", RenameMode::Replace)?;
+        rename(union, b"h2", b"h4", RenameMode::Replace)?;
+        assert_eq!([links(b"h1")?, links(b"h3")?, links(b"h4")?], [Some(3); 3]);
+        Ok(())
+    },
+}];
+
+#[test]
+fn a_name_whose_count_finds_no_room_is_renamed_and_counted_later() {
+    const NAME: &str = "kills::a_name_whose_count_finds_no_room_is_renamed_and_counted_later";
+    if let Some(directory) = std::env::var_os("KILLED_DIRECTORY") {
+        return carry_out(Path::new(&directory), COUNTED);
+    }
+    let mut bench = Bench::new(LOWER);
+    bench.both(COUNTED[0].before);
+    bench.unmount_ours();
+    assert!(run(NAME, &bench.path(""), 0, &["-o", "/dev/null", "-e", "inject=symlinkat:error=ENOSPC"]));
+    let (done, output) = shell(&bench.path("overlay"), COUNTED[0].script);
+    assert!(done, "{output}");
+    bench.mount_ours();
+    assert_eq!(listing(&bench.path("ours")), listing(&bench.path("overlay")));
+    bench.both("stat -c %h h1 h3 h4; rm h3; stat -c %h h1; rm h1; stat -c %h h4");
+}
