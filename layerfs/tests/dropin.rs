@@ -515,6 +515,26 @@ fn an_upper_without_attributes_or_whiteouts_of_its_own_can_be_renamed_in() {
 }
 
 #[test]
+fn a_directory_over_a_removed_one_is_empty_also_where_an_upper_has_no_attributes() {
+    let place = Place::new();
+    place.sh("mkdir ram; mount -t ramfs ramfs ram; mkdir ram/upper ram/work; mkdir -p b/d b/e/f b/g; touch b/d/x b/e/f/y b/g/z");
+    let options = "lowerdir=a:b,upperdir=ram/upper,workdir=ram/work";
+    place.layerfs(&["-o", options, "mnt"]);
+    // One is written to, one removed and made again, one takes a name of the tree, and one is moved away.
+    let script = "cd mnt; rm -r d e g; mkdir d e; ls -A d e; touch d/n; rmdir e; mkdir e new; touch new/m; mv -T new g
+         ls -A g; mkdir e/f; rmdir e/f e; mkdir e; mv e gone; rmdir gone; find . | LC_ALL=C sort";
+    let seen = ".\n./d\n./d/n\n./dir\n./g\n./g/m\n./low\n./top\n";
+    assert_eq!(place.sh(script), format!("d:\n\ne:\nm\n{}", seen.replace("./dir\n", "./dir\n./dir/file\n")));
+    for _ in 0..2 {
+        ends(place.server(), || drop(place.sh("umount mnt")));
+        place.layerfs(&["-o", options, "mnt"]);
+        let found = place.sh("cd mnt; find . | LC_ALL=C sort; touch d/x; rm d/x; test ! -e d/.wh..wh..opq");
+        assert_eq!(found, seen.replace("./dir\n", "./dir\n./dir/file\n"));
+    }
+    place.sh("rm -r mnt/d; mkdir mnt/d; ls -A mnt/d; umount mnt");
+}
+
+#[test]
 fn link_counts_that_a_kill_left_wrong_are_counted_again() {
     let place = Place::new();
     place.sh("echo h >b/h1; ln b/h1 b/h2; ln b/h1 b/h3; echo g >b/g1; ln b/g1 b/g2");

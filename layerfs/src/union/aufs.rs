@@ -1,4 +1,5 @@
-//! Deletion marks of AUFS in an upper that others write as well: they become marks of the kernel's overlayfs.
+//! Deletion marks of AUFS in an upper that others write as well: they become marks of the kernel's overlayfs, but for
+//! that of an opaque directory where the file system has no attributes. It stays then, and is made for new ones.
 //!
 //! Invariant: a mark goes only once what stands for it is there, so that nothing hidden shows through at any moment;
 //! and the directory keeps its times. containers/storage unpacks layers with such marks and mounts them as uppers.
@@ -6,7 +7,7 @@
 use std::sync::Arc;
 
 use rustix::{
-    fs::{AtFlags, FileType},
+    fs::{AtFlags, FileType, Mode},
     io::{Errno, Result},
 };
 
@@ -23,31 +24,46 @@ use crate::{
 };
 
 impl Upper {
-    /// Translates the marks in one directory, where there may be any.
-    pub(super) fn translate_aufs_marks(&self, directory: &Arc<Handle>) -> Result<()> {
+    /// Translates the marks in one directory, where there may be any. Whether one stays that makes it opaque.
+    pub(super) fn translate_aufs_marks(&self, directory: &Arc<Handle>) -> Result<bool> {
         if !self.has_aufs_marks {
-            return Ok(());
+            return Ok(false);
         }
         let marks = aufs_marks(directory)?;
         if marks.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let before = directory.stat()?;
         let opacity = self.marks.opacity(directory)?;
         let is_opaque = opacity == Opacity::Opaque || marks.iter().any(|(mark, _)| mark == OPAQUE_NAME);
-        if is_opaque {
-            self.marks.set_opaque(directory)?;
-        }
+        let stays = is_opaque && self.set_opaque(directory)?;
         let mut names = Names::default();
         names.has_xattr_whiteouts = opacity == Opacity::XattrWhiteouts;
         for (mark, is_directory) in marks {
             if mark != OPAQUE_NAME {
                 self.hide(&mut names, directory, &mark[WHITEOUT_PREFIX.len()..], is_opaque)?;
+            } else if stays {
+                continue;
             }
             let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             rustix::fs::unlinkat(&**directory, mark, flags)?;
         }
-        restore_times(&**directory, &before)
+        restore_times(&**directory, &before)?;
+        Ok(stays)
+    }
+
+    /// Marks a directory as opaque; true where that is by a name in it, which is hidden as a whiteout is.
+    pub(super) fn set_opaque(&self, directory: &Handle) -> Result<bool> {
+        match self.marks.set_opaque(directory) {
+            Err(Errno::OPNOTSUPP) if self.has_aufs_marks => {
+                let mode = Mode::RUSR | Mode::WUSR;
+                match rustix::fs::mknodat(directory, OPAQUE_NAME, FileType::RegularFile, mode, 0) {
+                    Ok(()) | Err(Errno::EXIST) => Ok(true),
+                    Err(error) => Err(error),
+                }
+            }
+            set => set.map(|()| false),
+        }
     }
 
     /// Hides what the tree has under a name; what the upper has there stays, without the tree's directory below.
@@ -57,7 +73,7 @@ impl Upper {
             Err(Errno::NOENT) => self.put_whiteout(names, directory, name, None),
             Err(error) => Err(error),
             Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-                self.marks.set_opaque(&open_at(&**directory, name, FileKind::Directory)?)
+                self.set_opaque(&open_at(&**directory, name, FileKind::Directory)?).map(drop)
             }
             Ok(_) => Ok(()),
         }

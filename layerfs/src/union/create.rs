@@ -79,6 +79,8 @@ impl<T: Tree> Union<T> {
         let is_free = self.check_free(&parent, &mut names, name)?;
 
         let in_tree = !is_free && self.tree_child(&parent, name)?.is_some();
+        // A directory that is marked as opaque by a name in it.
+        let mut has_mark = false;
         let (made, stat) = if is_free && owner == upper.owner && self.default_acl(&parent)?.is_none() {
             let wanted = Wanted { uid: owner.uid, gid: owner.gid, mode, making, acls: None };
             let made = make(&*handle, name, &wanted)?;
@@ -98,7 +100,7 @@ impl<T: Tree> Union<T> {
             let made = make(&upper.temporary, temporary.as_bytes(), &wanted)?;
             let installed = made.settle(&wanted).and_then(|_| {
                 if in_tree && making.kind() == FileKind::Directory {
-                    upper.marks.set_opaque(&made.0)?;
+                    has_mark = upper.set_opaque(&made.0)?;
                 }
                 upper.install(&temporary, making.kind(), &handle, name, is_free)
             });
@@ -107,7 +109,7 @@ impl<T: Tree> Union<T> {
             (made, stat)
         };
         names.set(name, UpperName::Present(Origin::Upper), in_tree);
-        self.enter_made(&parent, &mut names, name, made.0, &stat)
+        self.enter_made(&parent, &mut names, name, (made.0, has_mark), &stat)
     }
 
     /// Creates a file that has no name, and takes a reference to it: [`Union::link`] gives it one. `mode` and group are
@@ -221,7 +223,7 @@ impl<T: Tree> Union<T> {
         parent: &Arc<Node>,
         names: &mut Names,
         name: &[u8],
-        handle: Handle,
+        (handle, has_mark): (Handle, bool),
         stat: &Stat,
     ) -> Result<Metadata> {
         let id = self.upper_id(stat.st_ino)?;
@@ -231,7 +233,7 @@ impl<T: Tree> Union<T> {
         self.table.add_link(&node, parent, name, true);
         if kind == FileKind::Directory {
             // Nothing is in it, so nothing need be read.
-            node.names()?.is_loaded = true;
+            node.names()?.is_loaded = !has_mark;
         }
         names.set_node(name, id);
         if matches!(kind, FileKind::File | FileKind::Directory) {

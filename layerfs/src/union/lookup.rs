@@ -22,7 +22,7 @@ use super::{
     upper::{Upper, open_at},
 };
 use crate::{
-    tar::WHITEOUT_PREFIX,
+    tar::{OPAQUE_NAME, WHITEOUT_PREFIX},
     tree::{FileKind, Tree, TreeInode},
 };
 
@@ -323,8 +323,10 @@ impl<T: Tree> Union<T> {
     fn upper_directory(&self, parent: &Node, handle: &Arc<Handle>, name: &[u8], stat: &Stat) -> Result<Child> {
         let upper = self.writable()?;
         let opened = Arc::new(open_at(&**handle, name, FileKind::Directory)?);
-        opened.granted(0o700, || upper.translate_aufs_marks(&opened))?;
-        let (lower, redirect) = lower_directory(&self.tree, upper.marks, parent.lower, name, &opened)?;
+        let (lower, redirect) = match opened.granted(0o700, || upper.translate_aufs_marks(&opened))? {
+            true => (None, None),
+            false => lower_directory(&self.tree, upper.marks, parent.lower, name, &opened)?,
+        };
         let redirect = redirect.map(|path| match path.starts_with(b"/") {
             true => path,
             false => [&tree_path(parent)[..], b"/", &path].concat(),
@@ -448,6 +450,8 @@ impl<T: Tree> Union<T> {
         let opacity = upper.marks.opacity(&handle)?;
         for (name, is_whiteout) in handle.granted(0o500, || read_names(upper.marks, &handle, opacity))? {
             let in_tree = self.tree_child(directory, &name)?.is_some();
+            // What is left of the marks of AUFS shows nothing either.
+            let is_whiteout = is_whiteout || upper.has_aufs_marks && name == OPAQUE_NAME;
             let what = if is_whiteout { UpperName::Whiteout } else { UpperName::Present(Origin::Unknown) };
             names.set(&name, what, in_tree);
         }

@@ -18,7 +18,10 @@ use super::{
     node::{Link, Node},
     upper::{Upper, open_at},
 };
-use crate::tree::{FileKind, Tree};
+use crate::{
+    tar::OPAQUE_NAME,
+    tree::{FileKind, Tree},
+};
 
 /// What may happen to the target of a renaming.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +201,10 @@ impl<T: Tree> Union<T> {
         let upper = self.writable()?;
         let handle = self.upper_handle(node)?;
         if node.lower.is_none() {
-            return if to.in_tree { upper.marks.set_opaque(&handle) } else { Ok(()) };
+            if to.in_tree && upper.set_opaque(&handle)? {
+                node.names()?.set(OPAQUE_NAME, UpperName::Whiteout, false);
+            }
+            return Ok(());
         }
         let path = tree_path(node);
         // Also where it is marked already: a redirect of the kernel's may hold for its old place only.
@@ -287,7 +293,11 @@ impl<T: Tree> Union<T> {
             let stat = self.upper_handle(target)?.stat()?;
             empty.set_owner(Some(stat.st_uid), Some(stat.st_gid))?;
             empty.set_mode(stat.st_mode & 0o7777)?;
-            upper.marks.set_opaque(&empty)?;
+            // Marked by a name it would not be empty.
+            upper
+                .marks
+                .set_opaque(&empty)
+                .map_err(|error| if error == Errno::OPNOTSUPP { Errno::XDEV } else { error })?;
             rustix::fs::renameat_with(&upper.temporary, &*temporary, &*to.handle, to.name, RenameFlags::EXCHANGE)
         });
         upper.discard(&temporary);
