@@ -49,6 +49,7 @@ pub fn open_union(
         durable: life == UpperLife::Kept,
         splits_metadata: true,
         has_aufs_marks: false,
+        has_overrides: false,
         adopts_root: true,
     };
     Ok(Union::open(tree, directory(upper)?, directory(work)?, options)?)

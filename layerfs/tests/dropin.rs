@@ -316,7 +316,7 @@ fn mistakes_are_errors_that_name_them() {
         (&["-o", "lowerdir=a,upperdir=upper", "mnt"], "workdir"),
         (&["-o", "upperdir=upper,workdir=work", "mnt"], "lowerdir"),
         (&["-o", upper, "nowhere"], "nowhere"),
-        (&["-o", "lowerdir=a,xattr_permissions=2", "mnt"], "xattr_permissions"),
+        (&["-o", "lowerdir=a,xattr_permissions=1", "mnt"], "xattr_permissions"),
         (&["-o", "lowerdir=a/top", "mnt"], "a/top"),
         (&["-o", upper], "directory to mount on"),
         (&["-f", "-o", "lowerdir=a,plugins=x", "mnt"], "plugins"),
@@ -546,4 +546,44 @@ fn link_counts_that_a_kill_left_wrong_are_counted_again() {
     assert_eq!(place.sh("stat -c %h mnt/h1 mnt/g2"), "2\n2\n");
     ends(place.server(), || drop(place.sh("umount mnt")));
     assert!(!place.path("work/nacre/index/counting").exists());
+}
+
+/// As containers/storage unpacks layers, and makes the upper of a container, with `force_mask`.
+#[test]
+fn owner_and_mode_are_those_that_a_store_with_one_mode_for_all_keeps_beside_them() {
+    let place = Place::new();
+    place.sh("say() { setfattr -n user.containers.override_stat -v $2 $1; }
+         say a 0:0:0755:dir; say b 0:0:0555:dir; chmod 700 a b; chmod 777 b/low b/dir; say b/low 5:6:4711:file; say a/dir 7:7:1750:dir
+         touch b/pipe b/null; say b/pipe 1:1:0640:pipe; say b/null 0:0:0666:char-1-3; say upper 9:9:0711:dir
+         touch upper/made; say upper/made 3:4:2751:file; setcap cap_net_raw+ep upper/made; mkdir upper/sub; say upper/sub 3:3:0700:dir
+         touch -d @5 upper/sub/p upper/sub; say upper/sub/p 8:8:0620:pipe; touch -d @5 upper/sub");
+    let shown = "stat -c '%n %a %u:%g %F' mnt mnt/low mnt/dir mnt/pipe mnt/null mnt/made mnt/sub mnt/sub/p
+         getcap mnt/made; getfattr -d -m - mnt/low mnt/made mnt/dir; stat -c %Y mnt/sub mnt/sub/p; cat mnt/low; head -c 2 mnt/null";
+    let wanted = "mnt 711 9:9 directory\nmnt/low 4711 5:6 regular file\nmnt/dir 1750 7:7 directory\nmnt/pipe 640 1:1 fifo\n\
+                  mnt/null 666 0:0 character special file\nmnt/made 2751 3:4 regular empty file\nmnt/sub 700 3:3 directory\n\
+                  mnt/sub/p 620 8:8 fifo\nmnt/made cap_net_raw=ep\n";
+    let wanted = format!("{wanted}# file: mnt/made\nsecurity.capability=0sAQAAAgAgAAAAAAAAAAAAAAAAAAA=\n\n5\n5\nb\n");
+    for _ in 0..2 {
+        place.mount(",xattr_permissions=2");
+        assert_eq!(place.sh(shown), wanted);
+        // A user of the mount cannot have the next one take over what no owner said.
+        assert!(
+            place
+                .sh("setfattr -n user.containers.override_stat -v 0:0:4755 mnt/low 2>&1 || true")
+                .contains("not permitted")
+        );
+        ends(place.server(), || drop(place.sh("umount mnt")));
+    }
+    place.mount(",xattr_permissions=2");
+    place.sh("chown 1 mnt/pipe; echo more >>mnt/low; mv mnt/dir/file mnt/dir/moved; umount mnt");
+    assert_eq!(
+        place.sh("stat -c '%n %a %u:%g %F' upper/pipe upper/low upper/dir; getfattr -R -d -m user.containers upper"),
+        "upper/pipe 640 1:1 fifo\nupper/low 4711 5:6 regular file\nupper/dir 1750 7:7 directory\n"
+    );
+    // A layer alone says so by itself, as in a store that others use too.
+    place.layerfs(&["-o", "lowerdir=b", "mnt"]);
+    assert_eq!(
+        place.sh("stat -c '%a %u:%g %F' mnt mnt/low mnt/pipe"),
+        "555 0:0 directory\n4711 5:6 regular file\n640 1:1 fifo\n"
+    );
 }

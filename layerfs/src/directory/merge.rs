@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     tree::{FileKind, TreeInode},
-    union::open_quietly,
+    union::{Override, open_quietly},
 };
 
 /// The names of a directory.
@@ -168,8 +168,13 @@ impl DirectoryStack {
         if directory.as_ref().is_some_and(|directory| directory.candidates.len() > 1) {
             attributes.links = 1;
         }
-        let kind = attributes.kind;
         let layer = self.places.layer(place);
+        if self.overridden[layer]
+            && let Some(wanted) = Override::of(&*self.places.open(place)?, &name)?
+        {
+            attributes = wanted.over(attributes);
+        }
+        let kind = attributes.kind;
         let identity = Identity::of(layer, &stat);
         let inode = Inode { identity, attributes, place, name: Arc::clone(&name), directory, xattrs: OnceLock::new() };
         let mut inodes = self.inodes.write().unwrap_or_else(PoisonError::into_inner);

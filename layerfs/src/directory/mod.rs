@@ -36,7 +36,7 @@ use self::{
 };
 use crate::{
     tree::{Attributes, DirectoryEntry, FileKind, Tree, TreeInode, XattrUse},
-    union::{Handle, open_quietly},
+    union::{Handle, OVERRIDE_PREFIX, Override, open_quietly},
 };
 
 /// Extended attributes of one file, sorted by name.
@@ -56,6 +56,8 @@ pub struct DirectoryStack {
     inodes: RwLock<HashMap<TreeInode, Arc<Inode>>>,
     files: Descriptors<TreeInode>,
     xattr_use: XattrUse,
+    /// The layers whose files have owner and mode in an attribute, as that of their root directory says.
+    overridden: Box<[bool]>,
 }
 
 #[derive(Debug)]
@@ -88,10 +90,14 @@ impl DirectoryStack {
         let candidates: Vec<PlaceId> = (0..places.layer_count()).map(Places::root).collect();
         let top = *candidates.first().ok_or(Errno::INVAL)?;
         let stat = rustix::fs::fstat(&*places.open(top)?)?;
+        let overrides = candidates.iter().map(|layer| Ok(Override::of(&*places.open(*layer)?, b".")?));
+        let overrides = overrides.collect::<io::Result<Vec<_>>>()?;
         let mut attributes = numbers::attributes_of(&stat);
+        attributes = overrides[0].map_or(attributes, |wanted| wanted.over(attributes));
         if candidates.len() > 1 {
             attributes.links = 1;
         }
+        let overridden = overrides.iter().map(Option::is_some).collect();
         let root = Inode {
             identity: Identity::of(0, &stat),
             attributes,
@@ -111,7 +117,7 @@ impl DirectoryStack {
                 xattr_use = XattrUse::Acls;
             }
         }
-        Ok(Self { places, inodes, files: Descriptors::new(open_files / 2), xattr_use })
+        Ok(Self { places, inodes, files: Descriptors::new(open_files / 2), xattr_use, overridden })
     }
 
     fn inode(&self, inode: TreeInode) -> io::Result<Arc<Inode>> {
@@ -176,7 +182,8 @@ impl DirectoryStack {
         let handle = self.handle(number, inode)?;
         let mut xattrs = Vec::new();
         for name in handle.xattr_names()? {
-            if marks::is_mark(&name) {
+            let is_override = self.overridden[self.places.layer(inode.place)] && name.starts_with(OVERRIDE_PREFIX);
+            if is_override || marks::is_mark(&name) {
                 continue;
             }
             match handle.xattr(&name) {

@@ -8,7 +8,7 @@ use rustix::{
     io::{Errno, Result},
 };
 
-use super::{CAPABILITY, Metadata, NodeId, Union, acl, copy_up::timespec, errno, node::lock};
+use super::{CAPABILITY, Metadata, NodeId, Union, acl, copy_up::timespec, errno, node::lock, overrides};
 use crate::tree::{FileKind, Time, Tree};
 
 /// A time to set.
@@ -146,7 +146,12 @@ impl<T: Tree> Union<T> {
 
     /// Sets an extended attribute.
     pub fn set_xattr(&self, node: NodeId, name: &[u8], value: &[u8], flags: XattrFlags) -> Result<()> {
-        let stored = self.writable()?.marks.stored(name);
+        let upper = self.writable()?;
+        if upper.has_aufs_marks && name.starts_with(overrides::PREFIX) {
+            // A later mount would take it for what the store says.
+            return Err(Errno::PERM);
+        }
+        let stored = upper.marks.stored(name);
         let node = self.node(node)?;
         let exists = || -> Result<bool> { Ok(self.xattr(node.id, name)?.is_some()) };
         // Before anything is copied for nothing.
@@ -157,7 +162,7 @@ impl<T: Tree> Union<T> {
             return Err(Errno::NODATA);
         }
         if acl::matters(name, value) {
-            self.writable()?.note_acls()?;
+            upper.note_acls()?;
         }
         self.copy_up_metadata(&node)?;
         let _copying = lock(&node.copying);

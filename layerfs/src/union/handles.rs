@@ -174,7 +174,7 @@ impl Handle {
     }
 }
 
-fn read_xattr(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Option<Vec<u8>>> {
+pub(super) fn read_xattr(read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Option<Vec<u8>>> {
     // Nearly all values are short; the rest is read again with room for the longest.
     let mut short = [0; 256];
     match read(&mut short) {

@@ -323,6 +323,7 @@ impl<T: Tree> Union<T> {
     fn upper_directory(&self, parent: &Node, handle: &Arc<Handle>, name: &[u8], stat: &Stat) -> Result<Child> {
         let upper = self.writable()?;
         let opened = Arc::new(open_at(&**handle, name, FileKind::Directory)?);
+        opened.granted(0o700, || upper.translate_overrides(&opened))?;
         let (lower, redirect) = match opened.granted(0o700, || upper.translate_aufs_marks(&opened))? {
             true => (None, None),
             false => lower_directory(&self.tree, upper.marks, parent.lower, name, &opened)?,

@@ -38,6 +38,7 @@ mod marks;
 mod metadata;
 mod names;
 mod node;
+mod overrides;
 mod remove;
 mod rename;
 mod upper;
@@ -55,6 +56,7 @@ pub(crate) use self::{
     kernel::{KernelFault, KernelUpper, kernel_index_entries, open_kernel_index, remaining_names},
     lookup::{content_below, lower_directory, read_names},
     metadata::{kind_of, time_of},
+    overrides::{Override, PREFIX as OVERRIDE_PREFIX},
     upper::{open_at, open_quietly},
 };
 pub use self::{
@@ -103,6 +105,9 @@ pub struct UpperOptions {
     /// Whether others may have left deletion marks of AUFS in the upper, as containers/storage does. They are
     /// translated.
     pub has_aufs_marks: bool,
+    /// Whether files have owner and mode in an attribute, as containers/storage keeps them with `force_mask`. They are
+    /// translated.
+    pub has_overrides: bool,
 }
 
 /// Why a union could not be opened.
@@ -158,6 +163,8 @@ impl<T: Tree> Union<T> {
         let (upper, stat) = Upper::open(upper, work, options)?;
         let translated = upper.translate_aufs_marks(&upper.root);
         translated.map_err(|source| OpenError::System { action: "translating deletion marks", source })?;
+        let translated = upper.translate_root_overrides();
+        translated.map_err(|source| OpenError::System { action: "translating the owners of files", source })?;
         let state = State { upper: Some(stat.st_ino), ..State::default() };
         let root = Arc::new(Node::new(NodeId::ROOT, FileKind::Directory, Some(TreeInode::ROOT), state));
         let tree_has_acls = tree.xattr_use() == XattrUse::Acls;

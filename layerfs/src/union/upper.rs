@@ -48,6 +48,7 @@ pub(super) struct Upper {
     pub(super) durable: bool,
     pub(super) splits_metadata: bool,
     pub(super) has_aufs_marks: bool,
+    pub(super) has_overrides: bool,
     pub(super) handles: Handles,
     pub(super) groups: Groups,
     /// Set once the file system or the kernel refused a 0:0 device: whiteouts are xattrs from then on.
@@ -122,6 +123,7 @@ impl Upper {
             durable: options.durable,
             splits_metadata: options.splits_metadata,
             has_aufs_marks: options.has_aufs_marks,
+            has_overrides: options.has_overrides,
             handles: Handles::new(options.open_files.max(8)),
             groups,
             without_devices: AtomicBool::new(false),

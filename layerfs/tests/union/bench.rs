@@ -24,6 +24,7 @@ pub(crate) const OPTIONS: UpperOptions = UpperOptions {
     splits_metadata: true,
     adopts_root: true,
     has_aufs_marks: false,
+    has_overrides: false,
 };
 
 pub(crate) fn open_directory(path: &Path) -> std::os::fd::OwnedFd {

@@ -20,6 +20,8 @@ pub(crate) struct Options {
     /// Upper and work directory; none for a read-only mount.
     pub(crate) upper: Option<(PathBuf, PathBuf)>,
     pub(crate) ids: IdMapping,
+    /// Owner and mode may be in an attribute.
+    pub(crate) has_overrides: bool,
     only_user: Option<u32>,
     only_group: Option<u32>,
     pub(crate) flags: MountFlags,
@@ -153,6 +155,7 @@ impl Options {
             lower: Vec::new(),
             upper: None,
             ids: IdMapping::default(),
+            has_overrides: false,
             only_user: None,
             only_group: None,
             flags: MountFlags::empty(),
@@ -228,7 +231,7 @@ impl Options {
             "fsname" => self.source = Some(name_of_source(given()?)?),
             "remount" => self.is_remount = true,
             "redirect_dir" => self.renames_directories = renames(given()?)?,
-            "xattr_permissions" => refuse_override(given()?)?,
+            "xattr_permissions" => self.has_overrides = overrides(given()?)?,
             "context" | "fscontext" | "defcontext" | "rootcontext" => {
                 let value = std::str::from_utf8(given()?).context("is not text")?;
                 self.contexts.push(format!("{name}={value}"));
@@ -360,11 +363,12 @@ fn renames(value: &[u8]) -> anyhow::Result<bool> {
     }
 }
 
-fn refuse_override(value: &[u8]) -> anyhow::Result<()> {
+fn overrides(value: &[u8]) -> anyhow::Result<bool> {
     match value {
-        b"0" => Ok(()),
-        // containers/storage asks for it with force_mask only.
-        _ => bail!("is not supported: owner and mode are those of the files, so storage must not use force_mask"),
+        b"0" => Ok(false),
+        // What containers/storage asks for with force_mask.
+        b"2" => Ok(true),
+        _ => bail!("must be 0 or 2"),
     }
 }
 
@@ -420,7 +424,7 @@ mod tests {
             "noxattrs",
             "plugins=x",
             "ino32_t",
-            "xattr_permissions=2",
+            "xattr_permissions=1",
             "uidmapping=0:1",
             "gidmapping=a:b:c",
             "uidmapping=0:1:0",

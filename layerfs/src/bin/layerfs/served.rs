@@ -145,6 +145,7 @@ fn open(options: &Options, open_files: usize) -> anyhow::Result<(Union<Arc<Direc
         // containers/storage, and the kernel's overlayfs after us, look for content in the upper.
         splits_metadata: false,
         has_aufs_marks: true,
+        has_overrides: options.has_overrides,
     };
     handover::retry(&work, || {
         Union::open(Arc::clone(&tree), upper.try_clone()?, work.try_clone()?, upper_options).map_err(Into::into)
