@@ -437,6 +437,23 @@ fn an_ordinary_user_builds_and_may_leave_a_mount_behind() {
 }
 
 #[test]
+fn a_deletion_mark_that_somebody_keeps_files_in_hides_what_it_says_and_itself() {
+    let place = Place::new();
+    place.sh("mkdir -p upper/.wh.low upper/dir/.wh.file upper/dir/.wh..wh.plnk; echo k >upper/.wh.low/kept; touch upper/dir/.wh.file/x");
+    for _ in 0..2 {
+        place.mount("");
+        assert_eq!(
+            place.sh("ls -A mnt mnt/dir; cat mnt/.wh.low/kept 2>&1 | grep -o 'No such'"),
+            "mnt:\ndir\ntop\n\nmnt/dir:\nNo such\n"
+        );
+        ends(place.server(), || drop(place.sh("umount mnt")));
+        assert_eq!(place.sh("cat upper/.wh.low/kept"), "k\n");
+    }
+    place.mount("");
+    place.sh("rmdir mnt/dir; mkdir mnt/dir; echo again >mnt/low; ls -A mnt/dir; umount mnt");
+}
+
+#[test]
 fn a_name_that_would_be_a_deletion_mark_is_refused() {
     let place = Place::new();
     place.mount("");

@@ -46,7 +46,11 @@ impl Upper {
                 continue;
             }
             let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-            rustix::fs::unlinkat(&**directory, mark, flags)?;
+            match rustix::fs::unlinkat(&**directory, mark, flags) {
+                // What somebody keeps in it is not ours to remove; it is not shown.
+                Ok(()) | Err(Errno::NOTEMPTY) => {}
+                Err(error) => return Err(error),
+            }
         }
         restore_times(&**directory, &before)?;
         Ok(stays)

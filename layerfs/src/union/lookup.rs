@@ -22,7 +22,7 @@ use super::{
     upper::{Upper, open_at},
 };
 use crate::{
-    tar::{OPAQUE_NAME, WHITEOUT_PREFIX},
+    tar::WHITEOUT_PREFIX,
     tree::{FileKind, Tree, TreeInode},
 };
 
@@ -452,7 +452,7 @@ impl<T: Tree> Union<T> {
         for (name, is_whiteout) in handle.granted(0o500, || read_names(upper.marks, &handle, opacity))? {
             let in_tree = self.tree_child(directory, &name)?.is_some();
             // What is left of the marks of AUFS shows nothing either.
-            let is_whiteout = is_whiteout || upper.has_aufs_marks && name == OPAQUE_NAME;
+            let is_whiteout = is_whiteout || upper.has_aufs_marks && name.starts_with(WHITEOUT_PREFIX);
             let what = if is_whiteout { UpperName::Whiteout } else { UpperName::Present(Origin::Unknown) };
             names.set(&name, what, in_tree);
         }
