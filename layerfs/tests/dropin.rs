@@ -512,6 +512,19 @@ fn an_ordinary_user_has_files_that_their_modes_keep_even_from_their_owner() {
 }
 
 #[test]
+fn an_ordinary_user_s_marks_are_translated_where_modes_keep_even_their_owner_out() {
+    let place = Place::new();
+    let user = User::new();
+    place.sh(&format!("chmod 755 .; cp {PROGRAM} layerfs; chmod 755 layerfs; mkdir own; chown {} own", user.name()));
+    let script = "set -e; mkdir -p lower/d/x upper/d/x work mnt; touch lower/d/x/low lower/d/gone upper/d/.wh.x upper/d/.wh.gone
+         chmod 0 upper/d/x upper/d; ../layerfs -o lowerdir=lower,upperdir=upper,workdir=work mnt; stat -c %a mnt/d; ls mnt
+         stat -c %a upper/d; chmod 700 mnt/d; ls mnt/d; stat -c %a mnt/d/x; chmod 700 mnt/d/x; ls -A mnt/d/x; fusermount3 -u mnt";
+    fs::write(place.path("script"), script).expect("writable");
+    let seen = place.sh(&format!("cd own; timeout 60 su {} -s /bin/bash ../script", user.name()));
+    assert_eq!(seen, "0\nd\n0\nx\n0\n");
+}
+
+#[test]
 fn an_upper_without_attributes_or_whiteouts_of_its_own_can_be_renamed_in() {
     let place = Place::new();
     place.sh("mkdir ram; mount -t ramfs ramfs ram; mkdir ram/upper ram/work; echo c >b/c; setcap cap_net_raw+ep b/c; mkdir b/d; echo x >b/d/x");

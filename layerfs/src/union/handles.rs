@@ -6,7 +6,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex},
 };
 
 use rustix::{
@@ -14,13 +14,14 @@ use rustix::{
     io::{Errno, Result},
 };
 
-use super::{NodeId, node::lock};
+use super::{
+    NodeId,
+    grants::{self, Moment},
+    node::lock,
+};
 
 /// Greatest size of an xattr value and of a list of names in Linux (`XATTR_SIZE_MAX`, `XATTR_LIST_MAX`).
 const XATTR_BYTES: usize = 64 << 10;
-
-/// Held by who changes a mode, and alone by who changes one for a moment only.
-static MODES: RwLock<()> = RwLock::new(());
 
 /// An open file of the upper. Symbolic links and special files are opened as a path only.
 #[derive(Debug)]
@@ -68,10 +69,16 @@ impl Handle {
             Err(Errno::ACCESS) => {}
             done => return done,
         }
-        let _alone = MODES.write().unwrap_or_else(PoisonError::into_inner);
-        let mode = self.stat()?.st_mode & 0o7777;
-        // The file of somebody else, or one that somebody granted us meanwhile.
-        if mode | bits == mode || self.change_mode(mode | bits).is_err() {
+        let mut moment = Moment::begin();
+        let stat = self.stat()?;
+        let mode = stat.st_mode & 0o7777;
+        // Somebody granted it to us meanwhile.
+        if mode | bits == mode {
+            return act();
+        }
+        moment.note(&stat);
+        // The file of somebody else.
+        if self.change_mode(mode | bits).is_err() {
             return act();
         }
         let done = act();
@@ -93,7 +100,7 @@ impl Handle {
     }
 
     pub(crate) fn set_mode(&self, mode: u32) -> Result<()> {
-        let _others = MODES.read().unwrap_or_else(PoisonError::into_inner);
+        let _others = grants::others();
         self.change_mode(mode)
     }
 

@@ -30,6 +30,7 @@ mod aufs;
 mod content;
 mod copy_up;
 mod create;
+mod grants;
 mod groups;
 mod handles;
 mod kernel;

@@ -18,7 +18,7 @@ use rustix::{
 };
 
 use super::{
-    OpenError, Owner, Union, UpperOptions,
+    OpenError, Owner, Union, UpperOptions, grants,
     groups::Groups,
     handles::{Handle, Handles},
     marks::MarkNamespace,
@@ -70,6 +70,8 @@ pub(super) struct Upper {
     names: AtomicU64,
     /// Locked while this union is open.
     work: OwnedFd,
+    /// Where modes that change for a moment are noted.
+    _grants: Arc<OwnedFd>,
 }
 
 impl Drop for Upper {
@@ -114,6 +116,7 @@ impl Upper {
         empty_directory(&temporary).map_err(failed("cleaning the work directory"))?;
         let has_acls = exists(&own, ACLS).map_err(failed("preparing the work directory"))?;
         let index = make_directory(&own, "index").map_err(failed("preparing the work directory"))?;
+        let grants = grants::restore(&own, &root, &index).map_err(failed("giving a file its mode back"))?;
         let groups = Groups::open(index).map_err(failed("reading the hard links in the work directory"))?;
         let upper = Self {
             root: Arc::new(Handle::new(root)),
@@ -136,6 +139,7 @@ impl Upper {
             acls: AtomicBool::new(has_acls),
             names: AtomicU64::new(0),
             work: own,
+            _grants: grants,
         };
         Ok((upper, stat))
     }

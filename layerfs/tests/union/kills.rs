@@ -21,7 +21,7 @@ use crate::{
 
 /// Every system call with which the union changes the disk.
 const CALLS: &str = "mkdirat,linkat,unlinkat,renameat,renameat2,symlinkat,mknodat,fsetxattr,setxattr,fremovexattr,\
-                     fchmod,fchownat,utimensat,ftruncate,pwrite64";
+                     fchmod,fchmodat,fchownat,utimensat,ftruncate,pwrite64";
 
 const LOWER: &str = "mkdir -p d/e x; echo one > one; echo big > h1; ln h1 h2; ln h1 d/h3; echo s > d/e/s; echo t > d/t
     echo g > gone; echo y > x/y";
@@ -124,6 +124,8 @@ fn carry_out(directory: &Path, operations: &[Operation]) {
 fn run(test: &str, directory: &Path, number: usize, arguments: &[&str]) -> bool {
     let mut command = Command::new("strace");
     command.args(["-f", "-qq", "-e", &format!("trace={CALLS}")]).args(arguments);
+    // Modes hold for its root as they do for everybody.
+    command.args(["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]);
     command.arg(std::env::current_exe().expect("this program")).args(["--exact", test, "--test-threads=1"]);
     command.env("KILLED_DIRECTORY", directory).env("KILLED_OPERATION", number.to_string());
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("strace runs");
@@ -281,4 +283,29 @@ fn a_name_whose_count_finds_no_room_is_renamed_and_counted_later() {
     bench.mount_ours();
     assert_eq!(listing(&bench.path("ours")), listing(&bench.path("overlay")));
     bench.both("stat -c %h h1 h3 h4; rm h3; stat -c %h h1; rm h1; stat -c %h h4");
+}
+
+/// What takes a mode for a moment that its owner has not given: a process without the capability for that.
+const GRANTED: &[Operation] = &[
+    Operation {
+        before: "echo x >> one; chmod 0 one",
+        script: "printf NEW | dd of=one conv=notrunc",
+        run: |union| write(union, "one"),
+    },
+    Operation {
+        before: "mkdir s; touch s/f; chmod 0 s",
+        script: "mv s t",
+        run: |union| rename(union, b"s", b"t", RenameMode::Replace),
+    },
+    Operation {
+        before: "echo x >> h1; chmod 0 h1",
+        script: "printf NEW | dd of=h2 conv=notrunc",
+        run: |union| write(union, "h2"),
+    },
+];
+
+#[test]
+fn a_kill_while_a_mode_is_changed_for_a_moment_leaves_the_mode_that_was_set() {
+    const NAME: &str = "kills::a_kill_while_a_mode_is_changed_for_a_moment_leaves_the_mode_that_was_set";
+    kill_everywhere(NAME, GRANTED);
 }
