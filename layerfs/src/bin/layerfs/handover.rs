@@ -10,7 +10,7 @@ use std::{fs, os::fd::OwnedFd, time::Duration};
 use anyhow::Context as _;
 use layerfs::OpenError;
 use rustix::{
-    fs::AtFlags,
+    fs::{AtFlags, StatxFlags},
     process::{Pid, Signal},
 };
 
@@ -46,10 +46,24 @@ fn is_in_use(error: &anyhow::Error) -> bool {
 /// Who holds the lock of a work directory: <https://man7.org/linux/man-pages/man5/proc_locks.5.html>.
 fn holder(work: &OwnedFd) -> Option<Pid> {
     let stat = rustix::fs::statat(work, "nacre", AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    let (major, minor) = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    // Where a file system shows devices of its own (btrfs), the list has that of the mount.
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mount = rustix::fs::statx(work, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok();
+    let device = mount.and_then(|mount| device_of(&mounts, mount.stx_mnt_id));
+    let (major, minor) = device.unwrap_or((rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)));
     let file = format!("{major:02x}:{minor:02x}:{}", stat.st_ino);
     let locks = fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| locker(line, &file)).and_then(Pid::from_raw)
+}
+
+/// The device of a mount: <https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html>.
+fn device_of(mounts: &str, id: u64) -> Option<(u32, u32)> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let is_it = fields.next()?.parse() == Ok(id);
+        let (major, minor) = fields.nth(1).filter(|_| is_it)?.split_once(':')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    })
 }
 
 fn locker(line: &str, file: &str) -> Option<i32> {
@@ -80,6 +94,14 @@ pub(crate) fn is_alone() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_device_of_a_mount_is_that_of_its_line() {
+        let mounts = "21 1 254:0 / / rw - ext4 /dev/vda rw\n210 21 0:44 /sub /mnt rw - btrfs /dev/vdb rw\n";
+        assert_eq!(device_of(mounts, 210), Some((0, 44)));
+        assert_eq!(device_of(mounts, 2), None);
+        assert_eq!(device_of("210\n210 x y\n", 210), None);
+    }
 
     #[test]
     fn the_process_that_holds_a_lock_is_found_by_the_file() {
