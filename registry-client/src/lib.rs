@@ -98,7 +98,7 @@ pub use self::repository::{Repository, Selector};
 pub use self::retry::{RetryPolicy, twice_if_damaged};
 pub use self::secret::{Secret, without_credentials};
 pub use self::signature::{
-    Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, companion_subject,
-    sign,
+    Accepted, Demands, GpgKey, GpgKeyring, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignatureStores,
+    SignedIdentity, Signer, TrustedKeys, companion_subject, sign, sign_with_gpg,
 };
 pub use self::transport::TransportOptions;

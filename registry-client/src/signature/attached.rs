@@ -13,7 +13,7 @@ use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde_json::{Value, json};
 
 use super::key::{PrivateKey, PublicKey};
-use super::payload::Payload;
+use super::payload::{Form, Payload};
 use crate::artifact::Artifact;
 use crate::digest::digest_of;
 use crate::error::{Cause, Error};
@@ -78,7 +78,7 @@ impl Attached {
         let bytes = payloads.bytes(&self.payload)?;
         let key = keys.iter().find(|key| key.verifies(bytes, &self.signature));
         let key = key.ok_or("it is of another key, or damaged")?;
-        Ok((Payload::parse(bytes).map_err(|why| format!("what is signed is odd: {why}"))?, key.clone()))
+        Ok((Payload::parse(Form::Sigstore, bytes).map_err(|why| format!("what is signed is odd: {why}"))?, key.clone()))
     }
 }
 
@@ -123,6 +123,8 @@ fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Resul
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) signatures: Vec<Attached>,
+    /// Messages that hold a payload and its signature, GPG's.
+    pub(super) of_gpg: Vec<Vec<u8>>,
     /// Whether there are bundles too, which are another form of signatures and not read.
     pub(super) has_bundles: bool,
     /// Why a referrer that is listed as a signature is none.
@@ -130,6 +132,12 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Looks where GPG's lie.
+    pub(super) fn add_gpg(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
+        self.of_gpg = source.gpg_signatures(subject)?;
+        Ok(())
+    }
+
     /// Looks under the tag.
     pub(super) fn add_tagged(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
         match source.tagged(&signature_tag(subject))? {
@@ -214,7 +222,7 @@ pub fn sign(
         found.iter().any(|one| one.verified(&public, &mut payloads).is_ok_and(|(found, _)| found == *payload))
     };
     let tag = signature_tag(subject.digest());
-    let bytes = payload.to_bytes();
+    let bytes = payload.to_bytes(Form::Sigstore);
     let mut has_changed = false;
     for _ in 0..UPDATE_TRIES {
         let existing = source.tagged(&tag)?;

@@ -32,6 +32,29 @@ pub(super) fn decode(text: &[u8]) -> Result<(String, Vec<u8>), String> {
     Err(format!("it has no line {end}"))
 }
 
+/// What all blocks of OpenPGP's text form hold, which are of one label; the checksums at their ends count for nothing
+/// (RFC 9580 section 6).
+pub(super) fn armored(label: &str, text: &[u8]) -> Result<Vec<u8>, String> {
+    let text = std::str::from_utf8(text).map_err(|_| "it is no text".to_owned())?;
+    let (begin, end) = (format!("-----BEGIN {label}-----"), format!("-----END {label}-----"));
+    let mut lines = text.lines().map(str::trim);
+    let mut bytes = Vec::new();
+    while lines.by_ref().any(|line| line == begin) {
+        let mut body = String::new();
+        // Between headers and body there is an empty line.
+        let mut is_body = false;
+        loop {
+            match lines.next().ok_or_else(|| format!("it has no line {end}"))? {
+                line if line == end => break,
+                line if is_body && !line.starts_with('=') => body.push_str(line),
+                line => is_body |= line.is_empty(),
+            }
+        }
+        bytes.extend(STANDARD.decode(&body).map_err(|error| format!("what it holds is not base64: {error}"))?);
+    }
+    if bytes.is_empty() { Err(format!("it has no line {begin} with something behind it")) } else { Ok(bytes) }
+}
+
 /// Bytes under a label, 64 characters a line.
 pub(super) fn encode(label: &str, bytes: &[u8]) -> String {
     let body = STANDARD.encode(bytes);
@@ -75,6 +98,23 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_openpgp_are_joined_without_headers_and_checksums() {
+        let one = "-----BEGIN A-----\nVersion: 1\nComment: x\n\nAAEC\nAw==\n=abcd\n-----END A-----\n";
+        let two = "-----BEGIN A-----\r\n\r\nBAU=\r\n-----END A-----\r\n";
+        let other = "-----BEGIN B-----\n\n!\n-----END B-----\n";
+        let all = format!("words\n{one}between\n{other}{two}");
+        assert_eq!(armored("A", all.as_bytes()), Ok(vec![0, 1, 2, 3, 4, 5]));
+        for (text, why) in [
+            ("", "no line -----BEGIN A-----"),
+            (other, "no line -----BEGIN A-----"),
+            (&one[..40], "no line -----END A-----"),
+            (&one.replace("AAEC", "A!EC"), "not base64"),
+        ] {
+            assert!(armored("A", text.as_bytes()).expect_err(text).contains(why), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_key_says_why() {
         for (text, why) in [
             ("", "empty"),
@@ -93,7 +133,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), tag in any::<u8>()) {
-            let _ = decode(&bytes);
+            let _ = (decode(&bytes), armored("A", &[&b"-----BEGIN A-----\n"[..], &bytes].concat()));
             if let Some((content, rest)) = value(tag, &bytes) {
                 prop_assert!(content.len() + rest.len() <= bytes.len());
             }

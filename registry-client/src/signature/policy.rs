@@ -5,6 +5,7 @@
 //! decides; what guards a place is [`super::guard`].
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -16,9 +17,10 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::attached::{Found, Payloads};
+use super::gpg::GpgKeyring;
 use super::identity::{Name, SignedIdentity};
 use super::key::PublicKey;
-use super::payload::{Payload, strict};
+use super::payload::{Form, Payload, strict};
 use crate::error::{Cause, Error};
 use crate::manifest::Manifest;
 use crate::place::Source;
@@ -29,12 +31,17 @@ const FILE_LIMIT_BYTES: u64 = 4 << 20;
 /// Reasons that are told; thousands of bad signatures do not fill the screen.
 const REASONS_SHOWN: usize = 3;
 
+/// What containers/image knows; it supports the first one only, too.
+const KEY_TYPES: [&str; 4] = ["GPGKeys", "signedByGPGKeys", "X509Certificates", "signedByX509CAs"];
+
 /// Which images are let in.
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// What it was read from, for messages.
     origin: String,
     rules: Rules,
+    /// Where GPG's programs are.
+    programs: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -52,9 +59,20 @@ enum Requirement {
     InsecureAcceptAnything {},
     Reject {},
     SigstoreSigned(Box<SigstoreSigned>),
-    // GPG's. It lets nothing in, whatever its fields are; the same goes for the next one.
-    SignedBy(IgnoredAny),
+    SignedBy(Box<SignedBy>),
+    // It lets nothing in, whatever its fields are.
     SignedBaseLayer(IgnoredAny),
+}
+
+/// GPG's.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct SignedBy {
+    key_type: String,
+    key_path: Option<PathBuf>,
+    key_paths: Option<Vec<PathBuf>>,
+    key_data: Option<String>,
+    signed_identity: Option<SignedIdentity>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -78,16 +96,16 @@ impl Default for Policy {
     /// Everything is let in.
     fn default() -> Self {
         let rules = Rules { default: vec![Requirement::InsecureAcceptAnything {}], transports: BTreeMap::new() };
-        Self { origin: "the default".to_owned(), rules }
+        Self { origin: "the default".to_owned(), rules, programs: Vec::new() }
     }
 }
 
 impl Policy {
-    /// Reads a policy from a file.
+    /// Reads a policy from a file. Where it demands GPG's signatures, `gpgv` is looked for in `programs`.
     ///
     /// # Errors
     /// If it cannot be read, or is none.
-    pub fn load(path: &Path) -> Result<Self, Error> {
+    pub fn load(path: &Path, programs: &[PathBuf]) -> Result<Self, Error> {
         let doing = "read the signature policy";
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(FILE_LIMIT_BYTES + 1).read_to_end(&mut bytes));
@@ -97,7 +115,7 @@ impl Policy {
             return Err(in_file("it is larger than a policy".to_owned()));
         }
         let rules = Rules::parse(&bytes).map_err(in_file)?;
-        Ok(Self { origin: path.display().to_string(), rules })
+        Ok(Self { origin: path.display().to_string(), rules, programs: programs.to_owned() })
     }
 
     /// What it demands of the images of a place.
@@ -114,20 +132,16 @@ impl Policy {
             match requirement {
                 Requirement::InsecureAcceptAnything {} => {}
                 Requirement::Reject {} => return Err(refuse("lets no image in from there".to_owned())),
-                Requirement::SignedBy(_) => {
-                    return Err(refuse(
-                        "demands signatures of the type signedBy (GPG), which is not supported; sigstoreSigned is"
-                            .to_owned(),
-                    ));
+                Requirement::SignedBy(gpg) => {
+                    let keys = TrustedKeys::Gpg(gpg.keys(&self.programs).map_err(&refuse)?);
+                    signed.push(Signed::by(keys, gpg.signed_identity.as_ref()));
                 }
                 Requirement::SignedBaseLayer(_) => {
                     return Err(refuse("demands the type signedBaseLayer, which is not supported".to_owned()));
                 }
                 Requirement::SigstoreSigned(sigstore) => {
-                    let keys = sigstore.keys().map_err(&refuse)?;
-                    let identity = sigstore.signed_identity.clone();
-                    let identity = identity.unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
-                    signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
+                    let keys = TrustedKeys::Sigstore(sigstore.keys().map_err(&refuse)?);
+                    signed.push(Signed::by(keys, sigstore.signed_identity.as_ref()));
                 }
             }
         }
@@ -165,6 +179,7 @@ impl Requirement {
     fn check(&self) -> Result<(), String> {
         match self {
             Self::SigstoreSigned(sigstore) => sigstore.check(),
+            Self::SignedBy(gpg) => gpg.check(),
             _ => Ok(()),
         }
     }
@@ -213,6 +228,43 @@ impl SigstoreSigned {
     }
 }
 
+impl SignedBy {
+    fn check(&self) -> Result<(), String> {
+        if !KEY_TYPES.contains(&self.key_type.as_str()) {
+            return Err(format!("signedBy has the keyType {:?}, which is none", self.key_type));
+        }
+        let sources = [self.key_path.is_some(), self.key_paths.is_some(), self.key_data.is_some()];
+        if sources.into_iter().filter(|is_there| *is_there).count() != 1 {
+            return Err("signedBy has not exactly one of keyPath, keyPaths and keyData".to_owned());
+        }
+        if self.key_paths.as_ref().is_some_and(Vec::is_empty) {
+            return Err("signedBy has a list of no keys".to_owned());
+        }
+        self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
+    }
+
+    fn keys(&self, programs: &[PathBuf]) -> Result<GpgKeyring, String> {
+        if self.key_type != KEY_TYPES[0] {
+            return Err(format!(
+                "demands signedBy with the keyType {}, which is not supported; GPGKeys is",
+                self.key_type
+            ));
+        }
+        let keyring = match &self.key_data {
+            Some(data) => {
+                let bytes =
+                    STANDARD.decode(data).map_err(|error| format!("has a keyData that is not base64: {error}"))?;
+                GpgKeyring::of_bytes(&bytes, programs)
+            }
+            None => {
+                let files: Vec<_> = self.key_path.iter().chain(self.key_paths.iter().flatten()).cloned().collect();
+                GpgKeyring::open(&files, programs)
+            }
+        };
+        keyring.map_err(|error| format!("demands signedBy, and {error}"))
+    }
+}
+
 /// What signatures an image must have; all of these.
 #[derive(Debug, Clone)]
 pub struct Demands {
@@ -223,10 +275,31 @@ pub struct Demands {
     signed: Vec<Signed>,
 }
 
+/// Whose signatures count: one of these must have signed.
+#[derive(Debug, Clone)]
+pub enum TrustedKeys {
+    /// Keys in cosign's way.
+    Sigstore(Vec<PublicKey>),
+    /// Keys of GPG.
+    Gpg(GpgKeyring),
+}
+
+impl From<Vec<PublicKey>> for TrustedKeys {
+    fn from(keys: Vec<PublicKey>) -> Self {
+        Self::Sigstore(keys)
+    }
+}
+
+impl From<GpgKeyring> for TrustedKeys {
+    fn from(keys: GpgKeyring) -> Self {
+        Self::Gpg(keys)
+    }
+}
+
 /// One signature: of one of these keys, for a name that agrees.
 #[derive(Debug, Clone)]
 struct Signed {
-    keys: Vec<PublicKey>,
+    keys: TrustedKeys,
     identity: SignedIdentity,
     annotations: BTreeMap<String, String>,
 }
@@ -236,8 +309,26 @@ struct Signed {
 pub struct Accepted {
     /// What was signed.
     pub payload: Payload,
-    /// The key of it.
-    pub key: PublicKey,
+    /// Who signed it.
+    pub signer: Signer,
+}
+
+/// The key of a signature.
+#[derive(Debug, Clone)]
+pub enum Signer {
+    /// One that signs in cosign's way.
+    Key(PublicKey),
+    /// The fingerprint of GPG's; of a subkey, that of the key that it is part of.
+    Gpg(String),
+}
+
+impl fmt::Display for Signer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => f.write_str(key.digest().as_ref()),
+            Self::Gpg(fingerprint) => f.write_str(fingerprint),
+        }
+    }
 }
 
 impl Demands {
@@ -247,12 +338,12 @@ impl Demands {
     /// If the identity is not well formed.
     pub fn of_keys(
         place: &ImageName,
-        keys: Vec<PublicKey>,
+        keys: impl Into<TrustedKeys>,
         identity: SignedIdentity,
         annotations: BTreeMap<String, String>,
     ) -> Result<Self, Error> {
         identity.check().map_err(|what| Error::local("check signatures", Cause::Input(what)))?;
-        let signed = vec![Signed { keys, identity, annotations }];
+        let signed = vec![Signed { keys: keys.into(), identity, annotations }];
         Ok(Self { place: place.to_string(), name: Scope::of(place).name, signed })
     }
 
@@ -271,14 +362,20 @@ impl Demands {
             return Ok(Vec::new());
         }
         let (mut found, mut payloads) = (Found::default(), Payloads::of(source));
-        let by_tag = found.add_tagged(source, manifest.digest());
-        if let Ok(accepted) = self.met_by(&found, manifest, &mut payloads) {
-            return Ok(accepted);
+        let is_gpg = |signed: &&Signed| matches!(signed.keys, TrustedKeys::Gpg(_));
+        let of_gpg = self.signed.iter().filter(is_gpg).count();
+        let mut read = if of_gpg > 0 { found.add_gpg(source, manifest.digest()) } else { Ok(()) };
+        let has_sigstore = of_gpg < self.signed.len();
+        if has_sigstore {
+            read = read.and(found.add_tagged(source, manifest.digest()));
         }
-        let by_referrers = found.add_referrers(source, manifest.digest());
+        let mut met = self.met_by(&found, manifest, &mut payloads);
+        if met.is_err() && has_sigstore {
+            read = read.and(found.add_referrers(source, manifest.digest()));
+            met = self.met_by(&found, manifest, &mut payloads);
+        }
         let refuse = |what| Error::local(format!("accept {}", self.place), Cause::Untrusted(what));
-        self.met_by(&found, manifest, &mut payloads)
-            .map_err(|what| by_tag.and(by_referrers).err().unwrap_or_else(|| refuse(what)))
+        met.map_err(|what| read.err().unwrap_or_else(|| refuse(what)))
     }
 
     /// All that count, if each demand is met, else why one is not.
@@ -286,18 +383,18 @@ impl Demands {
         let mut all = Vec::new();
         for signed in &self.signed {
             let (mut accepted, mut reasons) = (Vec::new(), BTreeMap::<String, usize>::new());
-            for one in &found.signatures {
-                let outcome = one.verified(&signed.keys, payloads).and_then(|(payload, key)| {
-                    signed.check(self.name.as_ref(), manifest, &payload).map(|()| Accepted { payload, key })
-                });
-                match outcome {
+            for outcome in signed.verified(found, payloads)? {
+                let checked =
+                    outcome.and_then(|one| signed.check(self.name.as_ref(), manifest, &one.payload).map(|()| one));
+                match checked {
                     Ok(one) => accepted.push(one),
                     Err(reason) => *reasons.entry(reason).or_default() += 1,
                 }
             }
             if accepted.is_empty() {
                 found.unread.iter().for_each(|reason| *reasons.entry(reason.clone()).or_default() += 1);
-                return Err(refused(manifest, &reasons, found.has_bundles));
+                let has_bundles = found.has_bundles && matches!(signed.keys, TrustedKeys::Sigstore(_));
+                return Err(refused(manifest, &reasons, has_bundles));
             }
             all.extend(accepted);
         }
@@ -324,6 +421,31 @@ fn refused(manifest: &Manifest, reasons: &BTreeMap<String, usize>, has_bundles: 
 }
 
 impl Signed {
+    fn by(keys: TrustedKeys, identity: Option<&SignedIdentity>) -> Self {
+        let identity = identity.cloned().unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
+        Self { keys, identity, annotations: BTreeMap::new() }
+    }
+
+    /// What was found that one of the keys signed, and why the rest is not.
+    fn verified(&self, found: &Found, payloads: &mut Payloads<'_>) -> Result<Vec<Result<Accepted, String>>, String> {
+        match &self.keys {
+            TrustedKeys::Sigstore(keys) => {
+                let accepted = |(payload, key)| Accepted { payload, signer: Signer::Key(key) };
+                Ok(found.signatures.iter().map(|one| one.verified(keys, payloads).map(accepted)).collect())
+            }
+            TrustedKeys::Gpg(keyring) => {
+                let checker = keyring.checker()?;
+                let check = |one: &Vec<u8>| {
+                    let (text, fingerprint) = checker.check(one)?;
+                    let payload =
+                        Payload::parse(Form::Gpg, &text).map_err(|why| format!("what is signed is odd: {why}"))?;
+                    Ok(Accepted { payload, signer: Signer::Gpg(fingerprint) })
+                };
+                Ok(found.of_gpg.iter().map(check).collect())
+            }
+        }
+    }
+
     /// Whether what one of the keys signed is about this image.
     fn check(&self, name: Option<&Name>, manifest: &Manifest, payload: &Payload) -> Result<(), String> {
         if payload.digest != *manifest.digest() {
@@ -354,7 +476,7 @@ impl Scope {
         match place {
             ImageName::Registry(reference) => {
                 let name = Name::of(reference);
-                let names = registry_scopes(&name);
+                let names = name.scopes();
                 Self { transport: "docker", names, name: Some(name) }
             }
             ImageName::OciLayout { directory, tag } => {
@@ -373,23 +495,6 @@ impl Scope {
     }
 }
 
-/// The name, the repository and what it is in, the registry, and its domains with a wildcard.
-fn registry_scopes(name: &Name) -> Vec<String> {
-    let mut names = vec![format!("{}{}", name.repository, name.tail)];
-    let mut rest = name.repository.as_str();
-    names.push(rest.to_owned());
-    while let Some((before, _)) = rest.rsplit_once('/') {
-        names.push(before.to_owned());
-        rest = before;
-    }
-    let mut host = rest.split(':').next().unwrap_or_default();
-    while let Some((_, domain)) = host.split_once('.') {
-        names.push(format!("*.{domain}"));
-        host = domain;
-    }
-    names
-}
-
 /// A path without links, and the directories that it is in, but not the root.
 fn path_scopes(path: &Path) -> Vec<String> {
     let whole = path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
@@ -405,7 +510,7 @@ mod tests {
 
     fn policy(rules: &Value) -> Result<Policy, String> {
         let rules = Rules::parse(rules.to_string().as_bytes())?;
-        Ok(Policy { origin: "test".to_owned(), rules })
+        Ok(Policy { origin: "test".to_owned(), rules, programs: Vec::new() })
     }
 
     fn is_open(policy: &Policy, place: &str) -> bool {
@@ -451,7 +556,10 @@ mod tests {
     fn what_is_not_supported_lets_nothing_in_where_it_applies_and_only_there() {
         let data = STANDARD.encode(PrivateKey::generate().expect("made").public().to_pem());
         for (requirement, word) in [
-            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/key.gpg"}), "signedBy"),
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/key.gpg"}), "/key.gpg"),
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyData": "AAAA"}), "signedBy"),
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyData": "mQA="}), "gpgv, which is not in PATH"),
+            (json!({"type": "signedBy", "keyType": "X509Certificates", "keyPath": "/key"}), "X509Certificates"),
             (json!({"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}), "signedBaseLayer"),
             (json!({"type": "sigstoreSigned", "fulcio": {}}), "fulcio"),
             (json!({"type": "sigstoreSigned", "pki": {}}), "pki"),
@@ -485,11 +593,19 @@ mod tests {
             json!({"default": [{"type": "sigstoreSigned", "keyPaths": []}]}),
             json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "signedIdentity": {"type": "all"}}]}),
             json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "keypath": "/b"}]}),
+            json!({"default": [{"type": "signedBy", "keyPath": "/a"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "keys", "keyPath": "/a"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/a", "keyData": "b"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPaths": []}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/a", "signedIdentity": {"type": "all"}}]}),
         ] {
             assert!(policy(&bad).is_err(), "{bad}");
         }
         let twice = r#"{"default":[{"type":"reject"}],"transports":{"docker":{"":[{"type":"reject"}],"":[{"type":"insecureAcceptAnything"}]}}}"#;
         assert!(Rules::parse(twice.as_bytes()).expect_err("twice").contains("twice"));
-        assert!(Policy::load(Path::new("/no/such/policy")).is_err() && Policy::load(Path::new("/tmp")).is_err());
+        assert!(
+            Policy::load(Path::new("/no/such/policy"), &[]).is_err() && Policy::load(Path::new("/tmp"), &[]).is_err()
+        );
     }
 }
