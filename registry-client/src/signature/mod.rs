@@ -9,17 +9,21 @@
 //! that somebody trusts; all of it is bounded in size and number.
 
 mod attached;
+mod certificate;
 mod companion;
 mod gpg;
 mod guard;
 mod identity;
 mod key;
+mod log;
 mod lookaside;
 mod payload;
 mod pem;
 mod policy;
 mod registries_d;
+mod rules;
 mod sealed;
+mod trust;
 mod yaml;
 
 pub(crate) use self::attached::companion_tags;
@@ -33,4 +37,5 @@ pub use self::lookaside::{SignatureStores, sign_with_gpg};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::payload::Form;
 pub use self::payload::Payload;
-pub use self::policy::{Accepted, Demands, Policy, Signer, TrustedKeys};
+pub use self::policy::{Demands, Policy};
+pub use self::trust::{Accepted, Signer, TrustedKeys};

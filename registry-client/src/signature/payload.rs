@@ -104,7 +104,11 @@ fn shown(value: &Value) -> String {
 }
 
 /// The values of an object that has these keys and no others.
-fn exactly<'a, const N: usize>(value: &'a Value, what: &str, keys: [&str; N]) -> Result<[&'a Value; N], String> {
+pub(super) fn exactly<'a, const N: usize>(
+    value: &'a Value,
+    what: &str,
+    keys: [&str; N],
+) -> Result<[&'a Value; N], String> {
     let object = value.as_object().filter(|object| object.len() == N);
     let found: Vec<&Value> = keys.iter().filter_map(|key| object?.get(*key)).collect();
     found.try_into().ok().ok_or_else(|| format!("{what} has not exactly the parts {}", keys.join(", ")))

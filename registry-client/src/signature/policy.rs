@@ -1,26 +1,18 @@
-//! What an image must have before it is let in: policy.json, as podman and skopeo have it
-//! (<https://github.com/containers/image/blob/main/docs/containers-policy.json.5.md>).
+//! What an image must have before it is let in, as podman and skopeo have it in policy.json.
 //!
-//! Invariant: what is not understood is an error, and what is understood but not supported lets nothing in. It
-//! decides; what guards a place is [`super::guard`].
+//! Invariant: what is understood but not supported lets nothing in. It decides; the form of the file is
+//! [`super::rules`]'s, and what guards a place is [`super::guard`].
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::Value;
-
 use super::attached::{Found, Payloads};
-use super::gpg::GpgKeyring;
 use super::identity::{Name, SignedIdentity};
-use super::key::PublicKey;
-use super::payload::{Form, Payload, strict};
+use super::payload::Payload;
+use super::rules::Rules;
+use super::trust::{Accepted, TrustedKeys};
 use crate::error::{Cause, Error};
 use crate::manifest::Manifest;
 use crate::place::Source;
@@ -30,9 +22,6 @@ use crate::reference::ImageName;
 const FILE_LIMIT_BYTES: u64 = 4 << 20;
 /// Reasons that are told; thousands of bad signatures do not fill the screen.
 const REASONS_SHOWN: usize = 3;
-
-/// What containers/image knows; it supports the first one only, too.
-const KEY_TYPES: [&str; 4] = ["GPGKeys", "signedByGPGKeys", "X509Certificates", "signedByX509CAs"];
 
 /// Which images are let in.
 #[derive(Debug, Clone)]
@@ -44,59 +33,10 @@ pub struct Policy {
     programs: Vec<PathBuf>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rules {
-    default: Vec<Requirement>,
-    /// By transport, then by scope.
-    #[serde(default)]
-    transports: BTreeMap<String, BTreeMap<String, Vec<Requirement>>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
-enum Requirement {
-    InsecureAcceptAnything {},
-    Reject {},
-    SigstoreSigned(Box<SigstoreSigned>),
-    SignedBy(Box<SignedBy>),
-    // It lets nothing in, whatever its fields are.
-    SignedBaseLayer(IgnoredAny),
-}
-
-/// GPG's.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SignedBy {
-    key_type: String,
-    key_path: Option<PathBuf>,
-    key_paths: Option<Vec<PathBuf>>,
-    key_data: Option<String>,
-    signed_identity: Option<SignedIdentity>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SigstoreSigned {
-    key_path: Option<PathBuf>,
-    key_paths: Option<Vec<PathBuf>>,
-    key_data: Option<String>,
-    key_datas: Option<Vec<String>>,
-    signed_identity: Option<SignedIdentity>,
-    // Known, and not supported: whoever writes them wants more than a key's signature.
-    fulcio: Option<Value>,
-    pki: Option<Value>,
-    rekor_public_key_path: Option<Value>,
-    rekor_public_key_paths: Option<Value>,
-    rekor_public_key_data: Option<Value>,
-    rekor_public_key_datas: Option<Value>,
-}
-
 impl Default for Policy {
     /// Everything is let in.
     fn default() -> Self {
-        let rules = Rules { default: vec![Requirement::InsecureAcceptAnything {}], transports: BTreeMap::new() };
-        Self { origin: "the default".to_owned(), rules, programs: Vec::new() }
+        Self { origin: "the default".to_owned(), rules: Rules::default(), programs: Vec::new() }
     }
 }
 
@@ -128,140 +68,12 @@ impl Policy {
             Error::local(format!("accept {place}"), Cause::Untrusted(format!("the policy {} {what}", self.origin)))
         };
         let mut signed = Vec::new();
-        for requirement in self.rules.requirements(&scope) {
-            match requirement {
-                Requirement::InsecureAcceptAnything {} => {}
-                Requirement::Reject {} => return Err(refuse("lets no image in from there".to_owned())),
-                Requirement::SignedBy(gpg) => {
-                    let keys = TrustedKeys::Gpg(gpg.keys(&self.programs).map_err(&refuse)?);
-                    signed.push(Signed::by(keys, gpg.signed_identity.as_ref()));
-                }
-                Requirement::SignedBaseLayer(_) => {
-                    return Err(refuse("demands the type signedBaseLayer, which is not supported".to_owned()));
-                }
-                Requirement::SigstoreSigned(sigstore) => {
-                    let keys = TrustedKeys::Sigstore(sigstore.keys().map_err(&refuse)?);
-                    signed.push(Signed::by(keys, sigstore.signed_identity.as_ref()));
-                }
+        for requirement in self.rules.requirements(scope.transport, &scope.names) {
+            if let Some((keys, identity)) = requirement.wanted(&self.programs).map_err(refuse)? {
+                signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
             }
         }
         Ok(Demands { place: place.to_string(), name: scope.name, signed })
-    }
-}
-
-impl Rules {
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        // Typed, for it tells what is wrong where; and once more, for it does not see all that is.
-        strict(bytes)?;
-        let rules: Self = serde_json::from_slice(bytes).map_err(|error| format!("it is no policy: {error}"))?;
-        let scopes = rules.transports.values().flat_map(BTreeMap::values);
-        for requirements in scopes.chain([&rules.default]) {
-            if requirements.is_empty() {
-                return Err(
-                    "a list of requirements is empty; insecureAcceptAnything and reject say what is meant".to_owned()
-                );
-            }
-            requirements.iter().try_for_each(Requirement::check)?;
-        }
-        Ok(rules)
-    }
-
-    /// Those of the narrowest scope that the place is in.
-    fn requirements(&self, scope: &Scope) -> &[Requirement] {
-        let scopes = self.transports.get(scope.transport);
-        let found = scopes.and_then(|scopes| scope.names.iter().find_map(|name| scopes.get(name)).or(scopes.get("")));
-        found.unwrap_or(&self.default)
-    }
-}
-
-impl Requirement {
-    /// Whether it is well formed, in scope or not.
-    fn check(&self) -> Result<(), String> {
-        match self {
-            Self::SigstoreSigned(sigstore) => sigstore.check(),
-            Self::SignedBy(gpg) => gpg.check(),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl SigstoreSigned {
-    fn check(&self) -> Result<(), String> {
-        let sources = [
-            self.key_path.is_some(),
-            self.key_paths.is_some(),
-            self.key_data.is_some(),
-            self.key_datas.is_some(),
-            self.fulcio.is_some(),
-            self.pki.is_some(),
-        ];
-        if sources.into_iter().filter(|is_there| *is_there).count() != 1 {
-            let what = "sigstoreSigned has not exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio and pki";
-            return Err(what.to_owned());
-        }
-        if self.key_paths.as_ref().is_some_and(Vec::is_empty) || self.key_datas.as_ref().is_some_and(Vec::is_empty) {
-            return Err("sigstoreSigned has a list of no keys".to_owned());
-        }
-        self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
-    }
-
-    /// The keys of which one must have signed; all must be sound, so that a broken one is noticed before it is needed.
-    fn keys(&self) -> Result<Vec<PublicKey>, String> {
-        let unsupported = [
-            ("fulcio", &self.fulcio),
-            ("pki", &self.pki),
-            ("rekorPublicKeyPath", &self.rekor_public_key_path),
-            ("rekorPublicKeyPaths", &self.rekor_public_key_paths),
-            ("rekorPublicKeyData", &self.rekor_public_key_data),
-            ("rekorPublicKeyDatas", &self.rekor_public_key_datas),
-        ];
-        if let Some((field, _)) = unsupported.into_iter().find(|(_, value)| value.is_some()) {
-            return Err(format!("demands sigstoreSigned with {field}, which is not supported; keys are"));
-        }
-        let of_path = |path: &PathBuf| PublicKey::open(path).map_err(|error| format!("has a key of no use: {error}"));
-        let of_data = |data: &String| {
-            let pem = STANDARD.decode(data).map_err(|error| format!("has a keyData that is not base64: {error}"))?;
-            PublicKey::from_pem(&pem).map_err(|error| format!("has a keyData of no use: {error}"))
-        };
-        let paths = self.key_path.iter().chain(self.key_paths.iter().flatten()).map(of_path);
-        paths.chain(self.key_data.iter().chain(self.key_datas.iter().flatten()).map(of_data)).collect()
-    }
-}
-
-impl SignedBy {
-    fn check(&self) -> Result<(), String> {
-        if !KEY_TYPES.contains(&self.key_type.as_str()) {
-            return Err(format!("signedBy has the keyType {:?}, which is none", self.key_type));
-        }
-        let sources = [self.key_path.is_some(), self.key_paths.is_some(), self.key_data.is_some()];
-        if sources.into_iter().filter(|is_there| *is_there).count() != 1 {
-            return Err("signedBy has not exactly one of keyPath, keyPaths and keyData".to_owned());
-        }
-        if self.key_paths.as_ref().is_some_and(Vec::is_empty) {
-            return Err("signedBy has a list of no keys".to_owned());
-        }
-        self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
-    }
-
-    fn keys(&self, programs: &[PathBuf]) -> Result<GpgKeyring, String> {
-        if self.key_type != KEY_TYPES[0] {
-            return Err(format!(
-                "demands signedBy with the keyType {}, which is not supported; GPGKeys is",
-                self.key_type
-            ));
-        }
-        let keyring = match &self.key_data {
-            Some(data) => {
-                let bytes =
-                    STANDARD.decode(data).map_err(|error| format!("has a keyData that is not base64: {error}"))?;
-                GpgKeyring::of_bytes(&bytes, programs)
-            }
-            None => {
-                let files: Vec<_> = self.key_path.iter().chain(self.key_paths.iter().flatten()).cloned().collect();
-                GpgKeyring::open(&files, programs)
-            }
-        };
-        keyring.map_err(|error| format!("demands signedBy, and {error}"))
     }
 }
 
@@ -275,60 +87,12 @@ pub struct Demands {
     signed: Vec<Signed>,
 }
 
-/// Whose signatures count: one of these must have signed.
-#[derive(Debug, Clone)]
-pub enum TrustedKeys {
-    /// Keys in cosign's way.
-    Sigstore(Vec<PublicKey>),
-    /// Keys of GPG.
-    Gpg(GpgKeyring),
-}
-
-impl From<Vec<PublicKey>> for TrustedKeys {
-    fn from(keys: Vec<PublicKey>) -> Self {
-        Self::Sigstore(keys)
-    }
-}
-
-impl From<GpgKeyring> for TrustedKeys {
-    fn from(keys: GpgKeyring) -> Self {
-        Self::Gpg(keys)
-    }
-}
-
 /// One signature: of one of these keys, for a name that agrees.
 #[derive(Debug, Clone)]
 struct Signed {
     keys: TrustedKeys,
     identity: SignedIdentity,
     annotations: BTreeMap<String, String>,
-}
-
-/// A signature that counts.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    /// What was signed.
-    pub payload: Payload,
-    /// Who signed it.
-    pub signer: Signer,
-}
-
-/// The key of a signature.
-#[derive(Debug, Clone)]
-pub enum Signer {
-    /// One that signs in cosign's way.
-    Key(PublicKey),
-    /// The fingerprint of GPG's; of a subkey, that of the key that it is part of.
-    Gpg(String),
-}
-
-impl fmt::Display for Signer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Key(key) => f.write_str(key.digest().as_ref()),
-            Self::Gpg(fingerprint) => f.write_str(fingerprint),
-        }
-    }
 }
 
 impl Demands {
@@ -362,7 +126,7 @@ impl Demands {
             return Ok(Vec::new());
         }
         let (mut found, mut payloads) = (Found::default(), Payloads::of(source));
-        let is_gpg = |signed: &&Signed| matches!(signed.keys, TrustedKeys::Gpg(_));
+        let is_gpg = |signed: &&Signed| signed.keys.is_gpg();
         let of_gpg = self.signed.iter().filter(is_gpg).count();
         let mut read = if of_gpg > 0 { found.add_gpg(source, manifest.digest()) } else { Ok(()) };
         let has_sigstore = of_gpg < self.signed.len();
@@ -383,7 +147,7 @@ impl Demands {
         let mut all = Vec::new();
         for signed in &self.signed {
             let (mut accepted, mut reasons) = (Vec::new(), BTreeMap::<String, usize>::new());
-            for outcome in signed.verified(found, payloads)? {
+            for outcome in signed.keys.verified(found, payloads)? {
                 let checked =
                     outcome.and_then(|one| signed.check(self.name.as_ref(), manifest, &one.payload).map(|()| one));
                 match checked {
@@ -393,7 +157,7 @@ impl Demands {
             }
             if accepted.is_empty() {
                 found.unread.iter().for_each(|reason| *reasons.entry(reason.clone()).or_default() += 1);
-                let has_bundles = found.has_bundles && matches!(signed.keys, TrustedKeys::Sigstore(_));
+                let has_bundles = found.has_bundles && !signed.keys.is_gpg();
                 return Err(refused(manifest, &reasons, has_bundles));
             }
             all.extend(accepted);
@@ -421,31 +185,6 @@ fn refused(manifest: &Manifest, reasons: &BTreeMap<String, usize>, has_bundles: 
 }
 
 impl Signed {
-    fn by(keys: TrustedKeys, identity: Option<&SignedIdentity>) -> Self {
-        let identity = identity.cloned().unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
-        Self { keys, identity, annotations: BTreeMap::new() }
-    }
-
-    /// What was found that one of the keys signed, and why the rest is not.
-    fn verified(&self, found: &Found, payloads: &mut Payloads<'_>) -> Result<Vec<Result<Accepted, String>>, String> {
-        match &self.keys {
-            TrustedKeys::Sigstore(keys) => {
-                let accepted = |(payload, key)| Accepted { payload, signer: Signer::Key(key) };
-                Ok(found.signatures.iter().map(|one| one.verified(keys, payloads).map(accepted)).collect())
-            }
-            TrustedKeys::Gpg(keyring) => {
-                let checker = keyring.checker()?;
-                let check = |one: &Vec<u8>| {
-                    let (text, fingerprint) = checker.check(one)?;
-                    let payload =
-                        Payload::parse(Form::Gpg, &text).map_err(|why| format!("what is signed is odd: {why}"))?;
-                    Ok(Accepted { payload, signer: Signer::Gpg(fingerprint) })
-                };
-                Ok(found.of_gpg.iter().map(check).collect())
-            }
-        }
-    }
-
     /// Whether what one of the keys signed is about this image.
     fn check(&self, name: Option<&Name>, manifest: &Manifest, payload: &Payload) -> Result<(), String> {
         if payload.digest != *manifest.digest() {
@@ -506,7 +245,9 @@ fn path_scopes(path: &Path) -> Vec<String> {
 mod tests {
     use super::super::key::PrivateKey;
     use super::*;
-    use serde_json::json;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::{Value, json};
 
     fn policy(rules: &Value) -> Result<Policy, String> {
         let rules = Rules::parse(rules.to_string().as_bytes())?;
@@ -561,9 +302,18 @@ mod tests {
             (json!({"type": "signedBy", "keyType": "GPGKeys", "keyData": "mQA="}), "gpgv, which is not in PATH"),
             (json!({"type": "signedBy", "keyType": "X509Certificates", "keyPath": "/key"}), "X509Certificates"),
             (json!({"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}), "signedBaseLayer"),
-            (json!({"type": "sigstoreSigned", "fulcio": {}}), "fulcio"),
+            (
+                json!({"type": "sigstoreSigned", "fulcio": {"caPath": "/no/such/ca", "oidcIssuer": "i", "subjectEmail": "e"},
+                "rekorPublicKeyData": data}),
+                "/no/such/ca",
+            ),
+            (
+                json!({"type": "sigstoreSigned", "fulcio": {"caData": "AAAA", "oidcIssuer": "i", "subjectEmail": "e"},
+                "rekorPublicKeyData": data}),
+                "certificates of no use",
+            ),
             (json!({"type": "sigstoreSigned", "pki": {}}), "pki"),
-            (json!({"type": "sigstoreSigned", "keyData": data, "rekorPublicKeyPath": "/x"}), "rekorPublicKeyPath"),
+            (json!({"type": "sigstoreSigned", "keyData": data, "rekorPublicKeyPath": "/x"}), "/x"),
             (json!({"type": "sigstoreSigned", "keyPath": "/no/such/key"}), "/no/such/key"),
             (json!({"type": "sigstoreSigned", "keyPath": "/tmp"}), "directory"),
             (json!({"type": "sigstoreSigned", "keyData": "AAAA"}), "keyData"),
@@ -593,6 +343,17 @@ mod tests {
             json!({"default": [{"type": "sigstoreSigned", "keyPaths": []}]}),
             json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "signedIdentity": {"type": "all"}}]}),
             json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "keypath": "/b"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "fulcio": {}, "rekorPublicKeyPath": "/a"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a"}]}),
+            json!({"default": [{"type": "sigstoreSigned",
+                "fulcio": {"caPath": "/a", "oidcIssuer": "i", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a",
+                "fulcio": {"caPath": "/a", "oidcIssuer": "", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a",
+                "fulcio": {"caPath": "/a", "caData": "AAAA", "oidcIssuer": "i", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "rekorPublicKeyPath": "/a",
+                "rekorPublicKeyData": "AAAA"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "rekorPublicKeyPaths": []}]}),
             json!({"default": [{"type": "signedBy", "keyPath": "/a"}]}),
             json!({"default": [{"type": "signedBy", "keyType": "keys", "keyPath": "/a"}]}),
             json!({"default": [{"type": "signedBy", "keyType": "GPGKeys"}]}),
