@@ -73,7 +73,7 @@ pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
 pub use self::artifact::{Artifact, FileContent};
 pub use self::auth::credentials::{Credential, Credentials};
 pub use self::client::{Client, ClientOptions};
-pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};
+pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob, join_companion};
 pub use self::digest::{VerifyingReader, digest_of};
 pub use self::directory::ImageDirectory;
 pub use self::draft::{Draft, abandon_drafts};

@@ -218,6 +218,26 @@ fn a_whole_repository_is_synced_under_a_policy_and_a_dry_run_asks_it_too() {
 }
 
 #[test]
+fn a_repository_that_is_synced_keeps_the_signatures_that_others_made_there() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    desk.sign("app:1", &[]).success();
+    let mirror = desk.at("mirror");
+    fs::write(desk.path("list"), format!("docker://{} docker://{mirror}\n", desk.at("app:*"))).expect("written");
+    let sync = || desk.run_afresh(&["sync", "list"]).success();
+    assert!(sync().ends_with("2 copied, 0 unchanged, 0 failed"));
+    desk.run(&["key", "generate", "other", "--no-password"]).success();
+    desk.run(&["sign", "--key", "other.key", &format!("{mirror}:1")]).success();
+    assert!(sync().ends_with("0 copied, 2 unchanged, 0 failed"));
+    desk.sign("app:1", &["--annotation", "commit=abc"]).success();
+    assert!(sync().ends_with("1 copied, 1 unchanged, 0 failed"));
+    assert!(sync().ends_with("0 copied, 2 unchanged, 0 failed"));
+    let verify = |key: &str| desk.run(&["verify", "--key", key, "--identity", &desk.at("app"), &format!("{mirror}:1")]);
+    assert!(verify("release.pub").success().contains("commit=abc"));
+    desk.run(&["verify", "--key", "other.pub", &format!("{mirror}:1")]).success();
+}
+
+#[test]
 fn a_policy_that_cannot_be_read_is_not_taken_for_none() {
     let desk = Desk::new();
     desk.push("app:1", "linux/amd64", "one");

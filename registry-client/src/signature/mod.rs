@@ -28,7 +28,7 @@ mod yaml;
 
 pub(crate) use self::attached::companion_tags;
 pub use self::attached::{companion_subject, sign};
-pub(crate) use self::companion::{check_companion, put_companion};
+pub(crate) use self::companion::{check_companion, has_companion_to_join, put_companion};
 pub use self::gpg::{GpgKey, GpgKeyring};
 pub use self::identity::SignedIdentity;
 pub use self::key::{KeyFile, PrivateKey, PublicKey, SealedKey};
