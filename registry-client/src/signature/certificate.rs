@@ -1,12 +1,12 @@
-//! Certificates of those who sign without a key of their own, as Fulcio makes them for some minutes
-//! (<https://github.com/sigstore/fulcio/blob/main/docs/oid-info.md>). The only file that names the library of chains.
+//! Certificates of those who sign: of people without a key of their own, as Fulcio makes them for some minutes
+//! (<https://github.com/sigstore/fulcio/blob/main/docs/oid-info.md>), and of whoever has one of another authority. The only file that names the library of chains.
 //!
-//! Invariant: a key counts after its certificate was followed to a trusted root at the time of the signature, and only
-//! for the person and the issuer that are trusted.
+//! Invariant: a key counts after its certificate was followed to a trusted root at the time of the signature, or else
+//! now, and only for the names that are trusted.
 
 use std::time::Duration;
 
-use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::key::PublicKey;
@@ -35,8 +35,18 @@ const EXTENSIONS: u8 = 0xa3;
 #[derive(Debug, Clone)]
 pub(super) struct Authority {
     roots: Vec<CertificateDer<'static>>,
-    issuer: String,
-    email: String,
+    /// Of those that a certificate may be made by, some that need not lie beside the signature.
+    known: Vec<CertificateDer<'static>>,
+    holder: Holder,
+}
+
+/// What a certificate must say; what is `None` it may leave out.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Holder {
+    /// Who knows the person, as Fulcio notes it.
+    pub(super) issuer: Option<String>,
+    pub(super) email: Option<String>,
+    pub(super) host: Option<String>,
 }
 
 /// A certificate as it lies beside a signature, with those between it and a root.
@@ -58,36 +68,49 @@ impl Certificate {
 }
 
 impl Authority {
-    /// Of the roots as PEM; certificates count that it made for this address, as told by this issuer.
-    pub(super) fn of(roots: &[u8], issuer: &str, email: &str) -> Result<Self, String> {
-        let roots: Vec<_> = pem::all(LABEL, roots)?.into_iter().map(CertificateDer::from).collect();
+    /// Of the roots as PEM, and of those below them that are known.
+    pub(super) fn of(roots: &[u8], known: Option<&[u8]>, holder: Holder) -> Result<Self, String> {
+        let read =
+            |text: &[u8]| Ok::<_, String>(pem::all(LABEL, text)?.into_iter().map(CertificateDer::from).collect());
+        let roots: Vec<_> = read(roots)?;
         for root in &roots {
             anchor_from_trusted_cert(root).map_err(|error| error.to_string())?;
         }
-        Ok(Self { roots, issuer: issuer.to_owned(), email: email.to_owned() })
+        let known = known.map(read).transpose()?.unwrap_or_default();
+        Ok(Self { roots, known, holder })
     }
 
-    pub(super) fn email(&self) -> &str {
-        &self.email
+    /// Whose certificates are meant, in words.
+    pub(super) fn holder(&self) -> String {
+        let Holder { email, host, .. } = &self.holder;
+        [email, host].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ")
     }
 
     /// The key of a certificate that was good at a time, in seconds since 1970.
     pub(super) fn key_of(&self, certificate: &Certificate, seconds: u64) -> Result<PublicKey, String> {
         let bad = |error: webpki::Error| format!("its certificate is not good: {error}");
         let anchors = self.roots.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>().map_err(bad)?;
-        let chain: Vec<_> = certificate.chain.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
+        let beside = certificate.chain.iter().map(|der| CertificateDer::from(der.as_slice()));
+        let chain: Vec<_> = self.known.iter().cloned().chain(beside).collect();
         let own = CertificateDer::from(certificate.own.as_slice());
         let leaf = EndEntityCert::try_from(&own).map_err(bad)?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         let usage = KeyUsage::required_if_present(CODE_SIGNING);
         leaf.verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, &chain, time, usage, None, None).map_err(bad)?;
         let said = Said::read(&certificate.own).ok_or("its certificate is not understood")?;
-        let issuer = said.issuer().ok_or("its certificate does not say one issuer")?;
-        if issuer != self.issuer {
-            return Err(format!("its certificate is for somebody whom {issuer:?} knows, not {:?}", self.issuer));
+        if let Some(wanted) = &self.holder.issuer {
+            let issuer = said.issuer().ok_or("its certificate does not say one issuer")?;
+            if issuer != wanted {
+                return Err(format!("its certificate is for somebody whom {issuer:?} knows, not {wanted:?}"));
+            }
         }
-        if !said.emails.contains(&self.email.as_str()) {
-            return Err(format!("its certificate is for {}, not for {}", said.emails.join(", "), self.email));
+        if let Some(wanted) = self.holder.email.as_deref().filter(|wanted| !said.emails.contains(wanted)) {
+            return Err(format!("its certificate is for {:?}, not for {wanted}", said.emails.join(", ")));
+        }
+        if let Some(wanted) = &self.holder.host {
+            let name = ServerName::try_from(wanted.as_str()).map_err(|_| format!("{wanted:?} is no host"))?;
+            let is_for = leaf.verify_is_valid_for_subject_name(&name);
+            is_for.map_err(|error| format!("its certificate is not for {wanted}: {error}"))?;
         }
         PublicKey::from_der(said.key.to_vec()).map_err(|error| format!("its certificate has a key of no use: {error}"))
     }

@@ -10,9 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
 
-use super::certificate::Authority;
+use super::certificate::{Authority, Holder};
 use super::gpg::GpgKeyring;
 use super::identity::SignedIdentity;
 use super::key::{PublicKey, read};
@@ -66,9 +65,20 @@ pub(super) struct SigstoreSigned {
     rekor_public_key_paths: Option<Vec<PathBuf>>,
     rekor_public_key_data: Option<String>,
     rekor_public_key_datas: Option<Vec<String>>,
+    pki: Option<Pki>,
     signed_identity: Option<SignedIdentity>,
-    // Known, and not supported.
-    pki: Option<Value>,
+}
+
+/// Whom an authority of somebody's own made a certificate for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Pki {
+    ca_roots_path: Option<PathBuf>,
+    ca_roots_data: Option<String>,
+    ca_intermediates_path: Option<PathBuf>,
+    ca_intermediates_data: Option<String>,
+    subject_email: Option<String>,
+    subject_hostname: Option<String>,
 }
 
 /// Who may have asked a certificate authority for a certificate.
@@ -169,21 +179,27 @@ impl SigstoreSigned {
                 return Err("sigstoreSigned has fulcio without a rekorPublicKey".to_owned());
             }
         }
+        if let Some(pki) = &self.pki {
+            pki.check()?;
+            if log > 0 {
+                return Err("sigstoreSigned has pki with a rekorPublicKey, which is for keys and fulcio".to_owned());
+            }
+        }
         self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
     }
 
     /// Who must have signed; all keys must be sound, so that a broken one is noticed before it is needed.
     fn trusted(&self) -> Result<TrustedKeys, String> {
-        if self.pki.is_some() {
-            return Err("demands sigstoreSigned with pki, which is not supported; keys and fulcio are".to_owned());
+        if let Some(pki) = &self.pki {
+            return Ok(TrustedKeys::certified(pki.authority()?, None));
         }
         let log = keys(
             self.rekor_public_key_path.iter().chain(self.rekor_public_key_paths.iter().flatten()),
             self.rekor_public_key_data.iter().chain(self.rekor_public_key_datas.iter().flatten()),
         )?;
         let log = if log.is_empty() { None } else { Some(PublicLog::of(log)?) };
-        if let (Some(fulcio), Some(log)) = (&self.fulcio, &log) {
-            return Ok(TrustedKeys::certified(fulcio.authority()?, log.clone()));
+        if let Some(fulcio) = &self.fulcio {
+            return Ok(TrustedKeys::certified(fulcio.authority()?, log));
         }
         let keys = keys(
             self.key_path.iter().chain(self.key_paths.iter().flatten()),
@@ -221,13 +237,44 @@ impl Fulcio {
     }
 
     fn authority(&self) -> Result<Authority, String> {
-        let bytes = match (&self.ca_path, &self.ca_data) {
-            (Some(path), _) => read(path).map_err(|error| format!("has a fulcio of no use: {error}"))?,
-            (None, data) => decoded(data.as_deref().unwrap_or_default())?,
-        };
-        let authority = Authority::of(&bytes, &self.oidc_issuer, &self.subject_email);
-        authority.map_err(|what| format!("has a fulcio with certificates of no use: {what}"))
+        let (issuer, email) = (Some(self.oidc_issuer.clone()), Some(self.subject_email.clone()));
+        let roots = certificates(self.ca_path.as_ref(), self.ca_data.as_deref())?.unwrap_or_default();
+        authority("fulcio", &roots, None, Holder { issuer, email, host: None })
     }
+}
+
+impl Pki {
+    fn check(&self) -> Result<(), String> {
+        if self.ca_roots_path.is_some() == self.ca_roots_data.is_some() {
+            return Err("pki has not exactly one of caRootsPath and caRootsData".to_owned());
+        }
+        if self.ca_intermediates_path.is_some() && self.ca_intermediates_data.is_some() {
+            return Err("pki has both caIntermediatesPath and caIntermediatesData".to_owned());
+        }
+        let names = [&self.subject_email, &self.subject_hostname];
+        match names.into_iter().flatten().any(String::is_empty) || names == [&None, &None] {
+            true => Err("pki has neither subjectEmail nor subjectHostname, or one that is empty".to_owned()),
+            false => Ok(()),
+        }
+    }
+
+    fn authority(&self) -> Result<Authority, String> {
+        let roots = certificates(self.ca_roots_path.as_ref(), self.ca_roots_data.as_deref())?.unwrap_or_default();
+        let known = certificates(self.ca_intermediates_path.as_ref(), self.ca_intermediates_data.as_deref())?;
+        let (email, host) = (self.subject_email.clone(), self.subject_hostname.clone());
+        authority("pki", &roots, known.as_deref(), Holder { issuer: None, email, host })
+    }
+}
+
+/// Certificates as PEM: of a file, or of what stands in the policy itself.
+fn certificates(path: Option<&PathBuf>, data: Option<&str>) -> Result<Option<Vec<u8>>, String> {
+    let read = path.map(|path| read(path).map_err(|error| format!("has certificates of no use: {error}")));
+    read.or(data.map(decoded)).transpose()
+}
+
+fn authority(kind: &str, roots: &[u8], known: Option<&[u8]>, holder: Holder) -> Result<Authority, String> {
+    let authority = Authority::of(roots, known, holder);
+    authority.map_err(|what| format!("has a {kind} with certificates of no use: {what}"))
 }
 
 impl SignedBy {

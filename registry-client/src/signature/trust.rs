@@ -4,6 +4,7 @@
 //! what somebody trusts. For which image and name it was signed is for [`super::policy`] to compare.
 
 use std::fmt;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::attached::{Attached, Found, Payloads};
 use super::certificate::Authority;
@@ -20,8 +21,8 @@ pub struct TrustedKeys(Trust);
 enum Trust {
     /// Keys in cosign's way; with a log, it must have noted the signature.
     Keys(Vec<PublicKey>, Option<PublicLog>),
-    /// Who had a certificate when the log noted the signature.
-    Certified(Authority, PublicLog),
+    /// Who had a certificate when the log noted the signature; without a log, who has one now.
+    Certified(Authority, Option<PublicLog>),
     Gpg(GpgKeyring),
 }
 
@@ -51,7 +52,7 @@ pub struct Accepted {
 pub enum Signer {
     /// One that signs in cosign's way.
     Key(PublicKey),
-    /// One that a certificate was made for: the address in that.
+    /// One that a certificate was made for: the names in that which were wanted.
     Certified(String),
     /// The fingerprint of GPG's; of a subkey, that of the key that it is part of.
     Gpg(String),
@@ -71,7 +72,7 @@ impl TrustedKeys {
         Self(Trust::Keys(keys, log))
     }
 
-    pub(super) fn certified(authority: Authority, log: PublicLog) -> Self {
+    pub(super) fn certified(authority: Authority, log: Option<PublicLog>) -> Self {
         Self(Trust::Certified(authority, log))
     }
 
@@ -94,21 +95,27 @@ impl TrustedKeys {
             }
             Ok(Accepted { payload: parsed(Form::Sigstore, bytes)?, signer: Signer::Key(key.clone()) })
         };
-        let certified = |one: &Attached, payloads: &mut Payloads<'_>, log: &PublicLog, authority: &Authority| {
-            let certificate = one.certificate()?;
-            let bytes = payloads.bytes(one.payload())?;
-            let seconds = log.noted_at(one.log_entry()?, &certificate.own, one.signature(), bytes)?;
-            let key = authority.key_of(&certificate, seconds)?;
-            if !key.verifies(bytes, one.signature()) {
-                return Err("it is not of the key of its certificate, or damaged".to_owned());
-            }
-            let signer = Signer::Certified(authority.email().to_owned());
-            Ok(Accepted { payload: parsed(Form::Sigstore, bytes)?, signer })
-        };
+        let certified =
+            |one: &Attached, payloads: &mut Payloads<'_>, log: Option<&PublicLog>, authority: &Authority| {
+                let certificate = one.certificate()?;
+                let bytes = payloads.bytes(one.payload())?;
+                let seconds = match log {
+                    Some(log) => log.noted_at(one.log_entry()?, &certificate.own, one.signature(), bytes)?,
+                    None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+                };
+                let key = authority.key_of(&certificate, seconds)?;
+                if !key.verifies(bytes, one.signature()) {
+                    return Err("it is not of the key of its certificate, or damaged".to_owned());
+                }
+                let signer = Signer::Certified(authority.holder());
+                Ok(Accepted { payload: parsed(Form::Sigstore, bytes)?, signer })
+            };
         let all = found.signatures.iter();
         Ok(match &self.0 {
             Trust::Keys(keys, log) => all.map(|one| sigstore(one, payloads, log.as_ref(), keys)).collect(),
-            Trust::Certified(authority, log) => all.map(|one| certified(one, payloads, log, authority)).collect(),
+            Trust::Certified(authority, log) => {
+                all.map(|one| certified(one, payloads, log.as_ref(), authority)).collect()
+            }
             Trust::Gpg(keyring) => {
                 let checker = keyring.checker()?;
                 let check = |one: &Vec<u8>| {

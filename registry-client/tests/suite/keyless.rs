@@ -222,7 +222,7 @@ fn a_person_counts_whose_certificate_was_good_when_the_log_noted_the_signature()
         signed.certificate = Some("two.pem".into());
     });
     for (field, value, words) in [
-        ("subjectEmail", "you@r.example", "its certificate is for me@r.example, not for you@r.example"),
+        ("subjectEmail", "you@r.example", "its certificate is for \"me@r.example\", not for you@r.example"),
         ("oidcIssuer", "https://other.example", "not \"https://other.example\""),
     ] {
         let mut other = usual.clone();
@@ -241,6 +241,56 @@ fn a_person_counts_whose_certificate_was_good_when_the_log_noted_the_signature()
     }
     office.person("extendedKeyUsage=codeSigning", "first");
     office.refused(&usual, "certificate is not good", |signed| signed.chain = Some("first.pem".into()));
+}
+
+#[test]
+fn who_has_a_certificate_of_an_authority_of_ones_own_counts_without_a_log() {
+    let office = Office::new();
+    let names = "subjectAltName=email:me@r.example,DNS:build.r.example";
+    let made = |by: &str| office.certify("person", "/CN=me", by, &format!("{names}\nextendedKeyUsage=codeSigning"));
+    made("middle");
+    let pki = |more: Value| {
+        let mut pki = json!({"caRootsPath": office.path("root.pem")});
+        pki.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        json!({"pki": pki, "rekorPublicKeyPath": null})
+    };
+    let without_log = |signed: &mut Signed| signed.log = None;
+    for (names, holder) in [
+        (json!({"subjectEmail": PERSON}), PERSON),
+        (json!({"subjectHostname": "build.r.example"}), "build.r.example"),
+        (json!({"subjectEmail": PERSON, "subjectHostname": "build.r.example"}), "me@r.example build.r.example"),
+    ] {
+        assert_eq!(office.check(&pki(names), without_log).expect("it counts")[0].signer.to_string(), holder);
+    }
+    let usual = pki(json!({"subjectEmail": PERSON}));
+    let known = pki(json!({"subjectEmail": PERSON, "caIntermediatesPath": office.path("middle.pem")}));
+    let alone = |signed: &mut Signed| (signed.log, signed.chain) = (None, None);
+    office.check(&known, alone).expect("the one between is known");
+    office.refused(&usual, "certificate is not good", alone);
+    office.refused(&usual, "not of the key of its certificate", |signed| signed.key = "key.key".into());
+    office.refused(&pki(json!({"subjectHostname": "r.example"})), "not for r.example", without_log);
+    office.refused(
+        &pki(json!({"subjectHostname": "build.r.example", "subjectEmail": "you@r.example"})),
+        "not for you",
+        without_log,
+    );
+    made("other");
+    office.refused(&usual, "certificate is not good", without_log);
+    office.certify("person", "/CN=me", "middle", &format!("{names}\nextendedKeyUsage=serverAuth"));
+    office.refused(&usual, "certificate is not good", without_log);
+    // Made for no use in particular; and then one whose time is over.
+    office.certify("person", "/CN=me", "middle", names);
+    office.check(&usual, without_log).expect("it counts");
+    let settings = "[ca]\ndefault_ca=c\n[c]\ndatabase=index\nserial=serial\nnew_certs_dir=.\ndefault_md=sha256\npolicy=p\n\
+                    [p]\ncommonName=optional\n";
+    for (name, text) in [("settings", settings), ("index", ""), ("serial", "01\n")] {
+        std::fs::write(office.path(name), text).expect("written");
+    }
+    let times =
+        ["-startdate", "20240101000000Z", "-enddate", "20240102000000Z", "-in", "request", "-out", "person.pem"];
+    let by = ["ca", "-batch", "-notext", "-config", "settings", "-cert", "middle.pem", "-keyfile", "middle.key"];
+    office.openssl(&[&by[..], &["-extfile", "extensions"], &times].concat());
+    office.refused(&usual, "certificate is not good", without_log);
 }
 
 #[test]
