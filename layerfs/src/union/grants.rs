@@ -29,7 +29,8 @@ const OWNER: u32 = 0o700;
 /// Held by who changes a mode, and alone by who changes some for a moment only.
 static MODES: RwLock<()> = RwLock::new(());
 
-/// The work directory of the upper that this process writes. Only tests have several, of which the last one counts.
+/// The work directory of the upper that this process writes. A build writes several, of which the last one counts: a kill
+/// takes all of its uppers with it.
 static WORK: Mutex<Weak<OwnedFd>> = Mutex::new(Weak::new());
 
 thread_local! {
