@@ -102,7 +102,7 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
 
 /// Parses the Dockerfile and tells what the build checks find; an error if the Dockerfile says that they are one.
 fn checked(request: &BuildRequest, store: &Store, events: &dyn Events) -> Result<Dockerfile, BuildError> {
-    let (dockerfile, checked) = check::check_file(request, &|name| origins::base_at_hand(store, request, name))?;
+    let (dockerfile, checked) = check::check_file(request, &|name| origins::base_at_hand(Some(store), request, name))?;
     tell(checked, &dockerfile, events)?;
     Ok(dockerfile)
 }

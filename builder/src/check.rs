@@ -264,7 +264,6 @@ impl<'a> Checker<'a> {
     fn configs(&self, bases: Bases<'_>) -> Result<Vec<Option<ImageConfig>>, BuildError> {
         let config = |(image, below): (&String, &Below)| match below {
             Below::Stage(_) => Ok(None),
-            Below::Other { .. } if self.request.named_context(image, target(self.request)).is_some() => Ok(None),
             Below::Other { .. } if image == "scratch" => Ok(Some(ImageConfig::scratch(target(self.request)))),
             Below::Other { .. } => bases(image),
         };
@@ -325,7 +324,7 @@ impl<'a> Checker<'a> {
         let path = surroundings.expand(self.file.directives.escape, Text::Word(&word.text)).text;
         let is_first = !std::mem::replace(&mut surroundings.has_directory, true);
         if let Some(path) = path.filter(|path| is_first && !path.starts_with('/')) {
-            let message = format!("Relative workdir \"{path}\" can have unexpected results if the base image changes");
+            let message = format!("Relative workdir {path:?} can have unexpected results if the base image changes");
             self.warn(Rule::WorkdirRelativePath, word.span, message);
         }
     }
@@ -474,7 +473,7 @@ mod tests {
         for text in ["COPY <<E /\n$a\nE", "RUN --mount=target=/x,source=$a true", "ADD --checksum=$a http://h/f /"] {
             assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), ["UndefinedVar"], "{text}");
         }
-        for text in ["EXPOSE $a", "COPY <<'E' /\n$a\nE", "COPY --exclude=$a b c", "RUN $a", "STOPSIGNAL '$a'"] {
+        for text in ["EXPOSE $a", "COPY <<E /\n$(a)\nE", "LABEL a='$(b) $'", "COPY <<'E' /\n$a\nE", "COPY --exclude=$a b c", "RUN $a", "STOPSIGNAL '$a'"] {
             assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), [""; 0], "{text}");
         }
         // A default that is not needed is not looked at.
