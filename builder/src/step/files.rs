@@ -258,6 +258,7 @@ impl Job {
     fn inputs(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, Box<dyn std::error::Error>> {
         let rules = ContentRules {
             keeps_times: self.options.modified.is_none(),
+            counts_top: self.parents,
             threads: builder.request().threads,
             exclude: self.options.exclude.as_ref().map(|patterns| (patterns, self.excludes.as_slice())),
         };
