@@ -6,6 +6,7 @@ mod annotations;
 mod form;
 mod parse;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -148,7 +149,9 @@ impl Output {
             }
             OutputTarget::Oci(_) => self.form.check(platforms, true),
             OutputTarget::Docker(_) => one_image("type=docker"),
-            OutputTarget::Local { is_split: Some(false), .. } => one_image("type=local,platform-split=false"),
+            OutputTarget::Local { is_split: Some(false), removes_others: true, .. } => {
+                one_image("type=local,mode=delete,platform-split=false")
+            }
             OutputTarget::Local { .. } | OutputTarget::Tar(_) | OutputTarget::CacheOnly => Ok(()),
         }
     }
@@ -250,7 +253,7 @@ impl Archive {
     fn write_layout(
         &self,
         built: &Built,
-        annotations: std::collections::BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
         delivery: Delivery<'_>,
     ) -> Result<(), BuildError> {
         let mut entries = Vec::new();
@@ -338,6 +341,25 @@ fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) ->
     draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&path)
 }
 
+/// Refuses images of several platforms that have a file of the same name: one directory cannot hold both.
+fn check_apart(store: &Store, built: &Built) -> Result<(), BuildError> {
+    let mut taken: BTreeMap<Vec<u8>, &Platform> = BTreeMap::new();
+    for image in built.images.iter().filter(|_| built.images.len() > 1) {
+        for path in export::files(&tree(store, image)?).map_err(BuildError::file("list", "the image"))? {
+            if let Some(other) = taken.get(&path) {
+                return Err(BuildError::Request(format!(
+                    "an output of type=local,platform-split=false holds one file of a name: {:?} is in the images for \
+                     {other} and for {}",
+                    String::from_utf8_lossy(&path),
+                    image.platform
+                )));
+            }
+            taken.insert(path, &image.platform);
+        }
+    }
+    Ok(())
+}
+
 /// One directory, or below it one for each platform.
 fn write_directories(
     store: &Store,
@@ -348,7 +370,7 @@ fn write_directories(
 ) -> Result<(), BuildError> {
     let is_split = is_split.unwrap_or(built.images.len() > 1);
     if !is_split {
-        only_image(built, "type=local,platform-split=false")?;
+        check_apart(store, built)?;
     }
     for image in &built.images {
         let path = match is_split {

@@ -238,6 +238,19 @@ fn mode_delete_makes_a_directory_equal_to_the_result() {
 }
 
 #[test]
+fn images_of_several_platforms_share_a_directory_where_their_files_have_other_names() {
+    let bench = Bench::new();
+    bench.file("f", "x").dockerfile("FROM scratch\nARG TARGETARCH\nCOPY f /bin/tool-$TARGETARCH\n");
+    let build = |out: &str| bench.build(&["-o", out, "--platform", "linux/amd64,linux/arm64"]);
+    build("type=local,dest=out,platform-split=false").succeeds();
+    assert_eq!(names(&bench.path("out/bin")), ["tool-amd64", "tool-arm64"]);
+    bench.dockerfile("FROM scratch\nCOPY f /bin/tool\n");
+    let told = build("type=local,dest=other,platform-split=false").fails(1);
+    assert!(told.contains("\"bin/tool\" is in the images for linux/amd64 and for linux/arm64"), "{told}");
+    assert!(!bench.path("other").exists());
+}
+
+#[test]
 fn a_local_output_takes_the_place_of_other_kinds_and_a_failed_one_leaves_what_was_there() {
     let bench = Bench::new();
     bench
