@@ -48,6 +48,14 @@ pub struct Built {
     pub(crate) steps: Vec<StepResult>,
 }
 
+impl Built {
+    /// Whether it is an index, also of a single image if that was asked for.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        manifest::is_index(&self.manifest)
+    }
+}
+
 /// One image of a build.
 #[derive(Debug, Clone)]
 pub struct BuiltImage {

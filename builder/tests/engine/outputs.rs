@@ -238,6 +238,23 @@ fn mode_delete_makes_a_directory_equal_to_the_result() {
 }
 
 #[test]
+fn an_index_of_one_image_is_an_index_in_every_output() {
+    let bench = bench();
+    let oci = "type=oci,dest=layout,tar=false,name=app:1,compression=zstd,annotation-index.a=b";
+    let outputs = ["-o", oci, "-o", "type=local,dest=out", "-o", "type=tar,dest=out.tar", "--metadata-file", "meta"];
+    let flags = [&outputs[..], &["--build-arg", "BUILDKIT_MULTI_PLATFORM=1", "--platform", "linux/arm64"]].concat();
+    let digest = bench.build(&flags).succeeds().digest();
+    let blob = bench.path("layout/blobs/sha256").join(digest.split(':').nth(1).expect("a digest"));
+    let index: Value = serde_json::from_slice(&fs::read(blob).expect("written")).expect("JSON");
+    assert_eq!((&index["annotations"]["a"], &index["manifests"][0]["platform"]["os"]), (&"b".into(), &"linux".into()));
+    assert!(bench.path("out/linux_arm64/d/b").exists());
+    assert!(run("tar", &["-tf", bench.path("out.tar").to_str().expect("text")]).starts_with("linux_arm64/"));
+    let metadata: Value = serde_json::from_slice(&fs::read(bench.path("meta")).expect("written")).expect("JSON");
+    assert_eq!(metadata["image.name"], "docker.io/library/app:1");
+    assert!(metadata.get("containerimage.config.digest").is_none());
+}
+
+#[test]
 fn images_of_several_platforms_share_a_directory_where_their_files_have_other_names() {
     let bench = Bench::new();
     bench.file("f", "x").dockerfile("FROM scratch\nARG TARGETARCH\nCOPY f /bin/tool-$TARGETARCH\n");
