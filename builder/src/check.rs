@@ -9,8 +9,8 @@ use registry_client::{Platform, Reference};
 
 use crate::context::Patterns;
 use crate::dockerfile::{
-    Below, CheckOptions, Dockerfile, DockerfileError, Expander, ExpansionError, FileSource, Files, Instruction, Rule, Span, Stage,
-    Warning, Word, finish, lint, lint_before,
+    Below, CheckOptions, Dockerfile, DockerfileError, Expander, ExpansionError, FileSource, Files, Instruction, Rule,
+    Span, Stage, Warning, Word, finish, lint, lint_before,
 };
 use crate::error::BuildError;
 use crate::image::ImageConfig;
@@ -479,7 +479,15 @@ mod tests {
         for text in ["COPY <<E /\n$a\nE", "RUN --mount=target=/x,source=$a true", "ADD --checksum=$a http://h/f /"] {
             assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), ["UndefinedVar"], "{text}");
         }
-        for text in ["EXPOSE $a", "COPY <<E /\n$(a)\nE", "LABEL a='$(b) $'", "COPY <<'E' /\n$a\nE", "COPY --exclude=$a b c", "RUN $a", "STOPSIGNAL '$a'"] {
+        for text in [
+            "EXPOSE $a",
+            "COPY <<E /\n$(a)\nE",
+            "LABEL a='$(b) $'",
+            "COPY <<'E' /\n$a\nE",
+            "COPY --exclude=$a b c",
+            "RUN $a",
+            "STOPSIGNAL '$a'",
+        ] {
             assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), [""; 0], "{text}");
         }
         // A default that is not needed is not looked at.

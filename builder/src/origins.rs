@@ -6,8 +6,8 @@ use std::path::Path;
 use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{
-    Cause, CopyOptions, Error, ImageName, ManifestContent, OciLayout, Platform, PlatformChoice, Progress, Reference, Source,
-    choose_image, copy,
+    Cause, CopyOptions, Error, ImageName, ManifestContent, OciLayout, Platform, PlatformChoice, Progress, Reference,
+    Source, choose_image, copy,
 };
 
 use crate::build::Builder;

@@ -336,8 +336,7 @@ impl Job {
                 }
                 Item::Remote(remote) => self.put_remote(changes, remote).map_err(site.because())?,
                 Item::Repository(source, _) => {
-                    let all = Selected::root();
-                    let copied = Copier::new(changes, &self.options, source).copy(&all, &self.destination);
+                    let copied = Copier::new(changes, &self.options, source).copy_repository(&self.destination);
                     copied.map_err(site.because())?;
                 }
                 Item::NoMatch if self.parents => {
