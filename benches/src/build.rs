@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
+use anyhow::{Context, bail};
 use fixtures::registry::Registry;
 
-use crate::peers::{finish, spread, timed};
+use crate::peers::{finish, run as run_program, spread, timed};
 use crate::table::{Table, median};
 
 /// Arguments of `benches build`.
@@ -22,6 +23,9 @@ pub(crate) struct Args {
     /// Bytes in all of them
     #[arg(long, default_value_t = 170 << 20)]
     bytes: usize,
+    /// A directory with `buildctl` and `buildkitd`, to have BuildKit build as well; its daemon needs runc
+    #[arg(long)]
+    buildkit: Option<PathBuf>,
 }
 
 const DOCKERFILE: &str = "\
@@ -43,20 +47,26 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
     fill(&context, args)?;
     let base = format!("{}/base", registry.address());
     push_base(nacre, scratch.path(), &args.base, &base)?;
-    let mut table = Table::new(&["buildah", "nacre, fuse", "nacre, overlay"]);
-    let mut times: [[Vec<Duration>; 3]; 3] = Default::default();
+    let mut times: Vec<[Vec<Duration>; 3]> = Vec::new();
+    let mut names = Vec::new();
     for round in 0..rounds {
         // Where nobody built before: the first build is one, and finds a part of the disk where nothing was removed.
         let place = |name: &str| scratch.path().join(format!("{name}-{round}"));
-        let contenders = [
-            Contender::Buildah { root: place("buildah") },
-            Contender::Nacre { program: nacre.to_owned(), store: place("fuse"), plane: "fuse" },
-            Contender::Nacre { program: nacre.to_owned(), store: place("overlay"), plane: "overlay" },
-        ];
-        for (column, contender) in contenders.iter().enumerate() {
+        let mut contenders = vec![("buildah", Contender::Buildah { root: place("buildah") })];
+        if let Some(programs) = &args.buildkit {
+            contenders
+                .push(("buildkit", Contender::BuildKit(BuildKit::start(programs, &place("buildkit"), &registry)?)));
+        }
+        for plane in ["fuse", "overlay"] {
+            let contender = Contender::Nacre { program: nacre.to_owned(), store: place(plane), plane };
+            contenders.push((if plane == "fuse" { "nacre, fuse" } else { "nacre, overlay" }, contender));
+        }
+        names = contenders.iter().map(|(name, _)| *name).collect();
+        times.resize_with(contenders.len(), Default::default);
+        for (column, (_, contender)) in contenders.iter().enumerate() {
             let target = format!("{}/result-{column}", registry.address());
             let mut build = |row: usize| -> anyhow::Result<()> {
-                times[row][column].push(timed(|| contender.build(&context, &base, &target))?);
+                times[column][row].push(timed(|| contender.build(&context, &base, &target))?);
                 Ok(())
             };
             build(0)?;
@@ -65,16 +75,17 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
             build(2)?;
         }
     }
-    for (name, times) in
-        ["cold, with push", "nothing changed, with push", "one file changed, with push"].iter().zip(times)
-    {
-        table.push(name, times.into_iter().map(median).collect());
+    let mut table = Table::new(&names);
+    let jobs = ["cold, with push", "nothing changed, with push", "one file changed, with push"];
+    for (row, job) in jobs.iter().enumerate() {
+        table.push(job, times.iter_mut().map(|times| median(std::mem::take(&mut times[row]))).collect());
     }
     Ok(table)
 }
 
 enum Contender {
     Buildah { root: PathBuf },
+    BuildKit(BuildKit),
     Nacre { program: PathBuf, store: PathBuf, plane: &'static str },
 }
 
@@ -88,12 +99,65 @@ impl Contender {
                 finish(buildah(root).args(flags).args(["-t", target]).arg(context))?;
                 finish(buildah(root).args(["push", "--tls-verify=false", target]))
             }
+            Self::BuildKit(daemon) => daemon.build(context, &argument, target),
             Self::Nacre { program, store, plane } => {
                 let mut command = Command::new(program);
                 command.arg("--root").arg(store).args(["build", "--plane", plane, "--build-arg", &argument]);
                 finish(command.args(["-t", target, "--push"]).arg(context))
             }
         }
+    }
+}
+
+/// A BuildKit daemon, with nothing in its cache; it ends with the value.
+struct BuildKit {
+    client: PathBuf,
+    address: String,
+    daemon: Child,
+}
+
+impl BuildKit {
+    fn start(programs: &Path, root: &Path, registry: &Registry) -> anyhow::Result<Self> {
+        fs::create_dir(root)?;
+        let (settings, address) = (root.join("buildkitd.toml"), format!("unix://{}", root.join("socket").display()));
+        fs::write(&settings, format!("[registry.\"{}\"]\nhttp = true\n", registry.address()))?;
+        let log = fs::File::create(root.join("log"))?;
+        let mut command = Command::new(programs.join("buildkitd"));
+        command.arg("--config").arg(&settings).arg("--root").arg(root.join("data")).args(["--addr", &address]);
+        command.args(["--oci-worker-net", "host"]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let daemon = command.spawn().context("cannot start buildkitd")?;
+        let started = Self { client: programs.join("buildctl"), address, daemon };
+        let start = Instant::now();
+        while let Err(error) = finish(started.client().args(["debug", "workers"])) {
+            if start.elapsed() > Duration::from_secs(30) {
+                bail!("buildkitd does not answer: {error:#}");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(started)
+    }
+
+    fn client(&self) -> Command {
+        let mut command = Command::new(&self.client);
+        command.args(["--addr", &self.address]);
+        command
+    }
+
+    fn build(&self, context: &Path, argument: &str, target: &str) -> anyhow::Result<()> {
+        let mut command = self.client();
+        command.args(["build", "--frontend", "dockerfile.v0", "--opt", &format!("build-arg:{argument}")]);
+        for name in ["context", "dockerfile"] {
+            command.arg("--local").arg(format!("{name}={}", context.display()));
+        }
+        finish(command.arg("--output").arg(format!("type=image,name={target},push=true")))
+    }
+}
+
+impl Drop for BuildKit {
+    fn drop(&mut self) {
+        // It ends what it runs and unmounts what it mounted when it is asked to.
+        _ = run_program("kill", &[self.daemon.id().to_string()]);
+        _ = self.daemon.wait();
     }
 }
 

@@ -35,7 +35,7 @@ struct Cli {
 enum What {
     /// File-system workloads: kernel overlayfs, fuse-overlayfs, a layerfs mount
     Filesystem(filesystem::Args),
-    /// Builds: buildah and nacre, cold, unchanged, one file changed
+    /// Builds: buildah, BuildKit and nacre, cold, unchanged, one file changed
     Build(build::Args),
     /// What the build engine costs by itself: a step, a large context, a large layer; peaks of memory on standard error
     Engine(engine::Args),
