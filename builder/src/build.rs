@@ -48,6 +48,14 @@ pub struct Built {
     pub(crate) steps: Vec<StepResult>,
 }
 
+impl Built {
+    /// Whether it is an index, also of a single image if that was asked for.
+    #[must_use]
+    pub fn is_index(&self) -> bool {
+        manifest::is_index(&self.manifest)
+    }
+}
+
 /// One image of a build.
 #[derive(Debug, Clone)]
 pub struct BuiltImage {
@@ -102,7 +110,7 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
 
 /// Parses the Dockerfile and tells what the build checks find; an error if the Dockerfile says that they are one.
 fn checked(request: &BuildRequest, store: &Store, events: &dyn Events) -> Result<Dockerfile, BuildError> {
-    let (dockerfile, checked) = check::check_file(request, &|name| origins::base_at_hand(store, request, name))?;
+    let (dockerfile, checked) = check::check_file(request, &|name| origins::base_at_hand(Some(store), request, name))?;
     tell(checked, &dockerfile, events)?;
     Ok(dockerfile)
 }

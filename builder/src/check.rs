@@ -9,8 +9,8 @@ use registry_client::{Platform, Reference};
 
 use crate::context::Patterns;
 use crate::dockerfile::{
-    Below, CheckOptions, Dockerfile, DockerfileError, Expander, FileSource, Files, Instruction, Rule, Span, Stage,
-    Warning, Word, finish, lint, lint_before,
+    Below, CheckOptions, Dockerfile, DockerfileError, Expander, ExpansionError, FileSource, Files, Instruction, Rule,
+    Span, Stage, Warning, Word, finish, lint, lint_before,
 };
 use crate::error::BuildError;
 use crate::image::ImageConfig;
@@ -82,15 +82,18 @@ fn check_stages(
     let below: Vec<Below> = checker.below.iter().zip(&configs).map(with_shell).collect();
     checker.warnings.extend(lint(file, &below)?);
     checker.stages(&configs)?;
-    let warnings = checker.warnings;
+    let Checker { warnings, mistakes, .. } = checker;
     // Stages follow each other: the one that a place is in is the last that begins before it.
     let stage_at = |at| file.stages.iter().rposition(|stage| stage.from.span.start <= at);
-    let is_built = |warning: &Warning| match (built, stage_at(warning.span.start)) {
+    let is_built = |span: Span| match (built, stage_at(span.start)) {
         (Some(built), Some(stage)) => built.contains(&stage),
         _ => true,
     };
-    let counts = |warning: &Warning| !warning.rule.is_about_built_stages() || is_built(warning);
-    checked(file, request, warnings.into_iter().filter(counts).collect())
+    let counts = |warning: &Warning| !warning.rule.is_about_built_stages() || is_built(warning.span);
+    let checked = checked(file, request, warnings.into_iter().filter(counts).collect())?;
+    let mistake = mistakes.into_iter().find(|(span, _)| is_built(*span));
+    let mistake = mistake.map(|(span, mistake)| file.source.error(span, mistake.to_string()));
+    Ok(Checked { error: mistake.or(checked.error), ..checked })
 }
 
 /// What is left of findings, and the error that they are if the Dockerfile says so.
@@ -193,6 +196,8 @@ struct Checker<'a> {
     ignored: Option<Patterns>,
     is_only_about_variables: bool,
     warnings: Vec<Warning>,
+    /// What cannot be expanded.
+    mistakes: Vec<(Span, ExpansionError)>,
 }
 
 impl<'a> Checker<'a> {
@@ -211,8 +216,8 @@ impl<'a> Checker<'a> {
             stage.map_or(Below::Other { has_shell: false }, Below::Stage)
         };
         let below = images.iter().enumerate().map(below).collect();
-        let (ignored, is_only_about_variables, warnings) = (None, false, Vec::new());
-        Self { file, request, globals, images, below, ignored, is_only_about_variables, warnings }
+        let (ignored, is_only_about_variables, warnings, mistakes) = (None, false, Vec::new(), Vec::new());
+        Self { file, request, globals, images, below, ignored, is_only_about_variables, warnings, mistakes }
     }
 
     fn warn(&mut self, rule: Rule, span: Span, message: String) {
@@ -264,7 +269,6 @@ impl<'a> Checker<'a> {
     fn configs(&self, bases: Bases<'_>) -> Result<Vec<Option<ImageConfig>>, BuildError> {
         let config = |(image, below): (&String, &Below)| match below {
             Below::Stage(_) => Ok(None),
-            Below::Other { .. } if self.request.named_context(image, target(self.request)).is_some() => Ok(None),
             Below::Other { .. } if image == "scratch" => Ok(Some(ImageConfig::scratch(target(self.request)))),
             Below::Other { .. } => bases(image),
         };
@@ -289,8 +293,9 @@ impl<'a> Checker<'a> {
         let escape = self.file.directives.escape;
         for placed in &stage.instructions {
             for (span, text) in texts(&placed.value, placed.span) {
-                let unset = surroundings.expand(escape, text).unset;
-                self.undefined(unset, span, surroundings);
+                let expanded = surroundings.expand(escape, text);
+                self.mistakes.extend(expanded.mistake.map(|mistake| (span, mistake)));
+                self.undefined(expanded.unset, span, surroundings);
             }
             match &placed.value {
                 Instruction::Arg(arguments) => {
@@ -325,7 +330,7 @@ impl<'a> Checker<'a> {
         let path = surroundings.expand(self.file.directives.escape, Text::Word(&word.text)).text;
         let is_first = !std::mem::replace(&mut surroundings.has_directory, true);
         if let Some(path) = path.filter(|path| is_first && !path.starts_with('/')) {
-            let message = format!("Relative workdir \"{path}\" can have unexpected results if the base image changes");
+            let message = format!("Relative workdir {path:?} can have unexpected results if the base image changes");
             self.warn(Rule::WorkdirRelativePath, word.span, message);
         }
     }
@@ -474,13 +479,34 @@ mod tests {
         for text in ["COPY <<E /\n$a\nE", "RUN --mount=target=/x,source=$a true", "ADD --checksum=$a http://h/f /"] {
             assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), ["UndefinedVar"], "{text}");
         }
-        for text in ["EXPOSE $a", "COPY <<'E' /\n$a\nE", "COPY --exclude=$a b c", "RUN $a", "STOPSIGNAL '$a'"] {
+        for text in [
+            "EXPOSE $a",
+            "COPY <<E /\n$(a)\nE",
+            "LABEL a='$(b) $'",
+            "COPY <<'E' /\n$a\nE",
+            "COPY --exclude=$a b c",
+            "RUN $a",
+            "STOPSIGNAL '$a'",
+        ] {
             assert_eq!(rules(&format!("FROM scratch\n{text}"), ""), [""; 0], "{text}");
         }
         // A default that is not needed is not looked at.
         let mut request = BuildRequest::new(Source::new("D", b"FROM scratch\nARG A=$b"), "/nowhere");
         request.build_args.insert("A".into(), "1".into());
         assert_eq!(check(&request, &|_| Ok(None)).expect("checked").warnings, []);
+    }
+
+    #[test]
+    fn what_cannot_be_expanded_is_told_where_it_is_certain() {
+        let error = |text: &str, target: Option<&str>| {
+            let mut request = BuildRequest::new(Source::new("D", text.as_bytes()), "/nowhere");
+            request.target = target.map(str::to_owned);
+            check(&request, &|_| Ok(None)).expect("checked").error.map(|error| (error.place.line, error.message))
+        };
+        let unset = (3, "A: is not allowed to be unset".to_owned());
+        assert_eq!(error("FROM scratch AS a\nARG A\nENV B=${A?}\nFROM a", None), Some(unset));
+        assert_eq!(error("FROM scratch AS a\nFROM scratch\nUSER ${A?}", Some("a")), None);
+        assert_eq!(error("FROM other\nUSER ${A?}", None), None);
     }
 
     #[test]

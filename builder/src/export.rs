@@ -49,6 +49,25 @@ pub(crate) fn to_directory(
     export().map_err(failed)
 }
 
+/// The paths of everything in a tree that is no directory.
+///
+/// # Errors
+/// If the tree cannot be read.
+pub(crate) fn files(tree: &Arc<dyn Tree>) -> io::Result<Vec<Vec<u8>>> {
+    let mut found = Vec::new();
+    let mut directories = vec![(TreeInode::ROOT, Vec::new())];
+    while let Some((directory, path)) = directories.pop() {
+        for entry in tree.entries(directory, 0, usize::MAX)? {
+            let path = join(&path, &entry.name);
+            match tree.attributes(entry.inode)?.kind {
+                FileKind::Directory => directories.push((entry.inode, path)),
+                _ => found.push(path),
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Removes from a directory whatever a tree does not have there: other names, and other kinds under the same name.
 ///
 /// # Errors

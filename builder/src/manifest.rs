@@ -83,6 +83,11 @@ struct IndexPlatform<'a> {
     variant: Option<&'a str>,
 }
 
+/// Whether a document is that of several images, by its media type.
+pub(crate) fn is_index(document: &Descriptor) -> bool {
+    [Types::Oci, Types::Docker].iter().any(|types| types.index() == *document.media_type())
+}
+
 impl Types {
     fn manifest(self) -> MediaType {
         match self {

@@ -1,12 +1,13 @@
 //! What a build begins with or copies from: images of the store, a registry or an OCI layout, and ignore files.
 
+use std::io::Read as _;
 use std::path::Path;
 
 use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{
-    Cause, CopyOptions, Error, ImageName, OciLayout, Platform, PlatformChoice, Progress, Reference, Source,
-    choose_image, copy,
+    Cause, CopyOptions, Error, ImageName, ManifestContent, OciLayout, Platform, PlatformChoice, Progress, Reference,
+    Source, choose_image, copy,
 };
 
 use crate::build::Builder;
@@ -14,7 +15,7 @@ use crate::context::{Patterns, ignore_file_names};
 use crate::error::{BuildError, Site};
 use crate::image::ImageConfig;
 use crate::materials::{Material, image_uri};
-use crate::place::{StorePlace, StoredImage, described};
+use crate::place::{MOST_CONFIG_BYTES, StorePlace, StoredImage, described};
 use crate::plan::Origin;
 use crate::pulled::pull_to;
 use crate::request::{BuildRequest, NamedContext};
@@ -102,16 +103,40 @@ fn fitting(
     Ok(is_fitting.then_some((manifest, config)))
 }
 
-/// The configuration of a base image that the store has, by its name in FROM; for checks, which fetch nothing. A name
-/// that is none is told about by the build itself.
+/// The configuration of a base that is on this machine, by its name in FROM; for checks, which fetch nothing. A name that
+/// is none is told about by the build itself.
 ///
 /// # Errors
-/// If the store has the image, and what it has is damaged.
-pub fn base_at_hand(store: &Store, request: &BuildRequest, name: &str) -> Result<Option<ImageConfig>, BuildError> {
-    let (Ok(reference), Some(platform)) = (name.parse::<Reference>(), request.platforms.first()) else {
-        return Ok(None);
+/// If the image is there, and what is there is damaged.
+pub fn base_at_hand(
+    store: Option<&Store>,
+    request: &BuildRequest,
+    name: &str,
+) -> Result<Option<ImageConfig>, BuildError> {
+    let Some(platform) = request.platforms.first() else { return Ok(None) };
+    let name = match request.named_context(name, platform) {
+        Some(NamedContext::Image(other)) => other,
+        Some(NamedContext::OciLayout(directory, tag)) => return Ok(in_layout(directory, tag.as_ref(), platform)?),
+        Some(NamedContext::Directory(_) | NamedContext::Remote(_)) => return Ok(Some(ImageConfig::scratch(platform))),
+        None => name,
     };
+    let (Ok(reference), Some(store)) = (name.parse::<Reference>(), store) else { return Ok(None) };
     Ok(fitting(store, &reference, platform)?.map(|(_, config)| config))
+}
+
+/// The configuration of an image in a layout; one that is not there is told about by the build itself.
+fn in_layout(directory: &Path, tag: Option<&String>, platform: &Platform) -> Result<Option<ImageConfig>, Error> {
+    let layout = OciLayout::new(directory, tag.cloned());
+    let manifest = match choose_image(&layout, platform) {
+        Err(error) if matches!(error.cause(), Cause::Missing(_)) => return Ok(None),
+        chosen => chosen?,
+    };
+    let ManifestContent::Image { config, .. } = manifest.content() else { return Ok(None) };
+    let mut bytes = Vec::new();
+    let malformed = |what: String| Error::new("read the image's configuration", Cause::Malformed(what));
+    let mut blob = layout.open_blob(&config)?.take(MOST_CONFIG_BYTES);
+    blob.read_to_end(&mut bytes).map_err(|error| malformed(error.to_string()))?;
+    serde_json::from_slice(&bytes).map(Some).map_err(|error| malformed(error.to_string()))
 }
 
 /// Copies one image into the store, for a build, whose end is that of the copy.

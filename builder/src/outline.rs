@@ -3,6 +3,7 @@
 //! Invariant: nothing is built, fetched or read but the text. The shapes are those of BuildKit's subrequests `outline`
 //! and `targets`, whose JSON people's programs read: <https://docs.docker.com/reference/cli/docker/buildx/build/#call>.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -189,8 +190,12 @@ impl Survey<'_> {
         for placed in &self.file.global_arguments {
             for argument in &placed.value {
                 let name = argument.name.text.clone();
-                let value = self.globals.get(&name).cloned();
-                let uses = if self.request.build_args.contains_key(&name) { BTreeSet::new() } else { uses(argument) };
+                let given = self.request.build_args.get(&name);
+                // One of the platform has a value without being told any, which as in BuildKit is not shown.
+                let default = argument.default.as_ref().and_then(|_| self.globals.get(&name));
+                let value = given.or(default).cloned();
+                let default = argument.default.iter().filter(|_| given.is_none());
+                let uses = default.flat_map(|word| self.set_names_in(&word.text)).collect();
                 let argument = self.argument(placed, &name, value);
                 found.arguments.insert(name, (argument, uses));
             }
@@ -214,7 +219,7 @@ impl Survey<'_> {
             found.variables = self.stages[base].variables.clone();
         }
         let from = &stage.from.value;
-        found.used = from.platform.iter().chain([&from.image]).flat_map(|word| names_in(&word.text)).collect();
+        found.used = from.platform.iter().chain([&from.image]).flat_map(|word| self.set_names_in(&word.text)).collect();
         for placed in &stage.instructions {
             match &placed.value {
                 Instruction::Arg(arguments) => {
@@ -273,6 +278,19 @@ impl Survey<'_> {
         Expander::new(self.file.directives.escape, &lookup).expand(text).unwrap_or_default()
     }
 
+    /// The global arguments that a word names and that have a value.
+    fn set_names_in(&self, text: &str) -> BTreeSet<String> {
+        let names = RefCell::new(BTreeSet::new());
+        let lookup = |name: &str| {
+            let value = self.globals.get(name)?;
+            names.borrow_mut().insert(name.to_owned());
+            Some(value.clone())
+        };
+        // What cannot be expanded fails the build by itself.
+        _ = Expander::new(self.file.directives.escape, &lookup).expand(text);
+        names.into_inner()
+    }
+
     /// What the stages use together; the later stage's word counts.
     fn collect(&self, needed: &BTreeSet<usize>) -> Outline {
         let (mut args, mut secrets, mut ssh) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
@@ -301,21 +319,6 @@ impl Survey<'_> {
             ssh: sorted(ssh, |needed| needed.location.clone()),
         }
     }
-}
-
-fn uses(argument: &BuildArgument) -> BTreeSet<String> {
-    argument.default.iter().flat_map(|word| names_in(&word.text)).collect()
-}
-
-/// The variables that a word names.
-fn names_in(text: &str) -> BTreeSet<String> {
-    let names = std::cell::RefCell::new(BTreeSet::new());
-    let lookup = |name: &str| {
-        names.borrow_mut().insert(name.to_owned());
-        Some("x".to_owned())
-    };
-    _ = Expander::new('\\', &lookup).expand(text);
-    names.into_inner()
 }
 
 #[cfg(test)]
@@ -357,6 +360,15 @@ mod tests {
         let json = serde_json::to_value(&outline.secrets[0]).expect("JSON");
         let lines = serde_json::json!([{"start": {"line": 11}, "end": {"line": 11}}, {"start": {"line": 12}, "end": {"line": 12}}]);
         assert_eq!(json, serde_json::json!({"name": "second", "required": true, "location": {"ranges": lines}}));
+    }
+
+    #[test]
+    fn an_argument_without_a_value_is_used_only_where_a_stage_asks_for_it() {
+        let text = "ARG PREFIX\nARG BUILDPLATFORM\nFROM --platform=$BUILDPLATFORM ${PREFIX}box\nARG OTHER";
+        let request = BuildRequest::new(Source::new("Dockerfile", text.as_bytes()), "/nowhere");
+        let outline = outline(&request).expect("valid");
+        let args: Vec<_> = outline.args.iter().map(|a| (a.name.as_str(), a.value.as_str())).collect();
+        assert_eq!(args, [("BUILDPLATFORM", ""), ("OTHER", "")]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use crate::dockerfile::{BuildArgument, Expander, FileSource, Files, Instruction, Pair, Span, Word};
+use crate::dockerfile::{BuildArgument, Expander, ExpansionError, FileSource, Files, Instruction, Pair, Span, Word};
 use crate::image::{DEFAULT_PATH, ImageConfig};
 use crate::step::config::SCAN_ARGUMENTS;
 
@@ -35,8 +35,10 @@ pub(crate) struct Surroundings {
 
 /// What a text expands to.
 pub(crate) struct Expanded {
-    /// `None` if it depends on what is not known, or is malformed, which fails the build by itself.
+    /// `None` if it depends on what is not known, or cannot be expanded.
     pub(crate) text: Option<String>,
+    /// Why it cannot be expanded, if that is certain.
+    pub(crate) mistake: Option<ExpansionError>,
     /// The variables that nobody set, also those for which a default stands beside.
     pub(crate) unset: Names,
 }
@@ -87,7 +89,12 @@ impl Surroundings {
             Text::Word(text) => Expander::new(escape, &lookup).expand(text),
             Text::Heredoc(text) => Expander::heredoc(&lookup).expand(text),
         };
-        Expanded { text: expanded.ok().filter(|_| is_certain.get()), unset: unset.into_inner() }
+        let (text, mistake) = match expanded {
+            _ if !is_certain.get() => (None, None),
+            Ok(text) => (Some(text), None),
+            Err(mistake) => (None, Some(mistake)),
+        };
+        Expanded { text, mistake, unset: unset.into_inner() }
     }
 
     /// Goes past an ENV.

@@ -285,7 +285,7 @@ fn devices_work() {
     for part in [
         "3\n5\n",
         "No space left",
-        "core\nfd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n",
+        "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n",
         "pts/ptmx\n",
         "/dev/shm tmpfs\n",
         "/dev/mqueue mqueue\n",
@@ -315,6 +315,25 @@ fn hosts_and_resolver_are_ours_and_leave_no_trace() {
     fs::write(root.path().join("etc/hosts"), "kept\n").unwrap();
     run(&process).success();
     assert_eq!(fs::read_to_string(root.path().join("etc/hosts")).unwrap(), "kept\n");
+}
+
+#[test]
+fn a_step_cannot_write_the_files_of_etc_that_are_ours() {
+    let root = Root::new();
+    let mut process =
+        root.shell("cat /etc/hosts; (echo x >> /etc/hosts || echo x >> /etc/resolv.conf || echo kept) 2> /dev/null");
+    process.resolv_conf = Some("nameserver 192.0.2.1\n".into());
+    process.etc_files = sandbox::EtcFiles::Step;
+    let hosts = "127.0.0.1\tlocalhost buildkitsandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+    assert_eq!(run(&process).success(), format!("{hosts}kept\n"));
+}
+
+#[test]
+fn no_signal_is_ignored_and_no_device_link_leads_nowhere() {
+    let root = Root::new();
+    let process =
+        root.shell("grep SigIgn /proc/self/status; for l in /dev/*; do [ -e $l ] || [ -c $l ] || echo $l; done");
+    assert_eq!(run(&process).success(), "SigIgn:\t0000000000000000\n");
 }
 
 fn bind(path: impl Into<PathBuf>, target: &str, read_only: bool) -> Mount {

@@ -111,6 +111,21 @@ impl<'a> Copier<'a> {
         self.copy_tree(selected.inode, &selected.path, b"", &target, false)
     }
 
+    /// Copies all of a repository. As in BuildKit, but for no other source, a symbolic `--chmod` is also for a new
+    /// destination whose name does not end in a slash.
+    pub(crate) fn copy_repository(&mut self, destination: &[u8]) -> Result<(), CopyError> {
+        let top = self.resolve(&clean(destination))?;
+        let is_new = !destination.ends_with(b"/") && self.stat(&top)?.is_none();
+        self.copy(&Selected::root(), destination)?;
+        match self.options.mode.as_ref().filter(|mode| is_new && !mode.is_octal()) {
+            Some(mode) => {
+                let changed = self.changes.set_mode(&top, mode.apply(0o755, true));
+                changed.map(drop).map_err(|cause| self::destination(&top, cause))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Makes the directory that `--parents` copies to.
     pub(crate) fn make_target(&mut self, destination: &[u8]) -> Result<(), CopyError> {
         self.make_directories(&self.resolve(&clean(destination))?)

@@ -151,12 +151,15 @@ impl<'a> Unpacked<'a> {
         if wanted.is_empty() {
             return Ok(());
         }
+        let is_link = entry.header().entry_type() == EntryType::Link;
+        let node = if is_link { None } else { self.node(entry, options)? };
+        // Comments of archives have names, too, such as /tmp/GlobalHead.1: they make no directory.
+        if node.is_none() && !is_link {
+            return Ok(());
+        }
         let path = below(changes, top, &wanted)?;
         make_parents(changes, &path, options)?;
-        if entry.header().entry_type() == EntryType::Link {
-            return link(changes, top, &path, entry);
-        }
-        let Some(node) = self.node(entry, options)? else { return Ok(()) };
+        let Some(node) = node else { return link(changes, top, &path, entry) };
         let is_directory = node.attributes.kind == FileKind::Directory;
         let was = changes.stat(&path)?.map(|attributes| attributes.kind);
         if !is_directory && was == Some(FileKind::Directory) {
@@ -346,6 +349,24 @@ mod tests {
             let bytes = archive.into_inner().expect("written");
             assert!(is_archive(&Content::Bytes(bytes.into())), "{format} {}", name.len());
         }
+    }
+
+    #[test]
+    fn the_comment_of_an_archive_makes_no_directory() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut comment = tar::Header::new_ustar();
+        comment.set_entry_type(EntryType::XGlobalHeader);
+        comment.set_size(13);
+        archive.append_data(&mut comment, "tmp/GlobalHead.1", b"13 comment=x\n".as_slice()).expect("written");
+        let mut header = tar::Header::new_ustar();
+        header.set_size(0);
+        archive.append_data(&mut header, "file", io::empty()).expect("written");
+        let store = layerfs::Store::open(&directory.path().join("store")).expect("a store");
+        let mut changes = ChangeSet::new(store.tree(&[]).expect("nothing"));
+        let content = Content::Bytes(archive.into_inner().expect("written").into());
+        unpack_whole(&mut changes, &content, directory.path()).expect("unpacked");
+        assert!(changes.stat(b"file").expect("read").is_some() && changes.stat(b"tmp").expect("read").is_none());
     }
 
     #[test]

@@ -283,8 +283,10 @@ impl Lexer<'_> {
             self.depth -= 1;
             return self.spend(value?);
         }
+        if name.is_empty() {
+            return self.spend(String::from("$"));
+        }
         let value = match self.value(&name) {
-            _ if name.is_empty() => String::from("$"),
             Some(value) => value,
             None if self.rules.lookup.is_none() => format!("${name}"),
             None => String::new(),

@@ -40,7 +40,7 @@ impl ImageForm {
             .map(|image| self.image(store, image, built.packing, threads))
             .collect::<Result<Vec<_>, _>>()?;
         let manifest = match images.as_slice() {
-            [one] => one.image.manifest.clone(),
+            [one] if !built.is_index() => one.image.manifest.clone(),
             several => {
                 let of_entry = |image: &BuiltImage| {
                     annotations::at(&self.annotations, AnnotationPlace::ManifestDescriptor, Some(&image.platform))
@@ -56,19 +56,21 @@ impl ImageForm {
     /// The annotations of the entry in a layout's `index.json`.
     pub(super) fn entry_annotations(&self, built: &Built) -> BTreeMap<String, String> {
         match built.images.as_slice() {
-            [one] => annotations::at(&self.annotations, AnnotationPlace::ManifestDescriptor, Some(&one.platform)),
+            [one] if !built.is_index() => {
+                annotations::at(&self.annotations, AnnotationPlace::ManifestDescriptor, Some(&one.platform))
+            }
             _ => annotations::at(&self.annotations, AnnotationPlace::IndexDescriptor, None),
         }
     }
 
-    /// Refuses what has no place in an image for some platforms; `has_entry` tells whether a layout's `index.json`
-    /// lists it.
-    pub(super) fn check(&self, platforms: &[Platform], has_entry: bool) -> Result<(), BuildError> {
+    /// Refuses what has no place in an image for some platforms, or in the index of them; `has_entry` tells whether a
+    /// layout's `index.json` lists it.
+    pub(super) fn check(&self, platforms: &[Platform], makes_index: bool, has_entry: bool) -> Result<(), BuildError> {
         if self.has_docker_types && !self.annotations.is_empty() {
             let why = "annotations need OCI media types: leave oci-mediatypes=false away";
             return Err(BuildError::Request(why.to_owned()));
         }
-        let is_single = platforms.len() == 1;
+        let is_single = !makes_index;
         for annotation in &self.annotations {
             let why = match (annotation.place, &annotation.platform) {
                 (AnnotationPlace::Index | AnnotationPlace::IndexDescriptor, _) if is_single => {

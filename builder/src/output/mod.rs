@@ -6,6 +6,7 @@ mod annotations;
 mod form;
 mod parse;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -25,8 +26,10 @@ use crate::attestation;
 use crate::build::{Built, BuiltImage};
 use crate::error::BuildError;
 use crate::export::{self, Ownership};
+use crate::frontend::FrontendArguments;
 use crate::names;
 use crate::place::StorePlace;
+use crate::request::BuildRequest;
 
 /// The annotation that holds an image's whole name in containerd and in what BuildKit writes.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -132,11 +135,23 @@ impl Output {
         matches!(self.target, OutputTarget::Image(_) | OutputTarget::Oci(_))
     }
 
+    /// The names that it gives the image whatever the build is called.
+    pub fn names(&self) -> &[String] {
+        match &self.target {
+            OutputTarget::Image(naming) => &naming.names,
+            OutputTarget::Oci(archive) | OutputTarget::Docker(archive) => &archive.names,
+            _ => &[],
+        }
+    }
+
     /// Whether it can hold what is built for some platforms under these names, found out before anything is built.
     ///
     /// # Errors
     /// What it has no place for, or lacks.
-    pub fn check(&self, tags: &[String], platforms: &[Platform]) -> Result<(), BuildError> {
+    pub fn check(&self, tags: &[String], request: &BuildRequest) -> Result<(), BuildError> {
+        let platforms = request.platforms.as_slice();
+        let arguments = FrontendArguments::of(&request.build_args, platforms.len())?;
+        let makes_index = platforms.len() > 1 || arguments.makes_index;
         let one_image = |kind: &str| match platforms {
             [_] => Ok(()),
             several => Err(BuildError::Request(several_images(kind, several.len()))),
@@ -144,11 +159,13 @@ impl Output {
         match &self.target {
             OutputTarget::Image(naming) => {
                 naming.check(tags)?;
-                self.form.check(platforms, false)
+                self.form.check(platforms, makes_index, false)
             }
-            OutputTarget::Oci(_) => self.form.check(platforms, true),
+            OutputTarget::Oci(_) => self.form.check(platforms, makes_index, true),
             OutputTarget::Docker(_) => one_image("type=docker"),
-            OutputTarget::Local { is_split: Some(false), .. } => one_image("type=local,platform-split=false"),
+            OutputTarget::Local { is_split: Some(false), removes_others: true, .. } => {
+                one_image("type=local,mode=delete,platform-split=false")
+            }
             OutputTarget::Local { .. } | OutputTarget::Tar(_) | OutputTarget::CacheOnly => Ok(()),
         }
     }
@@ -250,7 +267,7 @@ impl Archive {
     fn write_layout(
         &self,
         built: &Built,
-        annotations: std::collections::BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
         delivery: Delivery<'_>,
     ) -> Result<(), BuildError> {
         let mut entries = Vec::new();
@@ -311,12 +328,13 @@ fn directory_name(platform: &Platform) -> String {
 /// One root file system, or one for each platform below a directory of its own.
 fn write_tar(store: &Store, built: &Built, path: &Path) -> Result<(), BuildError> {
     let mut trees = Vec::new();
+    let is_split = built.is_index();
     for image in &built.images {
         trees.push((directory_name(&image.platform), tree(store, image)?));
     }
     trees.sort_by(|(one, _), (other, _)| one.cmp(other));
     write_whole(path, |writer| match trees.as_slice() {
-        [(_, tree)] => export::to_tar(tree, writer),
+        [(_, tree)] if !is_split => export::to_tar(tree, writer),
         several => export::to_tar_of_several(several, writer),
     })
     .map_err(BuildError::file("write", path))
@@ -338,6 +356,25 @@ fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) ->
     draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&path)
 }
 
+/// Refuses images of several platforms that have a file of the same name: one directory cannot hold both.
+fn check_apart(store: &Store, built: &Built) -> Result<(), BuildError> {
+    let mut taken: BTreeMap<Vec<u8>, &Platform> = BTreeMap::new();
+    for image in built.images.iter().filter(|_| built.images.len() > 1) {
+        for path in export::files(&tree(store, image)?).map_err(BuildError::file("list", "the image"))? {
+            if let Some(other) = taken.get(&path) {
+                return Err(BuildError::Request(format!(
+                    "an output of type=local,platform-split=false holds one file of a name: {:?} is in the images for \
+                     {other} and for {}",
+                    String::from_utf8_lossy(&path),
+                    image.platform
+                )));
+            }
+            taken.insert(path, &image.platform);
+        }
+    }
+    Ok(())
+}
+
 /// One directory, or below it one for each platform.
 fn write_directories(
     store: &Store,
@@ -346,9 +383,9 @@ fn write_directories(
     removes_others: bool,
     is_split: Option<bool>,
 ) -> Result<(), BuildError> {
-    let is_split = is_split.unwrap_or(built.images.len() > 1);
+    let is_split = is_split.unwrap_or(built.is_index());
     if !is_split {
-        only_image(built, "type=local,platform-split=false")?;
+        check_apart(store, built)?;
     }
     for image in &built.images {
         let path = match is_split {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::cgroup_files::{PERIOD_US, Version, settings};
 use super::devices::INSECURE_NODES;
-use super::{During as _, Failure, Network, Process, Security, Source, mounts, privileges, seccomp};
+use super::{During as _, EtcFiles, Failure, Network, Process, Security, Source, mounts, privileges, seccomp};
 use crate::rootless::is_first_namespace;
 
 /// Writes the bundle of `process` into a directory that is empty.
@@ -26,7 +26,7 @@ pub(super) fn write(process: &Process, directory: &Path) -> Result<(), Failure> 
         files.push((target, directory.join(name)));
     }
     let mut mounts = kernel_mounts(process)?;
-    mounts.extend(files.iter().map(|(target, path)| bind(target, path, false)));
+    mounts.extend(files.iter().map(|(target, path)| bind(target, path, process.etc_files == EtcFiles::Step)));
     mounts.extend(process.mounts.iter().map(|mount| match &mount.source {
         Source::Bind { path, read_only } => bind(&mount.target, path, *read_only),
         Source::Tmpfs { size_bytes, mode, read_only } => {

@@ -38,13 +38,12 @@ pub(super) const INSECURE_NODES: [(&str, bool, u32, u32); 14] = [
 ];
 
 /// https://github.com/opencontainers/runtime-spec/blob/main/runtime-linux.md#dev-symbolic-links
-const LINKS: [(&str, &str); 6] = [
+const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
-    ("core", "/proc/kcore"),
 ];
 
 /// The group `tty` of every distribution: https://wiki.debian.org/SystemGroups
@@ -72,6 +71,10 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
     }
     for (name, to) in LINKS {
         rustix::fs::symlinkat(to, &dev, name).during(|| format!("make the link /dev/{name}"))?;
+    }
+    // Not every kernel has it.
+    if root::find(root, Path::new("/proc/kcore")).is_ok() {
+        rustix::fs::symlinkat("/proc/kcore", &dev, "core").during(|| "make the link /dev/core".into())?;
     }
     if process.terminal {
         let terminal = clone_tree(&terminal_path()?)?;

@@ -82,6 +82,8 @@ pub struct Process {
     pub extra_hosts: Vec<(String, String)>,
     /// The content of /etc/resolv.conf; `None` leaves the root's own file in place.
     pub resolv_conf: Option<String>,
+    /// What these two files are like.
+    pub etc_files: EtcFiles,
     /// Limits of the step as a whole, through cgroups.
     pub limits: Limits,
     /// Writing to the root fails with EROFS; mounts on it are as they say.
@@ -109,12 +111,23 @@ impl Process {
             ulimits: Vec::new(),
             extra_hosts: Vec::new(),
             resolv_conf: None,
+            etc_files: EtcFiles::default(),
             limits: Limits::default(),
             read_only_root: false,
             runtime: None,
             terminal: false,
         }
     }
+}
+
+/// What /etc/hosts and /etc/resolv.conf are like while a program runs; neither is ever in a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EtcFiles {
+    /// As in a container of Docker's: what is written to them is gone afterwards.
+    #[default]
+    Container,
+    /// As in a RUN of BuildKit's: writing to them fails, and the host name is one of localhost's.
+    Step,
 }
 
 /// Whom a program runs as: numbers of the namespace that the caller is in.

@@ -12,7 +12,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{During as _, Failure, Process, Security, Source, devices, root, stubs};
+use super::{During as _, EtcFiles, Failure, Process, Security, Source, devices, root, stubs};
 use crate::sys;
 
 /// The directories that every step has, on mounts of their own.
@@ -61,11 +61,14 @@ fn kind_of_mode(mode: u32) -> Kind {
 
 /// The files of /etc that are ours during a step, and their content.
 pub(super) fn generated_files(process: &Process) -> Vec<(&'static str, String)> {
-    let mut hosts = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
-    hosts.push_str(&format!("127.0.0.1\t{}\n", process.hostname));
+    let name = &process.hostname;
+    let mut hosts = match process.etc_files {
+        EtcFiles::Step => format!("127.0.0.1\tlocalhost {name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"),
+        EtcFiles::Container => format!(
+            "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
+             ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n127.0.0.1\t{name}\n"
+        ),
+    };
     for (address, name) in &process.extra_hosts {
         hosts.push_str(&format!("{address}\t{name}\n"));
     }
@@ -85,6 +88,9 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
 
     let proc = built_in(root, "/proc")?;
     for (name, file) in write_files(&proc, &generated_files(process))? {
+        if process.etc_files == EtcFiles::Step {
+            sys::make_read_only(file.as_fd()).during(|| format!("make {name} read-only"))?;
+        }
         attach(&file, target(root, Path::new(name), Kind::File)?.as_fd(), name)?;
     }
     let flags =

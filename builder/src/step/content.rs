@@ -1,7 +1,7 @@
 //! The digest of what a COPY, ADD or bind mount takes, for the step's key.
 //!
 //! A function of names, kinds, modes, link targets and bytes: touched but equal files give equal
-//! digests. Times count only where the layer keeps them. A stage that was built again with the same files is the same
+//! digests. Times count only where the layer keeps them; a mount shows them, but as in BuildKit they are no input. A stage that was built again with the same files is the same
 //! input, whatever else is in it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +23,8 @@ const READ_BYTES: usize = 256 << 10;
 pub(crate) struct ContentRules<'a> {
     /// Whether the times of files go into the layer.
     pub(crate) keeps_times: bool,
+    /// Whether mode and owner of the directory itself count. COPY takes what is in it.
+    pub(crate) counts_top: bool,
     /// Threads that read.
     pub(crate) threads: usize,
     /// What is left out below a directory, with the text of it.
@@ -48,7 +50,7 @@ pub(crate) fn identify(
     let Identity::Chain(chain) = &input.identity else {
         return listed(store, &input.tree, top, rules);
     };
-    let mut place = format!("{chain} {} {}", top.0, rules.keeps_times);
+    let mut place = format!("{chain} {} {} {}", top.0, rules.keeps_times, rules.counts_top);
     if let Some((_, texts)) = rules.exclude {
         place.push_str(&format!(" {texts:?}"));
     }
@@ -84,6 +86,9 @@ fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules<'_>) -> io::
         if entry.attributes.links > 1 && entry.attributes.kind != FileKind::Directory {
             entry.first_name = *names.entry(entry.inode).or_insert(position);
         }
+    }
+    if let Some(top) = found.first_mut().filter(|top| !rules.counts_top && top.attributes.kind == FileKind::Directory) {
+        top.attributes = Attributes { mode: 0, uid: 0, gid: 0, ..top.attributes };
     }
     let mut whole = Digester::new();
     let mut listing = Listing::default();

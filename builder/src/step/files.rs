@@ -258,6 +258,7 @@ impl Job {
     fn inputs(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, Box<dyn std::error::Error>> {
         let rules = ContentRules {
             keeps_times: self.options.modified.is_none(),
+            counts_top: self.parents,
             threads: builder.request().threads,
             exclude: self.options.exclude.as_ref().map(|patterns| (patterns, self.excludes.as_slice())),
         };
@@ -335,8 +336,7 @@ impl Job {
                 }
                 Item::Remote(remote) => self.put_remote(changes, remote).map_err(site.because())?,
                 Item::Repository(source, _) => {
-                    let all = Selected::root();
-                    let copied = Copier::new(changes, &self.options, source).copy(&all, &self.destination);
+                    let copied = Copier::new(changes, &self.options, source).copy_repository(&self.destination);
                     copied.map_err(site.because())?;
                 }
                 Item::NoMatch if self.parents => {

@@ -117,6 +117,13 @@ impl StepMounts {
                     let name = format!("the {} mount {target}", if *is_writable { "writable" } else { "bind" });
                     NamedContent { name, content: shown }
                 }
+                MountKind::Cache(cache) => {
+                    // As in BuildKit, which cache it is and who else may use it change no result.
+                    let is_usual = cache.sharing == Sharing::Shared && cache.id.as_ref() == Some(&cache.target);
+                    let id = is_usual.then(|| builder.shared.frontend.cache_id(&cache.target));
+                    let word = MountKind::Cache(CacheMount { id, sharing: Sharing::Shared, ..cache.clone() });
+                    NamedContent { name: "a mount".to_owned(), content: format!("{word:?}") }
+                }
                 other => NamedContent { name: "a mount".to_owned(), content: format!("{other:?}") },
             });
         }
@@ -366,7 +373,8 @@ fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &S
         // A whole image is known by its layers: digesting all of it would take longer than most steps.
         Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
         _ => {
-            let rules = ContentRules { keeps_times: true, threads: builder.request().threads, exclude: None };
+            let threads = builder.request().threads;
+            let rules = ContentRules { keeps_times: false, counts_top: true, threads, exclude: None };
             content::identify(builder.store, input, inode, rules).map_err(site.because())
         }
     }

@@ -216,6 +216,7 @@ impl Job {
         process.cwd = stage.working_dir().into();
         process.user =
             sandbox::User { uid: identity.owner.uid, gid: identity.owner.gid, groups: identity.groups.clone() };
+        process.etc_files = sandbox::EtcFiles::Step;
         process.network = self.network;
         process.security = self.security;
         if let Some(hostname) = &builder.shared.frontend.hostname {

@@ -62,12 +62,20 @@ pub(crate) fn wait_for_signal() -> io::Result<Received> {
 
 /// Gives back the state every program expects at its start: nothing blocked, nothing ignored (Rust ignores SIGPIPE).
 pub(crate) fn reset_signals() {
+    /// The size of a set of signals to the kernel.
+    const SIGNAL_SET_BYTES: usize = 8;
+    // Larger than the kernel's structure on any machine; all zeros is the default action.
+    let default = [0_u64; 8];
     let mut set = MaybeUninit::uninit();
     // SAFETY: restoring the default action has no preconditions; numbers that may not be changed are refused, which is
     // fine. The set is filled before use.
     unsafe {
         for number in 1..=libc::SIGRTMAX() {
             libc::signal(number, libc::SIG_DFL);
+        }
+        // The C library keeps its own two to itself, and its posix_spawn starts programs that ignore them.
+        for number in 32..libc::SIGRTMIN() {
+            libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), std::ptr::null::<u8>(), SIGNAL_SET_BYTES);
         }
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());

@@ -90,6 +90,36 @@ fn touched_but_equal_files_hit_and_changed_bytes_miss() {
 }
 
 #[test]
+fn a_step_is_run_again_for_what_its_mounts_show_and_not_for_which_cache_it_has_or_for_times() {
+    let bench = Bench::with_busybox();
+    let dockerfile = |cache: &str| {
+        let step = format!("RUN --mount=target=/m,source=d --mount=type=cache,{cache} cat /m/f");
+        bench.dockerfile(&format!("{SHELL}{step}\nCOPY d /d"));
+    };
+    bench.file("d/f", "one");
+    dockerfile("target=/c,id=x");
+    bench.build(&[]).succeeds();
+    let all = bench.build(&[]).cached();
+    let file = fs::File::options().write(true).open(bench.path("context/d/f")).expect("opened");
+    file.set_modified(std::time::UNIX_EPOCH).expect("touched");
+    assert_eq!(bench.build(&[]).cached(), all);
+    dockerfile("target=/c,id=y,sharing=private");
+    assert_eq!(bench.build(&[]).cached(), all);
+    dockerfile("target=/c,mode=0700");
+    assert_eq!(bench.build(&[]).cached(), all - 1);
+}
+
+#[test]
+fn the_mode_of_a_directory_whose_files_are_copied_is_no_input() {
+    let bench = Bench::new();
+    bench.file("d/f", "one").dockerfile("FROM scratch\nCOPY d /d\nCOPY --parents d /e/");
+    bench.build(&[]).succeeds();
+    fs::set_permissions(bench.path("context/d"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    assert_eq!(bench.build(&[]).cached(), 1);
+    assert_eq!(fs::metadata(bench.tree(&[]).join("d")).expect("copied").mode() & 0o7777, 0o755);
+}
+
+#[test]
 fn a_build_argument_misses_only_where_it_is_declared() {
     let bench = Bench::with_busybox();
     bench.dockerfile(&format!("{SHELL}RUN echo before\nARG V\nRUN echo $V > /v"));
@@ -394,7 +424,7 @@ fn outline_and_targets_are_told_without_a_build() {
                     V           3       is the version\n\nSECRET   REQUIRED\nkey      true\n";
     assert_eq!(outline, expected);
     let targets = bench.build(&["--call", "targets"]).succeeds().stdout;
-    assert_eq!(targets, "TARGET      DESCRIPTION\nbase\nout         is what is shipped\n(default)\n");
+    assert_eq!(targets, "TARGET    DESCRIPTION\nbase\nout       is what is shipped\n(default)\n");
     let json = bench.build(&["--call", "targets,format=json"]).succeeds().stdout;
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(

@@ -210,6 +210,10 @@ fn flags_of_add_agree_with_the_url_or_fail() {
     };
     add(&format!("--checksum={}", &commit[..12]), "app").succeeds();
     add("--chmod=600 --chown=1:2 --keep-git-dir=true", "app?keep-git-dir=1").succeeds();
+    add("--chmod=go=", "app").succeeds();
+    // A directory that COPY makes for a symbolic mode is 0755.
+    let made = std::fs::metadata(bench.tree(&[]).join("src")).expect("made").permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&made) & 0o7777, 0o700);
     for (flags, rest, said) in [
         ("--checksum=0123", "app", "expected checksum to match 0123"),
         ("--checksum=xyz", "app", "hex commit hash"),

@@ -238,6 +238,36 @@ fn mode_delete_makes_a_directory_equal_to_the_result() {
 }
 
 #[test]
+fn an_index_of_one_image_is_an_index_in_every_output() {
+    let bench = bench();
+    let oci = "type=oci,dest=layout,tar=false,name=app:1,compression=zstd,annotation-index.a=b";
+    let outputs = ["-o", oci, "-o", "type=local,dest=out", "-o", "type=tar,dest=out.tar", "--metadata-file", "meta"];
+    let flags = [&outputs[..], &["--build-arg", "BUILDKIT_MULTI_PLATFORM=1", "--platform", "linux/arm64"]].concat();
+    let digest = bench.build(&flags).succeeds().digest();
+    let blob = bench.path("layout/blobs/sha256").join(digest.split(':').nth(1).expect("a digest"));
+    let index: Value = serde_json::from_slice(&fs::read(blob).expect("written")).expect("JSON");
+    assert_eq!((&index["annotations"]["a"], &index["manifests"][0]["platform"]["os"]), (&"b".into(), &"linux".into()));
+    assert!(bench.path("out/linux_arm64/d/b").exists());
+    assert!(run("tar", &["-tf", bench.path("out.tar").to_str().expect("text")]).starts_with("linux_arm64/"));
+    let metadata: Value = serde_json::from_slice(&fs::read(bench.path("meta")).expect("written")).expect("JSON");
+    assert_eq!(metadata["image.name"], "docker.io/library/app:1");
+    assert!(metadata.get("containerimage.config.digest").is_none());
+}
+
+#[test]
+fn images_of_several_platforms_share_a_directory_where_their_files_have_other_names() {
+    let bench = Bench::new();
+    bench.file("f", "x").dockerfile("FROM scratch\nARG TARGETARCH\nCOPY f /bin/tool-$TARGETARCH\n");
+    let build = |out: &str| bench.build(&["-o", out, "--platform", "linux/amd64,linux/arm64"]);
+    build("type=local,dest=out,platform-split=false").succeeds();
+    assert_eq!(names(&bench.path("out/bin")), ["tool-amd64", "tool-arm64"]);
+    bench.dockerfile("FROM scratch\nCOPY f /bin/tool\n");
+    let told = build("type=local,dest=other,platform-split=false").fails(1);
+    assert!(told.contains("\"bin/tool\" is in the images for linux/amd64 and for linux/arm64"), "{told}");
+    assert!(!bench.path("other").exists());
+}
+
+#[test]
 fn a_local_output_takes_the_place_of_other_kinds_and_a_failed_one_leaves_what_was_there() {
     let bench = Bench::new();
     bench

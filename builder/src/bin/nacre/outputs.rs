@@ -99,7 +99,7 @@ impl OutputArgs {
             return Err(Usage("attestations need an output of type image, registry or oci".to_owned()).into());
         }
         check(&mut outputs, request)?;
-        outputs.iter().try_for_each(|output| output.check(tags, &request.platforms))?;
+        outputs.iter().try_for_each(|output| output.check(tags, request))?;
         request.packing = packing(&outputs).unwrap_or_default();
         request.engine.upload_to = pushed(&outputs, tags, request.packing)?;
         Ok(Outputs {
@@ -180,11 +180,8 @@ impl Outputs {
         let delivery = Delivery { store, client: &session.client, progress, tags: &self.tags, threads };
         let (mut written, mut names, mut has_printed) = (None, self.tags.clone(), false);
         for output in self.outputs {
-            if let OutputTarget::Image(naming) = &output.target
-                && written.is_none()
-                && !naming.names.is_empty()
-            {
-                names.clone_from(&naming.names);
+            if written.is_none() && !output.names().is_empty() {
+                names = output.names().to_vec();
             }
             let (image, went_to_stdout) = write_one(output, built, delivery)?;
             has_printed |= went_to_stdout;
@@ -241,8 +238,7 @@ fn write_one(mut output: Output, built: &Built, delivery: Delivery<'_>) -> anyho
 
 /// The id of an image in docker; an index has no configuration of its own.
 fn config_digest(built: &Built) -> Option<String> {
-    let [only] = built.images.as_slice() else { return None };
-    Some(only.config.digest().to_string())
+    built.images.first().filter(|_| !built.is_index()).map(|only| only.config.digest().to_string())
 }
 
 /// What buildx writes, under its names.
@@ -252,8 +248,10 @@ fn write_metadata(path: &Path, built: &Built, names: &[String]) -> anyhow::Resul
     let mut metadata = serde_json::json!({
         "containerimage.descriptor": built.manifest,
         "containerimage.digest": built.manifest.digest().to_string(),
-        "image.name": names.join(","),
     });
+    if !names.is_empty() {
+        metadata["image.name"] = names.join(",").into();
+    }
     if let Some(digest) = config_digest(built) {
         metadata["containerimage.config.digest"] = digest.into();
     }

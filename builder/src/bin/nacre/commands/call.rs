@@ -142,11 +142,11 @@ fn text_of(outline: &Outline) -> String {
     let mut parts = Vec::new();
     if !outline.name.is_empty() || !outline.description.is_empty() {
         let name = if outline.name.is_empty() { "(default)" } else { &outline.name };
-        let mut head = format!("TARGET:      {name}");
+        let mut head = Table::new(["TARGET:", name]).with_gap(1);
         if !outline.description.is_empty() {
-            head.push_str(&format!("\nDESCRIPTION: {}", outline.description));
+            head.push(["DESCRIPTION:".to_owned(), outline.description.clone()]);
         }
-        parts.push(head);
+        parts.push(head.to_string());
     }
     if !outline.args.is_empty() {
         let mut table = Table::new(["BUILD ARG", "VALUE", "DESCRIPTION"]);
@@ -167,7 +167,7 @@ fn text_of(outline: &Outline) -> String {
 }
 
 fn text_of_targets(targets: &[Target]) -> String {
-    let mut table = Table::new(["TARGET", "DESCRIPTION"]);
+    let mut table = Table::new(["TARGET", "DESCRIPTION"]).with_gap(1);
     for Target { name, default, description, .. } in targets {
         let shown = match (name.as_str(), default) {
             ("", true) => "(default)".to_owned(),
@@ -215,7 +215,7 @@ struct ErrorDocument<'a> {
 /// Fails if anything was found, as docker does, unless the status is not wanted.
 fn check(session: &Session, request: &BuildRequest, format: Format, ignores_status: bool) -> anyhow::Result<ExitCode> {
     let store = session.root.join("oci-layout").exists().then(|| session.store()).transpose()?;
-    let base = |name: &str| store.as_ref().map_or(Ok(None), |store| builder::base_at_hand(store, request, name));
+    let base = |name: &str| builder::base_at_hand(store.as_ref(), request, name);
     let source = &request.dockerfile;
     let (warnings, error) = match builder::check(request, &base) {
         Ok(Checked { warnings, error }) => (warnings, error),
