@@ -341,7 +341,8 @@ impl<'a> Builder<'a> {
         Ok(None)
     }
 
-    fn is_without_cache(&self) -> bool {
+    /// Whether the steps of this stage run whatever was built before.
+    pub(crate) fn is_without_cache(&self) -> bool {
         let (request, label) = (self.request(), &self.planned().label);
         request.no_cache || request.engine.no_cache_stages.iter().any(|stage| stage.eq_ignore_ascii_case(label))
     }

@@ -144,6 +144,13 @@ impl Patterns {
         matched
     }
 
+    /// Whether a pattern without `!` can match something below a directory that none matches.
+    #[must_use]
+    pub fn can_match_below(&self, directory: &[u8]) -> bool {
+        let below = [directory, b"/"].concat();
+        self.patterns.iter().any(|pattern| !pattern.takes_back && pattern.can_match_below(&below))
+    }
+
     /// Whether a `!` pattern can still take back something below an excluded directory: if not, nobody needs to look.
     #[must_use]
     pub fn can_take_back_below(&self, directory: &[u8], matched: &Matched) -> bool {

@@ -311,7 +311,8 @@ impl Values {
             "readwrite" => self.is_writable = Some(truth().ok_or_else(wrong)?),
             "required" => self.is_required = truth().ok_or_else(wrong)?,
             "size" => self.size_bytes = Some(parse_size(&text).ok_or_else(wrong)?),
-            "mode" => self.ownership.mode = Some(number(&text, 8).filter(|mode| *mode <= 0o7777).ok_or_else(wrong)?),
+            // Permissions only: what else the number says is lost in BuildKit, too.
+            "mode" => self.ownership.mode = Some(number(&text, 8).ok_or_else(wrong)? & 0o777),
             "uid" => self.ownership.uid = Some(number(&text, 10).ok_or_else(wrong)?),
             "gid" => self.ownership.gid = Some(number(&text, 10).ok_or_else(wrong)?),
             other => unreachable!("KEYS has no {other}"),
