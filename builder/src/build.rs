@@ -14,7 +14,7 @@ use crate::cache::{self, StepKey, Work};
 use crate::check::{self, Checked};
 use crate::commit::commit_changeset;
 use crate::context::{ContextTree, Directory, Fetched, Fetcher};
-use crate::dockerfile::{Dockerfile, Instruction, Placed, parse_trigger};
+use crate::dockerfile::{Dockerfile, DockerfileError, Instruction, Placed, parse_trigger};
 use crate::epoch;
 use crate::error::{BuildError, Site};
 use crate::events::{Events, StepEnd, StepNumber};
@@ -446,6 +446,10 @@ impl<'a> Builder<'a> {
             let at = Site { source: trigger.source.clone(), span: trigger.instruction.span };
             self.instruction(stage, &trigger.instruction, &at).map_err(|error| match error {
                 BuildError::Dockerfile(error) => in_trigger(&error.message).into(),
+                BuildError::Step { at, exit_code, tail } => {
+                    let at = Box::new(DockerfileError { hint: at.hint.clone(), ..in_trigger(&at.message) });
+                    BuildError::Step { at, exit_code, tail }
+                }
                 other => other,
             })?;
         }

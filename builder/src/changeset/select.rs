@@ -73,9 +73,8 @@ impl Filter<'_> {
 
     /// Whether something below a directory that is not copied itself may be.
     pub(crate) fn may_take_below(&self, relative: &[u8]) -> bool {
-        let includes = |patterns: &Patterns| {
-            patterns.path(relative).is_excluded() || patterns.can_match_below(relative)
-        };
+        let includes =
+            |patterns: &Patterns| patterns.path(relative).is_excluded() || patterns.can_match_below(relative);
         let excludes_all = |patterns: &Patterns| {
             let matched = patterns.path(relative);
             matched.is_excluded() && !patterns.can_take_back_below(relative, &matched)
@@ -126,7 +125,8 @@ impl Source {
         let text = String::from_utf8_lossy(&pattern).into_owned();
         let include = Include { patterns: Patterns::new([text.as_str()])?, text };
         let is_literal = !has_wildcard(&pivot) && !has_wildcard(&pattern);
-        let missing = || SelectError::not_found(&if pattern.is_empty() { pivot.clone() } else { join(&pivot, &pattern) });
+        let missing =
+            || SelectError::not_found(&if pattern.is_empty() { pivot.clone() } else { join(&pivot, &pattern) });
         let mut found = match self.select(&pivot) {
             Err(SelectError::NotFound(_)) if is_literal => return Err(missing()),
             found => found?,
@@ -134,7 +134,8 @@ impl Source {
         if has_wildcard(&pivot) {
             // A file is no pivot. BuildKit copies one all the same if the whole pattern means it.
             let whole = Patterns::new([String::from_utf8_lossy(&join(&pivot, &pattern)).as_ref()])?;
-            let is_directory = |one: &Selected| io::Result::Ok(self.tree().attributes(one.inode)?.kind == FileKind::Directory);
+            let is_directory =
+                |one: &Selected| io::Result::Ok(self.tree().attributes(one.inode)?.kind == FileKind::Directory);
             let mut kept = Vec::new();
             for one in found {
                 if is_directory(&one)? || whole.path(&one.path).is_excluded() {

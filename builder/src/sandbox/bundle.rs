@@ -189,7 +189,10 @@ mod tests {
         process.network = Network::None;
         process.mounts = vec![
             Mount { target: "/a".into(), source: Source::Bind { path: "/b".into(), read_only: true } },
-            Mount { target: "/t".into(), source: Source::Tmpfs { size_bytes: Some(7), mode: Some(0o700), read_only: true } },
+            Mount {
+                target: "/t".into(),
+                source: Source::Tmpfs { size_bytes: Some(7), mode: Some(0o700), read_only: true },
+            },
         ];
         process.limits = Limits {
             memory_bytes: Some(100),

@@ -113,7 +113,7 @@ pub(crate) fn workdir(
     let accounts = accounts(&changes).map_err(site.because())?;
     let owner = match stage.config.config.user.as_str() {
         "" => Owner::default(),
-        user => accounts.owner(user, false).map_err(site.because())?,
+        user => accounts.owner(user, stage.diff_ids().is_empty()).map_err(site.because())?,
     };
     let options = vec!["workdir".to_owned(), name, format!("{}:{}", owner.uid, owner.gid)];
     builder.cached(stage, text, text, &Work::Files { inputs: Vec::new(), options }, |stage, _| {
@@ -220,13 +220,8 @@ impl Job {
         };
         let is_context = input.identity == Identity::Content;
         let epoch = stage.epoch.map(|seconds| Time { seconds, nanoseconds: 0 });
-        let options = CopyOptions {
-            owner,
-            mode,
-            exclude,
-            modified: epoch.filter(|_| is_context),
-            made: made_time(stage),
-        };
+        let options =
+            CopyOptions { owner, mode, exclude, modified: epoch.filter(|_| is_context), made: made_time(stage) };
         let destination = from_root(stage, expand(&files.destination)?.as_bytes());
         Ok(Self {
             input,
@@ -275,8 +270,11 @@ impl Job {
                 }
                 Item::Repository(_, known) => inputs.push(known.clone()),
                 Item::Files { found, include } => {
-                    let words: Vec<String> =
-                        include.iter().map(|include| format!("only {}", include.text)).chain(self.excludes.clone()).collect();
+                    let words: Vec<String> = include
+                        .iter()
+                        .map(|include| format!("only {}", include.text))
+                        .chain(self.excludes.clone())
+                        .collect();
                     let exclude = self.options.exclude.as_ref();
                     let filter = Filter { include: include.as_ref().map(|include| &include.patterns), exclude };
                     let rules = ContentRules {
@@ -414,6 +412,8 @@ fn mode(text: &str, site: &Site) -> Result<ModeChange, BuildError> {
 }
 
 fn owner(builder: &Builder<'_>, stage: &StageState, text: &str, is_link: bool) -> Result<Owner, BuildError> {
+    // As in BuildKit, what has no layer yet has no accounts to look in; what has one but no files of them knows root.
+    let is_link = is_link || stage.diff_ids().is_empty();
     let accounts = match is_link {
         true => Accounts::default(),
         false => {

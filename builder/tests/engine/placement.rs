@@ -267,3 +267,30 @@ fn links_between_files_last_within_one_copy_of_parents() {
     bench.dockerfile(&format!("{SHELL}RUN touch /h1 && ln h1 /h2\nFROM scratch\nCOPY --from=shell --parents /h* /\n"));
     assert_eq!(fs::metadata(bench.tree(&[]).join("h1")).expect("there").nlink(), 2);
 }
+
+#[test]
+fn the_last_member_that_names_a_file_says_whose_it_is_and_pax_records_when_it_was_changed() {
+    let bench = Bench::new();
+    let program = "import sys, tarfile, io\nwith tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as t:\n  m = tarfile.TarInfo('a'); m.mtime = 1600000000.75; t.addfile(m)\n  m = tarfile.TarInfo('b'); m.type = tarfile.LNKTYPE; m.linkname = 'a'; m.mode = 0o751; m.uid = 9; m.mtime = 1500000000.9; t.addfile(m)\n  m = tarfile.TarInfo('c'); m.mtime = 1600000000.75; t.addfile(m)\n";
+    run("python3", &["-c", program, bench.path("context/a.tar").to_str().expect("text")]);
+    bench.dockerfile("FROM scratch\nADD a.tar /\n");
+    let tree = bench.tree(&["--source-date-epoch", "none"]);
+    let facts = |name: &str| {
+        let status = fs::metadata(tree.join(name)).expect("there");
+        (status.mode() & 0o7777, status.uid(), status.mtime())
+    };
+    assert_eq!((facts("a"), facts("b")), ((0o751, 9, 1_500_000_000), (0o751, 9, 1_500_000_000)));
+    assert_eq!(facts("c").2, 1_600_000_000);
+}
+
+#[test]
+fn names_are_unknown_where_no_layer_is_yet() {
+    let bench = Bench::new();
+    bench.file("f", "1");
+    for line in ["COPY --chown=app f /", "USER app\nWORKDIR /x"] {
+        bench.dockerfile(&format!("FROM scratch\n{line}\n"));
+        assert!(bench.build(&[]).fails(1).contains("unable to find user app"), "{line}");
+        bench.dockerfile(&format!("FROM scratch\nCOPY f /g\n{line}\n"));
+        bench.build(&[]).succeeds();
+    }
+}
