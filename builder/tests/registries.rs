@@ -391,7 +391,21 @@ fn an_image_is_saved_and_loaded_as_docker_does_it() {
     desk.run(&["load", "-i", "nope.tar"]).failure(1, "nope.tar");
     desk.run(&["save", "-o", "x.tar", "nope"]).failure(1, "nope");
     assert!(!desk.path("x.tar").exists());
-    desk.run(&["save", &name]).failure(2, "--output");
+    // Through pipes; what ends too early is no image, and changes nothing.
+    let piped = |script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script, "-", env!("CARGO_BIN_EXE_nacre"), &name]).current_dir(desk.path(""));
+        shell.env("NACRE_ROOT", desk.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", desk.path("home"));
+        Ended::from(shell.output().expect("sh runs"))
+    };
+    assert_eq!(piped(r#""$1" save "$2" > out.tar && "$1" rmi "$2" > gone && "$1" load < out.tar"#).success(), name);
+    assert_eq!(diff_ids(&name), whole);
+    assert_eq!(piped(r#""$1" save --format oci-archive -o - "$2" | gzip | "$1" load -q -i -"#).success(), name);
+    piped(r#"head -c 700 out.tar | "$1" load"#).failure(1, "");
+    assert_eq!(diff_ids(&name), whole);
+    piped(r#""$1" save "$2" | true"#).success();
+    let left: Vec<_> = fs::read_dir(desk.path("store/tmp")).expect("a directory").flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]

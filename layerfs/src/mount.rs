@@ -206,10 +206,15 @@ fn mount_directly(directory: &Path, read_only: bool) -> Result<OwnedFd, MountErr
     Ok(device)
 }
 
-/// Mounts what `server` answers for by a system call.
-pub(crate) fn serve_directly(server: impl Server, directory: &Path, read_only: bool) -> Result<Session, MountError> {
+/// Mounts what a server answers for by a system call; it is made with another handle of the mount's device.
+pub(crate) fn serve_directly<S: Server>(
+    server: impl FnOnce(OwnedFd) -> S,
+    directory: &Path,
+    read_only: bool,
+) -> Result<Session, MountError> {
     let device = mount_directly(directory, read_only)?;
-    Session::start(server, device).map_err(|source| {
+    let started = device.try_clone().and_then(|unasked| Session::start(server(unasked), device));
+    started.map_err(|source| {
         detach(directory);
         MountError::Serve { directory: directory.to_owned(), source }
     })

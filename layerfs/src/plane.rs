@@ -124,7 +124,7 @@ fn try_overlay<T: Tree + 'static>(
     if options.plane == Plane::Auto && upper.marks == MarkNamespace::User {
         return Err(PlaneFault::Differs);
     }
-    let lower = Lower::new(Arc::clone(union), upper.marks, options.forgoes_xattrs);
+    let lower = |device| Lower::new(Arc::clone(union), upper.marks, options.forgoes_xattrs, device);
     let session = serve_directly(lower, directory, true).map_err(|error| PlaneFault::Tree(Box::new(error)))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let tree = rustix::fs::open(directory, flags, Mode::empty()).map_err(system("opening the mounted tree"));

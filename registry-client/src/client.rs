@@ -22,6 +22,7 @@ use crate::reference::Reference;
 use crate::repository::Repository;
 use crate::retry::{Patience, RetryPolicy, parse_retry_after};
 use crate::secret::{self, Secret, without_credentials};
+use crate::signature::SignatureStores;
 use crate::transport::{Body, Method, Response, Transport, TransportOptions};
 use crate::url::{Origin, Url};
 use crate::ways::Deliveries;
@@ -49,6 +50,8 @@ pub struct ClientOptions {
     pub known_blobs: Option<PathBuf>,
     /// How large blobs are cut.
     pub ranges: RangePolicy,
+    /// Where GPG signatures lie.
+    pub signature_stores: SignatureStores,
 }
 
 impl Default for ClientOptions {
@@ -63,6 +66,7 @@ impl Default for ClientOptions {
             spool: None,
             known_blobs: None,
             ranges: RangePolicy::default(),
+            signature_stores: SignatureStores::default(),
         }
     }
 }
@@ -117,6 +121,10 @@ impl Client {
                 whole_only: Mutex::default(),
             }),
         }
+    }
+
+    pub(crate) fn signature_stores(&self) -> &SignatureStores {
+        &self.shared.options.signature_stores
     }
 
     /// The repository of a reference, with its mirrors. Only a registry that is marked insecure is connected to, to see

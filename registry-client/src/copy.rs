@@ -16,7 +16,7 @@ use crate::place::{Content, Destination, Origin, Source, Stored};
 use crate::platform::Platform;
 use crate::progress::Progress;
 use crate::retry::twice_if_damaged;
-use crate::signature::{check_companion, companion_tags, put_companion};
+use crate::signature::{check_companion, companion_tags, has_companion_to_join, put_companion};
 
 /// Which images of an index are copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +140,38 @@ pub fn copy(
     }
     destination.put_manifest(&top, true)?;
     Ok(Copied { manifest: top, named: named_digest, sent: results.sent, skipped: results.skipped })
+}
+
+/// Copies signatures or attestations of an image, as `source` names them, to those that `destination` has under `tag`:
+/// false if it has no others there, or something that they cannot be joined with. Then nothing is moved.
+///
+/// # Errors
+/// As [`copy`].
+pub fn join_companion(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    tag: &str,
+    options: &CopyOptions,
+    progress: &dyn Progress,
+) -> Result<bool, Error> {
+    let companion = source.manifest(None)?;
+    let ManifestContent::Image { config, layers } = companion.content() else { return Ok(false) };
+    let there = match destination.beside() {
+        // It holds one image.
+        Err(error) if matches!(error.cause(), Cause::Input(_)) => return Ok(false),
+        there => there?,
+    };
+    if !has_companion_to_join(there.as_ref(), tag, &companion)? {
+        return Ok(false);
+    }
+    let mut plan = Plan::default();
+    plan.add_blobs(source, *config, layers)?;
+    let blobs = Vec::from(plan.blobs);
+    progress.planned(&blobs);
+    let results = Transfer::new(source, destination, progress, blobs.clone().into()).run(options.jobs);
+    results.inspect_err(|_| progress.abandoned(&blobs))?;
+    put_companion(destination, there.as_ref(), tag, &companion)?;
+    Ok(true)
 }
 
 /// Copies one blob ahead of the image that it belongs to; false if it needed no moving.

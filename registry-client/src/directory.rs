@@ -5,6 +5,7 @@
 //! manifest.json                  the manifest, byte for byte
 //! <hex>                          a blob
 //! <hex>.manifest.json            a manifest that an index points to
+//! [<hex>.]signature-<number>     a signature of the manifest, or of one that an index points to
 //! ```
 //!
 //! Invariant: every file appears whole, `manifest.json` last. What was there of another image goes after that; a
@@ -23,6 +24,7 @@ use crate::error::{Cause, Error};
 use crate::layout::{Directory, Files, missing_or, pour, read_small, replace};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
+use crate::signature;
 
 const VERSION_FILE: &str = "version";
 const VERSION: &str = "Directory Transport Version: 1.1\n";
@@ -153,6 +155,15 @@ impl Source for ImageDirectory {
     }
 
     fn distrust(&self, _: &Descriptor) {}
+
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        let is_top = self.manifest(None)?.digest() == subject;
+        let prefix = if is_top { String::new() } else { format!("{}.", subject.digest()) };
+        let mut found = signature::files(&self.path, &prefix)?;
+        // What begins so is cosign's.
+        found.retain(|signature| signature.first() != Some(&0));
+        Ok(found)
+    }
 }
 
 impl Destination for ImageDirectory {

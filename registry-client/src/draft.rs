@@ -104,6 +104,20 @@ impl Draft {
         File::open(parent(path))?.sync_all()
     }
 
+    /// The same where nothing has that name, else false.
+    pub(crate) fn publish_new(self, path: &Path) -> io::Result<bool> {
+        self.file.sync_all()?;
+        let is_published = match &self.name {
+            Some(Named(draft)) => match std::fs::hard_link(draft, path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+                linked => linked.map(|()| true)?,
+            },
+            None => self.has_linked(path)?,
+        };
+        File::open(parent(path))?.sync_all()?;
+        Ok(is_published)
+    }
+
     /// No system call puts a nameless file in the place of another one: that takes a name beside it, for a moment.
     fn link(&self, path: &Path) -> io::Result<()> {
         if self.has_linked(path)? {

@@ -10,7 +10,7 @@ use crate::manifest::{Manifest, ManifestContent};
 use crate::pages::next_link;
 use crate::pull::check_content_range;
 use crate::reference::{ImageName, Reference};
-use crate::signature::{KeyFile, Payload, PublicKey};
+use crate::signature::{Form, KeyFile, Payload, PublicKey};
 
 /// What a person types: it is read the same again, and never leads out of the path of a URL.
 pub fn reference(bytes: &[u8]) -> bool {
@@ -65,8 +65,9 @@ pub fn manifest(bytes: &[u8]) -> bool {
 
 /// What somebody signed: it is the same when it is written and read again.
 pub fn payload(bytes: &[u8]) -> bool {
-    let Ok(payload) = Payload::parse(bytes) else { return false };
-    assert_eq!(Payload::parse(&payload.to_bytes()).as_ref(), Ok(&payload));
+    let read = |form| Payload::parse(form, bytes).map(|payload| (form, payload));
+    let Ok((form, payload)) = read(Form::Sigstore).or_else(|_| read(Form::Gpg)) else { return false };
+    assert_eq!(Payload::parse(form, &payload.to_bytes(form)).as_ref(), Ok(&payload));
     true
 }
 

@@ -73,7 +73,7 @@ pub use self::archive::oci::{OciArchiveDestination, OciArchiveSource};
 pub use self::artifact::{Artifact, FileContent};
 pub use self::auth::credentials::{Credential, Credentials};
 pub use self::client::{Client, ClientOptions};
-pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob};
+pub use self::copy::{Copied, CopyOptions, PlatformChoice, choose_image, copy, copy_blob, join_companion};
 pub use self::digest::{VerifyingReader, digest_of};
 pub use self::directory::ImageDirectory;
 pub use self::draft::{Draft, abandon_drafts};
@@ -98,7 +98,7 @@ pub use self::repository::{Repository, Selector};
 pub use self::retry::{RetryPolicy, twice_if_damaged};
 pub use self::secret::{Secret, without_credentials};
 pub use self::signature::{
-    Accepted, Demands, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignedIdentity, companion_subject,
-    sign,
+    Accepted, Demands, GpgKey, GpgKeyring, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignatureStores,
+    SignedIdentity, Signer, TrustedKeys, companion_subject, sign, sign_with_gpg,
 };
 pub use self::transport::TransportOptions;

@@ -70,6 +70,16 @@ pub trait Source: Send + Sync {
         Ok(None)
     }
 
+    /// The GPG signatures of a manifest, from where they lie: files of the place, or of a store that is named for it.
+    /// They are anyone's, and bounded in size and number.
+    ///
+    /// # Errors
+    /// If they cannot be read, or are too many.
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        let _ = subject;
+        Ok(Vec::new())
+    }
+
     /// The manifests that refer to `subject` (signatures, bills of material), as the place lists them.
     ///
     /// # Errors

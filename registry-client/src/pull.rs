@@ -93,6 +93,10 @@ impl Source for RegistrySource {
         }
     }
 
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        self.repository.client().gpg_signatures(&self.reference, subject)
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         self.repository.referrers(subject, None)
     }

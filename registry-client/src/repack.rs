@@ -174,6 +174,10 @@ impl Source for RepackedSource<'_> {
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         self.source.referrers(subject)
     }
+
+    fn bare_referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
+        self.source.bare_referrers(subject)
+    }
 }
 
 /// The manifests below `manifest`, and the layers that are to be compressed, each once.

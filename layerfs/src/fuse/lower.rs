@@ -4,11 +4,12 @@
 //! number is the same in every mount. Nothing can be changed here, and no mark of the overlay's format ever reaches the
 //! kernel from a layer: a layer that carries such an attribute would otherwise steer the overlay.
 
-use std::sync::Arc;
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use rustix::io::{Errno, Result};
 
 use super::{
+    ahead::Ahead,
     channel::DATA_BYTES,
     dispatch::{FOR_EVER, LISTED_NAMES, attributes, directory_kind, is_hole, sized},
     reply::{Attributes, DirectoryEntry, Reply},
@@ -26,19 +27,21 @@ const DOTS: u64 = 2;
 const BLOCK_BYTES: u32 = 4096;
 
 /// The tree of a union as the kernel's counterpart.
-pub(crate) struct Lower<T> {
+pub(crate) struct Lower<T: Tree + 'static> {
     union: Arc<Union<T>>,
     marks: MarkNamespace,
     xattr_use: XattrUse,
     /// Whether the kernel is told never to ask for attributes, if there are none.
     forgoes_xattrs: bool,
+    ahead: Ahead<T>,
 }
 
 impl<T: Tree> Lower<T> {
-    /// The tree under a union, for an overlay that keeps its marks in `marks`.
-    pub(crate) fn new(union: Arc<Union<T>>, marks: MarkNamespace, forgoes_xattrs: bool) -> Self {
-        let xattr_use = union.tree().xattr_use();
-        Self { union, marks, xattr_use, forgoes_xattrs }
+    /// The tree under a union, for an overlay that keeps its marks in `marks`. `device` is another handle of the device
+    /// whose requests are answered.
+    pub(crate) fn new(union: Arc<Union<T>>, marks: MarkNamespace, forgoes_xattrs: bool, device: OwnedFd) -> Self {
+        let (xattr_use, ahead) = (union.tree().xattr_use(), Ahead::new(Arc::clone(&union), device));
+        Self { union, marks, xattr_use, forgoes_xattrs, ahead }
     }
 
     fn tree(&self) -> &T {
@@ -104,6 +107,9 @@ impl<T: Tree + 'static> Server for Lower<T> {
             Operation::ReadLink => reply.bytes(&self.tree().read_link(inode).map_err(errno)?),
             Operation::Read { offset, size } => {
                 let size = (size as usize).min(DATA_BYTES);
+                if offset == 0 {
+                    self.ahead.note(inode);
+                }
                 reply.filled(size, |buffer| self.tree().read_at(inode, offset, buffer)).map_err(errno)?;
             }
             Operation::ReadDirectory { offset, size, with_attributes } => {

@@ -13,6 +13,7 @@
 //! session     the first handshake, and the threads that read and answer
 //! turns       which of these threads read, and which sleep
 //! unsent      what the kernel holds of a file is asked for
+//! ahead       small files of a tree alone are given before they are asked for
 //! ```
 //!
 //! To add a request: its number, its `Operation` and its layout in [`request`] (the functions there pass on what they
@@ -22,6 +23,7 @@
 //! copy-up of the directory and the file, the one change on the disk, then names and links in memory, which cannot
 //! fail.
 
+mod ahead;
 mod channel;
 mod dispatch;
 mod lower;

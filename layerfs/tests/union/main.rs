@@ -3,6 +3,7 @@
 //! Invariant: every test leaves the machine as it found it. Needs root and /dev/fuse, and fails loudly without.
 
 mod acls;
+mod ahead;
 mod bench;
 mod changes;
 mod facts;

@@ -12,8 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde_json::{Value, json};
 
-use super::key::{PrivateKey, PublicKey};
-use super::payload::Payload;
+use super::certificate::Certificate;
+use super::key::PrivateKey;
+use super::payload::{Form, Payload};
+use super::trust::TrustedKeys;
 use crate::artifact::Artifact;
 use crate::digest::digest_of;
 use crate::error::{Cause, Error};
@@ -27,6 +29,10 @@ use crate::retry::twice_if_damaged;
 pub(super) const PAYLOAD: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// The annotation that holds the signature of a payload.
 const SIGNATURE: &str = "dev.cosignproject.cosign/signature";
+/// The annotations of those who sign without a key of their own: the certificate, those above it, the log's entry.
+const CERTIFICATE: &str = "dev.sigstore.cosign/certificate";
+const CHAIN: &str = "dev.sigstore.cosign/chain";
+const LOG_ENTRY: &str = "dev.sigstore.cosign/bundle";
 /// The artifact type of signatures that are referrers.
 const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 /// How the artifact types of cosign 3's bundles begin, whatever their version.
@@ -37,6 +43,8 @@ pub(super) const SIGNATURES_LIMIT: usize = 1000;
 const PAYLOAD_LIMIT_BYTES: u64 = 64 << 10;
 /// A signature of RSA with 8192 bits has 1024 bytes, in base64; nothing longer is looked at.
 const SIGNATURE_LIMIT_BYTES: usize = 4 << 10;
+/// Of a certificate, those above it or an entry of a log: each has some KiB.
+const PROOF_LIMIT_BYTES: usize = 16 << 10;
 /// Of the digest of a payload, as text: longer than that of any algorithm that is checked.
 const DIGEST_LIMIT_BYTES: usize = 256;
 /// Two writers take turns quickly.
@@ -66,19 +74,46 @@ fn signature_tag(digest: &Digest) -> String {
 pub(super) struct Attached {
     payload: Descriptor,
     signature: Vec<u8>,
+    /// What is said of it: who signed, and that a log has it.
+    proof: Proof,
+}
+
+/// Texts that lie beside a signature.
+#[derive(Debug, Clone, Default)]
+struct Proof {
+    certificate: Option<String>,
+    chain: Option<String>,
+    log_entry: Option<String>,
+}
+
+impl Proof {
+    fn of(layer: &Descriptor) -> Self {
+        let said = |key: &str| {
+            let text = layer.annotations().as_ref()?.get(key)?;
+            (text.len() <= PROOF_LIMIT_BYTES).then(|| text.clone())
+        };
+        Self { certificate: said(CERTIFICATE), chain: said(CHAIN), log_entry: said(LOG_ENTRY) }
+    }
 }
 
 impl Attached {
-    /// What it says, if it is one of these keys' for its payload.
-    pub(super) fn verified(
-        &self,
-        keys: &[PublicKey],
-        payloads: &mut Payloads<'_>,
-    ) -> Result<(Payload, PublicKey), String> {
-        let bytes = payloads.bytes(&self.payload)?;
-        let key = keys.iter().find(|key| key.verifies(bytes, &self.signature));
-        let key = key.ok_or("it is of another key, or damaged")?;
-        Ok((Payload::parse(bytes).map_err(|why| format!("what is signed is odd: {why}"))?, key.clone()))
+    pub(super) fn payload(&self) -> &Descriptor {
+        &self.payload
+    }
+
+    pub(super) fn signature(&self) -> &[u8] {
+        &self.signature
+    }
+
+    /// What a log says of it.
+    pub(super) fn log_entry(&self) -> Result<&str, String> {
+        self.proof.log_entry.as_deref().ok_or_else(|| "no log entry lies beside it".to_owned())
+    }
+
+    /// The certificate of who signed.
+    pub(super) fn certificate(&self) -> Result<Certificate, String> {
+        let own = self.proof.certificate.as_deref().ok_or("no certificate lies beside it")?;
+        Certificate::of(own, self.proof.chain.as_deref())
     }
 }
 
@@ -93,7 +128,7 @@ impl<'a> Payloads<'a> {
         Self { source, read: HashMap::new() }
     }
 
-    fn bytes(&mut self, descriptor: &Descriptor) -> Result<&[u8], String> {
+    pub(super) fn bytes(&mut self, descriptor: &Descriptor) -> Result<&[u8], String> {
         let source = self.source;
         let read = self.read.entry(descriptor.digest().clone());
         let bytes = read.or_insert_with(|| blob(source, descriptor, PAYLOAD_LIMIT_BYTES).map_err(|e| e.to_string()));
@@ -123,6 +158,8 @@ fn blob(source: &dyn Source, descriptor: &Descriptor, limit_bytes: u64) -> Resul
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) signatures: Vec<Attached>,
+    /// Messages that hold a payload and its signature, GPG's.
+    pub(super) of_gpg: Vec<Vec<u8>>,
     /// Whether there are bundles too, which are another form of signatures and not read.
     pub(super) has_bundles: bool,
     /// Why a referrer that is listed as a signature is none.
@@ -130,6 +167,12 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// Looks where GPG's lie.
+    pub(super) fn add_gpg(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
+        self.of_gpg = source.gpg_signatures(subject)?;
+        Ok(())
+    }
+
     /// Looks under the tag.
     pub(super) fn add_tagged(&mut self, source: &dyn Source, subject: &Digest) -> Result<(), Error> {
         match source.tagged(&signature_tag(subject))? {
@@ -183,7 +226,7 @@ fn collect(source: &dyn Source, manifest: &Manifest, found: &mut Vec<Attached>) 
         }
         // Without what else is said of it, which may be much.
         let payload = Descriptor::new(layer.media_type().clone(), layer.size(), layer.digest().clone());
-        found.push(Attached { payload, signature });
+        found.push(Attached { payload, signature, proof: Proof::of(&layer) });
     }
     Ok(())
 }
@@ -208,26 +251,27 @@ pub fn sign(
     key: &PrivateKey,
     as_referrer: bool,
 ) -> Result<bool, Error> {
-    let public = [key.public()];
-    let is_signed = |found: &[Attached]| {
+    let public = TrustedKeys::from(vec![key.public()]);
+    let is_signed = |found: &Found| {
         let mut payloads = Payloads::of(source);
-        found.iter().any(|one| one.verified(&public, &mut payloads).is_ok_and(|(found, _)| found == *payload))
+        let verified = public.verified(found, &mut payloads).unwrap_or_default();
+        verified.into_iter().any(|one| one.is_ok_and(|one| one.payload == *payload))
     };
     let tag = signature_tag(subject.digest());
-    let bytes = payload.to_bytes();
+    let bytes = payload.to_bytes(Form::Sigstore);
     let mut has_changed = false;
     for _ in 0..UPDATE_TRIES {
         let existing = source.tagged(&tag)?;
-        let mut found = Vec::new();
+        let mut found = Found::default();
         if let Some(existing) = &existing {
-            collect(source, existing, &mut found)?;
+            collect(source, existing, &mut found.signatures)?;
         }
         if is_signed(&found) {
             let mut referrers = Found::default();
             if as_referrer {
                 referrers.add_referrers(source, subject.digest())?;
             }
-            if as_referrer && !is_signed(&referrers.signatures) {
+            if as_referrer && !is_signed(&referrers) {
                 attach(destination, subject, &bytes, &key.sign(&bytes)?)?;
                 has_changed = true;
             }

@@ -56,6 +56,12 @@ pub(crate) fn check_companion(there: &dyn Source, tag: &str, companion: &Manifes
     }
 }
 
+/// Whether something else is under the tag that [`put_companion`] would join.
+pub(crate) fn has_companion_to_join(there: &dyn Source, tag: &str, companion: &Manifest) -> Result<bool, Error> {
+    let existing = there.tagged(tag)?.filter(|existing| existing.digest() != companion.digest());
+    Ok(existing.is_some_and(|existing| is_collection(&existing) && is_collection(companion)))
+}
+
 fn check_joins(there: &dyn Source, tag: &str, companion: &Manifest, existing: &Manifest) -> Result<(), Error> {
     if existing.digest() == companion.digest() || (is_collection(existing) && is_collection(companion)) {
         return Ok(());

@@ -36,6 +36,24 @@ impl Name {
         Ok(if is_bare { Self { tail: String::new(), ..name } } else { name })
     }
 
+    /// The scopes that it is in, as settings name them, the narrowest first: itself, the repository and what that is
+    /// in, the registry, and its domains with a wildcard.
+    pub(super) fn scopes(&self) -> Vec<String> {
+        let mut scopes = vec![format!("{}{}", self.repository, self.tail)];
+        let mut rest = self.repository.as_str();
+        scopes.push(rest.to_owned());
+        while let Some((before, _)) = rest.rsplit_once('/') {
+            scopes.push(before.to_owned());
+            rest = before;
+        }
+        let mut host = rest.split(':').next().unwrap_or_default();
+        while let Some((_, domain)) = host.split_once('.') {
+            scopes.push(format!("*.{domain}"));
+            host = domain;
+        }
+        scopes
+    }
+
     fn is_pinned(&self) -> bool {
         self.tail.starts_with('@')
     }

@@ -76,7 +76,7 @@ fn wrong(what: impl Into<String>) -> Error {
 }
 
 /// The bytes of a key file, at most 64 KiB.
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     let file = File::open(path).and_then(|file| file.take(FILE_LIMIT_BYTES + 1).read_to_end(&mut bytes));
     file.map_err(|error| Error::disk("read a key", path, error))?;
@@ -223,7 +223,8 @@ impl PublicKey {
         Self::from_pem(&read(path)?).map_err(|error| of_file(path, error))
     }
 
-    fn from_der(der: Vec<u8>) -> Result<Self, Error> {
+    /// Reads one in the form that PEM wraps.
+    pub(super) fn from_der(der: Vec<u8>) -> Result<Self, Error> {
         let parts = || {
             let (info, rest) = pem::value(SEQUENCE, &der)?;
             let (algorithm, key) = pem::value(SEQUENCE, info)?;
@@ -245,6 +246,14 @@ impl PublicKey {
             return Err(wrong("it is damaged, or its point is compressed"));
         }
         Ok(Self { scheme, key, der })
+    }
+
+    pub(super) fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    pub(super) fn is_ecdsa(&self) -> bool {
+        matches!(self.scheme, Scheme::P256 | Scheme::P384)
     }
 
     /// As PEM.

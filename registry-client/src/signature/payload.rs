@@ -14,8 +14,23 @@ use serde_json::{Map, Value, json};
 use super::identity::Name;
 use crate::error::{Cause, Error};
 
-/// What cosign and containers/image write and demand.
-const TYPE: &str = "cosign container image signature";
+/// How a payload is signed, which it says itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As cosign and containers/image do it with a key.
+    Sigstore,
+    /// As containers/image does it with GPG ("simple signing").
+    Gpg,
+}
+
+impl Form {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Sigstore => "cosign container image signature",
+            Self::Gpg => "atomic container signature",
+        }
+    }
+}
 
 /// The content of a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,13 +60,15 @@ impl Payload {
     }
 
     /// The bytes that are signed; the same for the same payload.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
-        let optional = if self.annotations.is_empty() { Value::Null } else { json!(self.annotations) };
+    pub(crate) fn to_bytes(&self, form: Form) -> Vec<u8> {
+        // cosign writes null where there is nothing; readers of GPG's take an object only.
+        let is_null = self.annotations.is_empty() && form == Form::Sigstore;
+        let optional = if is_null { Value::Null } else { json!(self.annotations) };
         let document = json!({
             "critical": {
                 "identity": {"docker-reference": self.identity},
                 "image": {"docker-manifest-digest": self.digest.as_ref()},
-                "type": TYPE,
+                "type": form.words(),
             },
             "optional": optional,
         });
@@ -59,7 +76,7 @@ impl Payload {
     }
 
     /// Reads it.
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(form: Form, bytes: &[u8]) -> Result<Self, String> {
         let document = strict(bytes)?;
         let [critical, optional] = exactly(&document, "the payload", ["critical", "optional"])?;
         let [identity, image, kind] = exactly(critical, "critical", ["identity", "image", "type"])?;
@@ -67,13 +84,13 @@ impl Payload {
         let [digest] = exactly(image, "image", ["docker-manifest-digest"])?;
         let text = |value: &Value, what| value.as_str().map(str::to_owned).ok_or(format!("its {what} is no text"));
         let kind = text(kind, "type")?;
-        if kind != TYPE {
-            return Err(format!("it is of type {kind:?}, not {TYPE:?}"));
+        if kind != form.words() {
+            return Err(format!("it is of type {kind:?}, not {:?}", form.words()));
         }
         let digest =
             Digest::try_from(text(digest, "digest")?).map_err(|error| format!("its digest is none: {error}"))?;
         let annotations = match optional {
-            Value::Null => BTreeMap::new(),
+            Value::Null if form == Form::Sigstore => BTreeMap::new(),
             // The values of others may be of any kind: `timestamp` is a number.
             Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
             _ => return Err("its optional part is no object".to_owned()),
@@ -87,7 +104,11 @@ fn shown(value: &Value) -> String {
 }
 
 /// The values of an object that has these keys and no others.
-fn exactly<'a, const N: usize>(value: &'a Value, what: &str, keys: [&str; N]) -> Result<[&'a Value; N], String> {
+pub(super) fn exactly<'a, const N: usize>(
+    value: &'a Value,
+    what: &str,
+    keys: [&str; N],
+) -> Result<[&'a Value; N], String> {
     let object = value.as_object().filter(|object| object.len() == N);
     let found: Vec<&Value> = keys.iter().filter_map(|key| object?.get(*key)).collect();
     found.try_into().ok().ok_or_else(|| format!("{what} has not exactly the parts {}", keys.join(", ")))
@@ -171,12 +192,12 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_always_the_same() {
-        let bytes = payload().to_bytes();
-        assert_eq!(Payload::parse(&bytes), Ok(payload()));
-        assert_eq!(bytes, payload().to_bytes());
+        let bytes = payload().to_bytes(Form::Sigstore);
+        assert_eq!(Payload::parse(Form::Sigstore, &bytes), Ok(payload()));
+        assert_eq!(bytes, payload().to_bytes(Form::Sigstore));
         let bare = Payload { annotations: BTreeMap::new(), ..payload() };
-        assert!(bare.to_bytes().ends_with(br#""optional":null}"#));
-        assert_eq!(Payload::parse(&bare.to_bytes()), Ok(bare));
+        assert!(bare.to_bytes(Form::Sigstore).ends_with(br#""optional":null}"#));
+        assert_eq!(Payload::parse(Form::Sigstore, &bare.to_bytes(Form::Sigstore)), Ok(bare));
     }
 
     #[test]
@@ -185,14 +206,29 @@ mod tests {
         let theirs = format!(
             r#"{{"critical":{{"identity":{{"docker-reference":"app"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":{{"creator":"containers/image 5.23.1","timestamp":1700000000}}}}"#
         );
-        let read = Payload::parse(theirs.as_bytes()).expect("read");
+        let read = Payload::parse(Form::Sigstore, theirs.as_bytes()).expect("read");
         assert_eq!((read.digest, read.identity.as_str()), (digest, "app"));
         assert_eq!(read.annotations["timestamp"], "1700000000");
     }
 
     #[test]
+    fn what_gpg_signs_is_of_another_type_and_neither_is_taken_for_the_other() {
+        let bare = Payload { annotations: BTreeMap::new(), ..payload() };
+        for payload in [payload(), bare] {
+            let bytes = payload.to_bytes(Form::Gpg);
+            assert_eq!(Payload::parse(Form::Gpg, &bytes), Ok(payload.clone()));
+            assert!(
+                Payload::parse(Form::Sigstore, &bytes).expect_err("another").contains("atomic container signature")
+            );
+            assert!(Payload::parse(Form::Gpg, &payload.to_bytes(Form::Sigstore)).is_err());
+            let null = String::from_utf8(bytes).expect("text").replace("\"optional\":{}", "\"optional\":null");
+            assert_eq!(Payload::parse(Form::Gpg, null.as_bytes()).is_err(), payload.annotations.is_empty());
+        }
+    }
+
+    #[test]
     fn odd_payloads_are_refused() {
-        let good = String::from_utf8(payload().to_bytes()).expect("text");
+        let good = String::from_utf8(payload().to_bytes(Form::Sigstore)).expect("text");
         for (from, to) in [
             ("\"optional\"", "\"more\":1,\"optional\""),
             ("\"optional\":{\"commit\":\"abc\"}", "\"optional\":[]"),
@@ -206,20 +242,22 @@ mod tests {
         ] {
             let odd = good.replacen(from, to, 1);
             assert_ne!(odd, good, "{from}");
-            assert!(Payload::parse(odd.as_bytes()).is_err(), "{odd}");
+            assert!(Payload::parse(Form::Sigstore, odd.as_bytes()).is_err(), "{odd}");
         }
         let deep = "[".repeat(1 << 20);
-        assert!(Payload::parse(deep.as_bytes()).is_err() && Payload::parse(b"").is_err());
+        assert!(
+            Payload::parse(Form::Sigstore, deep.as_bytes()).is_err() && Payload::parse(Form::Sigstore, b"").is_err()
+        );
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0usize..250, byte: u8) {
-            let _ = Payload::parse(&bytes);
-            let mut near = payload().to_bytes();
+            let _ = Payload::parse(Form::Sigstore, &bytes);
+            let mut near = payload().to_bytes(Form::Sigstore);
             let at = at % near.len();
             near[at] = byte;
-            let _ = Payload::parse(&near);
+            let _ = Payload::parse(Form::Sigstore, &near);
         }
     }
 }

@@ -1,24 +1,18 @@
-//! What an image must have before it is let in: policy.json, as podman and skopeo have it
-//! (<https://github.com/containers/image/blob/main/docs/containers-policy.json.5.md>).
+//! What an image must have before it is let in, as podman and skopeo have it in policy.json.
 //!
-//! Invariant: what is not understood is an error, and what is understood but not supported lets nothing in. It
-//! decides; what guards a place is [`super::guard`].
+//! Invariant: what is understood but not supported lets nothing in. It decides; the form of the file is
+//! [`super::rules`]'s, and what guards a place is [`super::guard`].
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::Value;
-
 use super::attached::{Found, Payloads};
 use super::identity::{Name, SignedIdentity};
-use super::key::PublicKey;
-use super::payload::{Payload, strict};
+use super::payload::Payload;
+use super::rules::Rules;
+use super::trust::{Accepted, TrustedKeys};
 use crate::error::{Cause, Error};
 use crate::manifest::Manifest;
 use crate::place::Source;
@@ -35,59 +29,23 @@ pub struct Policy {
     /// What it was read from, for messages.
     origin: String,
     rules: Rules,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rules {
-    default: Vec<Requirement>,
-    /// By transport, then by scope.
-    #[serde(default)]
-    transports: BTreeMap<String, BTreeMap<String, Vec<Requirement>>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
-enum Requirement {
-    InsecureAcceptAnything {},
-    Reject {},
-    SigstoreSigned(Box<SigstoreSigned>),
-    // GPG's. It lets nothing in, whatever its fields are; the same goes for the next one.
-    SignedBy(IgnoredAny),
-    SignedBaseLayer(IgnoredAny),
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct SigstoreSigned {
-    key_path: Option<PathBuf>,
-    key_paths: Option<Vec<PathBuf>>,
-    key_data: Option<String>,
-    key_datas: Option<Vec<String>>,
-    signed_identity: Option<SignedIdentity>,
-    // Known, and not supported: whoever writes them wants more than a key's signature.
-    fulcio: Option<Value>,
-    pki: Option<Value>,
-    rekor_public_key_path: Option<Value>,
-    rekor_public_key_paths: Option<Value>,
-    rekor_public_key_data: Option<Value>,
-    rekor_public_key_datas: Option<Value>,
+    /// Where GPG's programs are.
+    programs: Vec<PathBuf>,
 }
 
 impl Default for Policy {
     /// Everything is let in.
     fn default() -> Self {
-        let rules = Rules { default: vec![Requirement::InsecureAcceptAnything {}], transports: BTreeMap::new() };
-        Self { origin: "the default".to_owned(), rules }
+        Self { origin: "the default".to_owned(), rules: Rules::default(), programs: Vec::new() }
     }
 }
 
 impl Policy {
-    /// Reads a policy from a file.
+    /// Reads a policy from a file. Where it demands GPG's signatures, `gpgv` is looked for in `programs`.
     ///
     /// # Errors
     /// If it cannot be read, or is none.
-    pub fn load(path: &Path) -> Result<Self, Error> {
+    pub fn load(path: &Path, programs: &[PathBuf]) -> Result<Self, Error> {
         let doing = "read the signature policy";
         let mut bytes = Vec::new();
         let read = File::open(path).and_then(|file| file.take(FILE_LIMIT_BYTES + 1).read_to_end(&mut bytes));
@@ -97,7 +55,7 @@ impl Policy {
             return Err(in_file("it is larger than a policy".to_owned()));
         }
         let rules = Rules::parse(&bytes).map_err(in_file)?;
-        Ok(Self { origin: path.display().to_string(), rules })
+        Ok(Self { origin: path.display().to_string(), rules, programs: programs.to_owned() })
     }
 
     /// What it demands of the images of a place.
@@ -110,106 +68,12 @@ impl Policy {
             Error::local(format!("accept {place}"), Cause::Untrusted(format!("the policy {} {what}", self.origin)))
         };
         let mut signed = Vec::new();
-        for requirement in self.rules.requirements(&scope) {
-            match requirement {
-                Requirement::InsecureAcceptAnything {} => {}
-                Requirement::Reject {} => return Err(refuse("lets no image in from there".to_owned())),
-                Requirement::SignedBy(_) => {
-                    return Err(refuse(
-                        "demands signatures of the type signedBy (GPG), which is not supported; sigstoreSigned is"
-                            .to_owned(),
-                    ));
-                }
-                Requirement::SignedBaseLayer(_) => {
-                    return Err(refuse("demands the type signedBaseLayer, which is not supported".to_owned()));
-                }
-                Requirement::SigstoreSigned(sigstore) => {
-                    let keys = sigstore.keys().map_err(&refuse)?;
-                    let identity = sigstore.signed_identity.clone();
-                    let identity = identity.unwrap_or(SignedIdentity::MatchRepoDigestOrExact {});
-                    signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
-                }
+        for requirement in self.rules.requirements(scope.transport, &scope.names) {
+            if let Some((keys, identity)) = requirement.wanted(&self.programs).map_err(refuse)? {
+                signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
             }
         }
         Ok(Demands { place: place.to_string(), name: scope.name, signed })
-    }
-}
-
-impl Rules {
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        // Typed, for it tells what is wrong where; and once more, for it does not see all that is.
-        strict(bytes)?;
-        let rules: Self = serde_json::from_slice(bytes).map_err(|error| format!("it is no policy: {error}"))?;
-        let scopes = rules.transports.values().flat_map(BTreeMap::values);
-        for requirements in scopes.chain([&rules.default]) {
-            if requirements.is_empty() {
-                return Err(
-                    "a list of requirements is empty; insecureAcceptAnything and reject say what is meant".to_owned()
-                );
-            }
-            requirements.iter().try_for_each(Requirement::check)?;
-        }
-        Ok(rules)
-    }
-
-    /// Those of the narrowest scope that the place is in.
-    fn requirements(&self, scope: &Scope) -> &[Requirement] {
-        let scopes = self.transports.get(scope.transport);
-        let found = scopes.and_then(|scopes| scope.names.iter().find_map(|name| scopes.get(name)).or(scopes.get("")));
-        found.unwrap_or(&self.default)
-    }
-}
-
-impl Requirement {
-    /// Whether it is well formed, in scope or not.
-    fn check(&self) -> Result<(), String> {
-        match self {
-            Self::SigstoreSigned(sigstore) => sigstore.check(),
-            _ => Ok(()),
-        }
-    }
-}
-
-impl SigstoreSigned {
-    fn check(&self) -> Result<(), String> {
-        let sources = [
-            self.key_path.is_some(),
-            self.key_paths.is_some(),
-            self.key_data.is_some(),
-            self.key_datas.is_some(),
-            self.fulcio.is_some(),
-            self.pki.is_some(),
-        ];
-        if sources.into_iter().filter(|is_there| *is_there).count() != 1 {
-            let what = "sigstoreSigned has not exactly one of keyPath, keyPaths, keyData, keyDatas, fulcio and pki";
-            return Err(what.to_owned());
-        }
-        if self.key_paths.as_ref().is_some_and(Vec::is_empty) || self.key_datas.as_ref().is_some_and(Vec::is_empty) {
-            return Err("sigstoreSigned has a list of no keys".to_owned());
-        }
-        self.signed_identity.as_ref().map_or(Ok(()), SignedIdentity::check)
-    }
-
-    /// The keys of which one must have signed; all must be sound, so that a broken one is noticed before it is needed.
-    fn keys(&self) -> Result<Vec<PublicKey>, String> {
-        let unsupported = [
-            ("fulcio", &self.fulcio),
-            ("pki", &self.pki),
-            ("rekorPublicKeyPath", &self.rekor_public_key_path),
-            ("rekorPublicKeyPaths", &self.rekor_public_key_paths),
-            ("rekorPublicKeyData", &self.rekor_public_key_data),
-            ("rekorPublicKeyDatas", &self.rekor_public_key_datas),
-        ];
-        if let Some((field, _)) = unsupported.into_iter().find(|(_, value)| value.is_some()) {
-            return Err(format!("demands sigstoreSigned with {field}, which is not supported; keys are"));
-        }
-        let of_path = |path: &PathBuf| PublicKey::open(path).map_err(|error| format!("has a key of no use: {error}"));
-        let of_data = |data: &String| {
-            let pem = STANDARD.decode(data).map_err(|error| format!("has a keyData that is not base64: {error}"))?;
-            PublicKey::from_pem(&pem).map_err(|error| format!("has a keyData of no use: {error}"))
-        };
-        let paths = self.key_path.iter().chain(self.key_paths.iter().flatten()).map(of_path);
-        paths.chain(self.key_data.iter().chain(self.key_datas.iter().flatten()).map(of_data)).collect()
     }
 }
 
@@ -226,18 +90,9 @@ pub struct Demands {
 /// One signature: of one of these keys, for a name that agrees.
 #[derive(Debug, Clone)]
 struct Signed {
-    keys: Vec<PublicKey>,
+    keys: TrustedKeys,
     identity: SignedIdentity,
     annotations: BTreeMap<String, String>,
-}
-
-/// A signature that counts.
-#[derive(Debug, Clone)]
-pub struct Accepted {
-    /// What was signed.
-    pub payload: Payload,
-    /// The key of it.
-    pub key: PublicKey,
 }
 
 impl Demands {
@@ -247,12 +102,12 @@ impl Demands {
     /// If the identity is not well formed.
     pub fn of_keys(
         place: &ImageName,
-        keys: Vec<PublicKey>,
+        keys: impl Into<TrustedKeys>,
         identity: SignedIdentity,
         annotations: BTreeMap<String, String>,
     ) -> Result<Self, Error> {
         identity.check().map_err(|what| Error::local("check signatures", Cause::Input(what)))?;
-        let signed = vec![Signed { keys, identity, annotations }];
+        let signed = vec![Signed { keys: keys.into(), identity, annotations }];
         Ok(Self { place: place.to_string(), name: Scope::of(place).name, signed })
     }
 
@@ -271,14 +126,20 @@ impl Demands {
             return Ok(Vec::new());
         }
         let (mut found, mut payloads) = (Found::default(), Payloads::of(source));
-        let by_tag = found.add_tagged(source, manifest.digest());
-        if let Ok(accepted) = self.met_by(&found, manifest, &mut payloads) {
-            return Ok(accepted);
+        let is_gpg = |signed: &&Signed| signed.keys.is_gpg();
+        let of_gpg = self.signed.iter().filter(is_gpg).count();
+        let mut read = if of_gpg > 0 { found.add_gpg(source, manifest.digest()) } else { Ok(()) };
+        let has_sigstore = of_gpg < self.signed.len();
+        if has_sigstore {
+            read = read.and(found.add_tagged(source, manifest.digest()));
         }
-        let by_referrers = found.add_referrers(source, manifest.digest());
+        let mut met = self.met_by(&found, manifest, &mut payloads);
+        if met.is_err() && has_sigstore {
+            read = read.and(found.add_referrers(source, manifest.digest()));
+            met = self.met_by(&found, manifest, &mut payloads);
+        }
         let refuse = |what| Error::local(format!("accept {}", self.place), Cause::Untrusted(what));
-        self.met_by(&found, manifest, &mut payloads)
-            .map_err(|what| by_tag.and(by_referrers).err().unwrap_or_else(|| refuse(what)))
+        met.map_err(|what| read.err().unwrap_or_else(|| refuse(what)))
     }
 
     /// All that count, if each demand is met, else why one is not.
@@ -286,18 +147,18 @@ impl Demands {
         let mut all = Vec::new();
         for signed in &self.signed {
             let (mut accepted, mut reasons) = (Vec::new(), BTreeMap::<String, usize>::new());
-            for one in &found.signatures {
-                let outcome = one.verified(&signed.keys, payloads).and_then(|(payload, key)| {
-                    signed.check(self.name.as_ref(), manifest, &payload).map(|()| Accepted { payload, key })
-                });
-                match outcome {
+            for outcome in signed.keys.verified(found, payloads)? {
+                let checked =
+                    outcome.and_then(|one| signed.check(self.name.as_ref(), manifest, &one.payload).map(|()| one));
+                match checked {
                     Ok(one) => accepted.push(one),
                     Err(reason) => *reasons.entry(reason).or_default() += 1,
                 }
             }
             if accepted.is_empty() {
                 found.unread.iter().for_each(|reason| *reasons.entry(reason.clone()).or_default() += 1);
-                return Err(refused(manifest, &reasons, found.has_bundles));
+                let has_bundles = found.has_bundles && !signed.keys.is_gpg();
+                return Err(refused(manifest, &reasons, has_bundles));
             }
             all.extend(accepted);
         }
@@ -354,7 +215,7 @@ impl Scope {
         match place {
             ImageName::Registry(reference) => {
                 let name = Name::of(reference);
-                let names = registry_scopes(&name);
+                let names = name.scopes();
                 Self { transport: "docker", names, name: Some(name) }
             }
             ImageName::OciLayout { directory, tag } => {
@@ -373,23 +234,6 @@ impl Scope {
     }
 }
 
-/// The name, the repository and what it is in, the registry, and its domains with a wildcard.
-fn registry_scopes(name: &Name) -> Vec<String> {
-    let mut names = vec![format!("{}{}", name.repository, name.tail)];
-    let mut rest = name.repository.as_str();
-    names.push(rest.to_owned());
-    while let Some((before, _)) = rest.rsplit_once('/') {
-        names.push(before.to_owned());
-        rest = before;
-    }
-    let mut host = rest.split(':').next().unwrap_or_default();
-    while let Some((_, domain)) = host.split_once('.') {
-        names.push(format!("*.{domain}"));
-        host = domain;
-    }
-    names
-}
-
 /// A path without links, and the directories that it is in, but not the root.
 fn path_scopes(path: &Path) -> Vec<String> {
     let whole = path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned());
@@ -401,11 +245,13 @@ fn path_scopes(path: &Path) -> Vec<String> {
 mod tests {
     use super::super::key::PrivateKey;
     use super::*;
-    use serde_json::json;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde_json::{Value, json};
 
     fn policy(rules: &Value) -> Result<Policy, String> {
         let rules = Rules::parse(rules.to_string().as_bytes())?;
-        Ok(Policy { origin: "test".to_owned(), rules })
+        Ok(Policy { origin: "test".to_owned(), rules, programs: Vec::new() })
     }
 
     fn is_open(policy: &Policy, place: &str) -> bool {
@@ -451,11 +297,26 @@ mod tests {
     fn what_is_not_supported_lets_nothing_in_where_it_applies_and_only_there() {
         let data = STANDARD.encode(PrivateKey::generate().expect("made").public().to_pem());
         for (requirement, word) in [
-            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/key.gpg"}), "signedBy"),
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/key.gpg"}), "/key.gpg"),
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyData": "AAAA"}), "signedBy"),
+            (json!({"type": "signedBy", "keyType": "GPGKeys", "keyData": "mQA="}), "gpgv, which is not in PATH"),
+            (json!({"type": "signedBy", "keyType": "X509Certificates", "keyPath": "/key"}), "X509Certificates"),
             (json!({"type": "signedBaseLayer", "baseLayerIdentity": {"type": "matchExact"}}), "signedBaseLayer"),
-            (json!({"type": "sigstoreSigned", "fulcio": {}}), "fulcio"),
-            (json!({"type": "sigstoreSigned", "pki": {}}), "pki"),
-            (json!({"type": "sigstoreSigned", "keyData": data, "rekorPublicKeyPath": "/x"}), "rekorPublicKeyPath"),
+            (
+                json!({"type": "sigstoreSigned", "fulcio": {"caPath": "/no/such/ca", "oidcIssuer": "i", "subjectEmail": "e"},
+                "rekorPublicKeyData": data}),
+                "/no/such/ca",
+            ),
+            (
+                json!({"type": "sigstoreSigned", "fulcio": {"caData": "AAAA", "oidcIssuer": "i", "subjectEmail": "e"},
+                "rekorPublicKeyData": data}),
+                "certificates of no use",
+            ),
+            (
+                json!({"type": "sigstoreSigned", "pki": {"caRootsPath": "/no/such/root", "subjectEmail": "e"}}),
+                "/no/such/root",
+            ),
+            (json!({"type": "sigstoreSigned", "keyData": data, "rekorPublicKeyPath": "/x"}), "/x"),
             (json!({"type": "sigstoreSigned", "keyPath": "/no/such/key"}), "/no/such/key"),
             (json!({"type": "sigstoreSigned", "keyPath": "/tmp"}), "directory"),
             (json!({"type": "sigstoreSigned", "keyData": "AAAA"}), "keyData"),
@@ -485,11 +346,36 @@ mod tests {
             json!({"default": [{"type": "sigstoreSigned", "keyPaths": []}]}),
             json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "signedIdentity": {"type": "all"}}]}),
             json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "keypath": "/b"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "fulcio": {}, "rekorPublicKeyPath": "/a"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "pki": {}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "pki": {"caRootsPath": "/a"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "pki": {"caRootsPath": "/a", "subjectEmail": ""}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "pki": {"subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a",
+                "pki": {"caRootsPath": "/a", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned",
+                "fulcio": {"caPath": "/a", "oidcIssuer": "i", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a",
+                "fulcio": {"caPath": "/a", "oidcIssuer": "", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "rekorPublicKeyPath": "/a",
+                "fulcio": {"caPath": "/a", "caData": "AAAA", "oidcIssuer": "i", "subjectEmail": "e"}}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "rekorPublicKeyPath": "/a",
+                "rekorPublicKeyData": "AAAA"}]}),
+            json!({"default": [{"type": "sigstoreSigned", "keyPath": "/a", "rekorPublicKeyPaths": []}]}),
+            json!({"default": [{"type": "signedBy", "keyPath": "/a"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "keys", "keyPath": "/a"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/a", "keyData": "b"}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPaths": []}]}),
+            json!({"default": [{"type": "signedBy", "keyType": "GPGKeys", "keyPath": "/a", "signedIdentity": {"type": "all"}}]}),
         ] {
             assert!(policy(&bad).is_err(), "{bad}");
         }
         let twice = r#"{"default":[{"type":"reject"}],"transports":{"docker":{"":[{"type":"reject"}],"":[{"type":"insecureAcceptAnything"}]}}}"#;
         assert!(Rules::parse(twice.as_bytes()).expect_err("twice").contains("twice"));
-        assert!(Policy::load(Path::new("/no/such/policy")).is_err() && Policy::load(Path::new("/tmp")).is_err());
+        assert!(
+            Policy::load(Path::new("/no/such/policy"), &[]).is_err() && Policy::load(Path::new("/tmp"), &[]).is_err()
+        );
     }
 }

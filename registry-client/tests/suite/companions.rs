@@ -28,7 +28,7 @@ fn signed(source: &dyn Source, destination: &dyn Destination, key: &PrivateKey) 
 /// How many signatures of these keys count.
 fn counting(source: &dyn Source, keys: &[&PrivateKey]) -> usize {
     let place = "docker://r.example/app:1".parse().expect("a name");
-    let keys = keys.iter().map(|key| key.public()).collect();
+    let keys: Vec<_> = keys.iter().map(|key| key.public()).collect();
     let demands = Demands::of_keys(&place, keys, SignedIdentity::MatchRepository {}, BTreeMap::new()).expect("sound");
     demands.check(source, &source.manifest(None).expect("there")).expect("counts").len()
 }

@@ -194,7 +194,7 @@ fn what_a_mirror_damages_comes_from_the_registry_under_a_policy_too() {
     std::fs::write(settings.0.path().join("key.pub"), key.public().to_pem()).expect("written");
     let rule = serde_json::json!({"type": "sigstoreSigned", "keyPath": settings.0.path().join("key.pub")});
     std::fs::write(&file, serde_json::json!({"default": [rule]}).to_string()).expect("written");
-    let policy = Policy::load(&file).expect("a policy");
+    let policy = Policy::load(&file, &[]).expect("a policy");
     let guarded = || {
         let source = RegistrySource::new(&settings.client(), &name).expect("a host");
         policy.guard(Box::new(source), &ImageName::Registry(name.clone()), true).expect("demanded")

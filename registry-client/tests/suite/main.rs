@@ -5,6 +5,7 @@ mod companions;
 mod contract;
 mod faults;
 mod hosts;
+mod keyless;
 mod large;
 mod nginx;
 mod oracle;

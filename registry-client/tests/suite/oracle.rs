@@ -1,5 +1,7 @@
-//! skopeo (Debian package skopeo) as the other opinion: it reads what we write, and we read what it writes.
+//! skopeo (Debian package skopeo) and oci-client (`.ci/peers`) as other opinions: they read what we write, and we read
+//! what they write.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
@@ -106,4 +108,62 @@ fn an_index_in_a_registry_goes_through_skopeo_and_back_unchanged() {
     copy(&RegistrySource::new(&client, &at("theirs:1")).expect("a host"), &back, &all, &Silent).expect("pulled");
     assert_eq!(back.digest(), image.digest());
     assert!(back.blobs() == image.blobs());
+}
+
+/// The files of a directory.
+fn files(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("read"));
+    let name = |entry: &std::fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
+    entries.map(|entry| (name(&entry), std::fs::read(entry.path()).expect("a file"))).collect()
+}
+
+#[test]
+fn oci_client_skopeo_and_we_move_the_same_bytes() {
+    let Some(peer) = fixtures::peer("oci-client-peer") else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
+    let oci_client = |arguments: &[&str]| {
+        let output = Command::new(&peer).args(arguments).output().expect("oci-client runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "oci-client {arguments:?}: {said}");
+    };
+    let registry = Registry::open();
+    let client = Client::new(quick());
+    let all = CopyOptions { platforms: PlatformChoice::All, ..CopyOptions::default() };
+    let images =
+        [("one", MemoryImage::sample("peer")), ("many", MemoryImage::index(&["linux/amd64", "linux/arm64/v8"]))];
+    for (kind, image) in images {
+        let at = |name: &str| format!("{}/{kind}:{name}", registry.address());
+        let push = |name: &str, source: &dyn Source| {
+            let destination =
+                RegistryDestination::new(&client, &at(name).parse().expect("a reference")).expect("a host");
+            copy(source, &destination, &all, &Silent).expect("pushed");
+        };
+        let pull = |name: &str, destination: &dyn Destination| {
+            let source = RegistrySource::new(&client, &at(name).parse().expect("a reference")).expect("a host");
+            copy(&source, destination, &all, &Silent).expect("pulled");
+        };
+        push("ours", &image);
+        let [ours, theirs, third] = ["ours", "theirs", "third"].map(|name| path(&format!("{kind}-{name}")));
+        pull("ours", &ImageDirectory::new(&ours));
+        oci_client(&["pull", &at("ours"), &theirs]);
+        let from = format!("docker://{}", at("ours"));
+        skopeo(&[
+            "copy",
+            "-q",
+            "--all",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+            &from,
+            &format!("dir:{third}"),
+        ]);
+        assert!(files(Path::new(&ours)) == files(Path::new(&theirs)), "{kind}: ours and oci-client's");
+        assert!(files(Path::new(&ours)) == files(Path::new(&third)), "{kind}: ours and skopeo's");
+        for way in ["chunked", "whole"] {
+            oci_client(&["push", &theirs, &at(way), way]);
+            let back = MemoryImage::empty();
+            pull(way, &back);
+            assert!(back.digest() == image.digest() && back.blobs() == image.blobs(), "{kind}: pushed {way}");
+        }
+    }
 }

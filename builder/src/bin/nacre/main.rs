@@ -13,6 +13,7 @@ mod interrupt;
 mod limits;
 mod lines;
 mod outputs;
+mod piped;
 mod plane;
 mod progress;
 mod record;

@@ -14,7 +14,8 @@ use builder::{
 use layerfs::{Packing, Store};
 use registry_client::Reference;
 
-use crate::report::{OutputClosed, Usage};
+use crate::piped::Piped;
+use crate::report::Usage;
 use crate::session::Session;
 
 /// Where the result and the cache of a build go.
@@ -223,24 +224,19 @@ fn export_one(
     }
 }
 
-/// Whether it went to standard output comes second. A tar is made whole before its first byte goes there.
+/// Whether it went to standard output comes second.
 fn write_one(mut output: Output, built: &Built, delivery: Delivery<'_>) -> anyhow::Result<(Option<Built>, bool)> {
-    let spool = match output.file_mut() {
+    let piped = match output.file_mut() {
         Some(path) if path == Path::new("-") => {
-            // Whoever is interrupted leaves it to the sweeper of the store.
-            let spool = tempfile::Builder::new().prefix("out-").tempdir_in(delivery.store.temporary())?;
-            *path = spool.path().join("out.tar");
-            Some((spool, path.clone()))
+            let piped = Piped::new(delivery.store)?;
+            *path = piped.path();
+            Some(piped)
         }
         _ => None,
     };
     let image = output.write(built, delivery)?;
-    let Some((_spool, path)) = spool else { return Ok((image, false)) };
-    let copied = std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::stdout().lock());
-    match copied {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(OutputClosed.into()),
-        copied => copied.context("cannot write to standard output").map(|_| (image, true)),
-    }
+    piped.as_ref().map(Piped::write).transpose()?;
+    Ok((image, piped.is_some()))
 }
 
 /// The id of an image in docker; an index has no configuration of its own.

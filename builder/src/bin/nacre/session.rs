@@ -11,7 +11,8 @@ use builder::context::FetchAccess;
 use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{
-    Cause, Client, ClientOptions, Credentials, Error, Hosts, ImageName, Progress, Secret, TransportOptions,
+    Cause, Client, ClientOptions, Credentials, Error, Hosts, ImageName, Progress, Secret, SignatureStores,
+    TransportOptions,
 };
 
 use crate::args::Global;
@@ -57,6 +58,7 @@ impl Session {
             credentials: credentials.clone(),
             transport,
             progress,
+            signature_stores: signature_stores(),
             ..ClientOptions::default()
         });
         Ok(Self { root, display, credentials, client, interrupts: Interrupts::default() })
@@ -198,6 +200,14 @@ fn registries_conf() -> Vec<PathBuf> {
     let has_own = own.as_ref().is_some_and(|file| file.exists());
     let first = if has_own { own.into_iter().collect() } else { system.to_vec() };
     first.into_iter().chain(home(".config/containers/registries.conf.d")).collect()
+}
+
+/// Where GPG signatures lie, as containers' tools have it.
+fn signature_stores() -> SignatureStores {
+    let own = home(".config/containers/registries.d").filter(|directory| directory.exists());
+    let usual =
+        if is_root() { Some("/var/lib/containers/sigstore".into()) } else { home(".local/share/containers/sigstore") };
+    SignatureStores { settings: own.or(Some("/etc/containers/registries.d".into())), usual }
 }
 
 /// Certificates and hosts by registry, as containers' tools, docker and containerd keep them; the user's first.

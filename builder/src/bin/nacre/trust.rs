@@ -29,7 +29,7 @@ impl TrustFlags {
             Some(file) => Some(file.clone()),
             None => session::signature_policy()?,
         };
-        Ok(file.map(|file| Policy::load(&file)).transpose()?.unwrap_or_default())
+        Ok(file.map(|file| Policy::load(&file, &session::path())).transpose()?.unwrap_or_default())
     }
 
     /// A place that gives out only what is let in.

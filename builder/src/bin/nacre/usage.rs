@@ -85,7 +85,7 @@ const FLAGS: [(&[&str], &[&str], &str); 22] = [
     (
         &["push", "copy"],
         &["--sign-by", "--sign-by-sigstore", "--sign-by-sigstore-private-key", "--sign-passphrase-file"],
-        "`nacre sign --key KEY NAME` signs an image where it lies",
+        "`nacre sign` signs an image where it lies: with --key FILE as cosign does, with --gpg-key ID as GPG",
     ),
     (&["build"], &["--timestamp"], "--source-date-epoch sets the newest time in the layers"),
     (&["build"], &["--cpu-period", "--cpu-quota"], "--cpus sets the most processors, as 1.5"),

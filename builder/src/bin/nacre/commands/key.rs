@@ -81,6 +81,11 @@ impl PasswordFlag {
         Ok(Some(Secret::new(text.trim_end_matches(['\r', '\n']))))
     }
 
+    /// The password for a program that asks for it where there is none.
+    pub(crate) fn for_others(&self) -> anyhow::Result<Option<Secret>> {
+        if self.password_file.is_some() { self.given() } else { Ok(None) }
+    }
+
     /// A private key from its file, opened with its password if it has one.
     pub(crate) fn open(&self, session: &Session, path: &Path) -> anyhow::Result<PrivateKey> {
         let sealed = match KeyFile::open(path)? {

@@ -1,10 +1,13 @@
 //! `nacre save`.
 
-use std::path::PathBuf;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use registry_client::{CopyOptions, ImageName, Reference, copy};
 
+use crate::piped::Piped;
+use crate::report::Usage;
 use crate::session::Session;
 use crate::transfer::Places;
 
@@ -15,9 +18,9 @@ pub(crate) struct Args {
     /// The image of the store
     #[arg(value_name = "NAME")]
     name: Reference,
-    /// The archive to write
+    /// The archive to write [default: standard output, if that is no terminal]
     #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
+    output: Option<PathBuf>,
     /// What to write
     #[arg(long, value_enum, default_value = "docker-archive", value_name = "FORMAT")]
     format: Form,
@@ -35,10 +38,19 @@ enum Form {
     OciArchive,
 }
 
-/// Writes an image of the store to a file, and prints its digest.
+/// Writes an image of the store to a file, and prints its digest; or to standard output.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let places = Places::new(session);
-    let (file, name) = (args.output.clone(), args.name.familiar());
+    let output = args.output.as_ref().filter(|file| *file != Path::new("-"));
+    if output.is_none() && std::io::stdout().is_terminal() {
+        return Err(
+            Usage("an archive would go to the terminal: name a file with --output, or pipe it".to_owned()).into()
+        );
+    }
+    let store = session.store()?;
+    let piped = if output.is_none() { Some(Piped::new(&store)?) } else { None };
+    let file = piped.as_ref().map(Piped::path).or(output.cloned()).unwrap_or_default();
+    let name = args.name.familiar();
     let source = places.source(&ImageName::Store(name.clone()))?;
     let archive = match args.format {
         Form::DockerArchive => ImageName::DockerArchive { file, reference: Some(args.name.clone()) },
@@ -47,6 +59,10 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let destination = places.destination(&archive)?;
     let options = CopyOptions::default();
     let copied = copy(source.as_ref(), destination.as_ref(), &options, session.display.as_ref())?;
+    // An archive is there as a whole when its destination is done with.
+    if let Some(piped) = piped {
+        return piped.write().map(|()| ExitCode::SUCCESS);
+    }
     session.display.copied(&name, &destination.name(), &copied);
     session.print(copied.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)

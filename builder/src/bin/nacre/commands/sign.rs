@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use registry_client::{
-    Destination, ImageName, Manifest, ManifestContent, Payload, Platform, Reference, RegistryDestination,
-    RegistrySource, Source, choose_image, sign,
+    Destination, GpgKey, ImageName, Manifest, ManifestContent, Payload, Platform, PrivateKey, Reference,
+    RegistryDestination, RegistrySource, Source, choose_image, sign, sign_with_gpg,
 };
 
 use super::key::PasswordFlag;
 use crate::flags;
 use crate::report::Usage;
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::transfer::{Place, Places};
 
 /// In one index, with those in it: more than any has.
@@ -24,13 +24,19 @@ const MOST_MANIFESTS: usize = 1000;
     comes from --password-file, else $NACRE_KEY_PASSWORD, else $COSIGN_PASSWORD, else it is asked for.\n\n\
     Who pulls an index with podman needs --recursive; `cosign verify` needs --insecure-ignore-tlog, for a key's signature \
     is in no public log.\n\n\
+    With --gpg-key GPG signs, as `skopeo copy --sign-by` has it. The signature lies in the directory that registries.d \
+    names as lookaside-staging or lookaside, and a policy demands it as signedBy. GPG asks for a password by itself, \
+    where --password-file names none.\n\n\
     Examples:\n  nacre sign --key release.key ghcr.io/me/app:1.0\n  nacre verify --key release.pub ghcr.io/me/app:1.0")]
 pub(crate) struct Args {
     #[command(flatten)]
     place: Place,
     /// The private key: cosign's form, or PKCS#8
-    #[arg(long, value_name = "FILE")]
-    key: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "gpg_key", conflicts_with = "gpg_key")]
+    key: Option<PathBuf>,
+    /// Sign with this key of GPG, in its way: an id, a fingerprint or an address
+    #[arg(long, value_name = "ID", conflicts_with = "referrer")]
+    gpg_key: Option<String>,
     #[command(flatten)]
     password: PasswordFlag,
     /// The name that is signed [default: NAME]
@@ -48,6 +54,13 @@ pub(crate) struct Args {
     /// Also attach the signature as a referrer, which registries list
     #[arg(long)]
     referrer: bool,
+}
+
+/// What signs.
+enum Key<'a> {
+    Own(PrivateKey),
+    /// With the name whose store the signatures go to.
+    Gpg(GpgKey, &'a Reference),
 }
 
 /// The name with its tag, if it has one: a digest that is typed besides says which image, and is signed anyway.
@@ -83,10 +96,19 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
             return Err(Usage(what).into());
         }
     };
-    let key = args.password.open(session, &args.key)?;
+    let key = match (&args.key, &args.gpg_key, &name) {
+        (Some(file), ..) => Key::Own(args.password.open(session, file)?),
+        (None, Some(id), ImageName::Registry(reference)) => {
+            Key::Gpg(GpgKey::find(id, args.password.for_others()?, &session::path())?, reference)
+        }
+        _ => return Err(Usage(format!("{name}: GPG signs what lies at a registry")).into()),
+    };
     for manifest in signed(args, source.as_ref())? {
         let payload = Payload::new(manifest.digest().clone(), &identity, annotations.clone())?;
-        sign(source.as_ref(), destination.as_ref(), &manifest, &payload, &key, args.referrer)?;
+        match &key {
+            Key::Own(key) => sign(source.as_ref(), destination.as_ref(), &manifest, &payload, key, args.referrer)?,
+            Key::Gpg(key, reference) => sign_with_gpg(&session.client, reference, &manifest, &payload, key)?,
+        };
         session.print(manifest.digest().as_ref())?;
     }
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use anyhow::Context;
 use registry_client::{
     CopyOptions, ImageName, OciLayout, Platform, PlatformChoice, Policy, Reference, Selector, choose_image,
-    companion_subject, copy,
+    companion_subject, copy, join_companion,
 };
 use serde::Serialize;
 
@@ -227,8 +227,27 @@ fn moved(
     if is_dry {
         return Ok((Fate::WouldCopy, wanted.to_string()));
     }
+    if let Some(tag) = companion_tag(&job.destination) {
+        let before = destination.named()?;
+        // What others signed at the destination stays.
+        if join_companion(source.as_ref(), destination.as_ref(), tag, options, session.display.as_ref())? {
+            let after = destination.named()?;
+            let fate = if before == after { Fate::Unchanged } else { Fate::Copied };
+            return Ok((fate, after.unwrap_or(wanted).to_string()));
+        }
+    }
     let copied = copy(source.as_ref(), destination.as_ref(), options, session.display.as_ref())?;
     Ok((Fate::Copied, copied.manifest.digest().to_string()))
+}
+
+/// The tag of a place, if signatures or the like of another image lie there.
+fn companion_tag(place: &ImageName) -> Option<&str> {
+    let tag = match place {
+        ImageName::Registry(reference) => reference.tag()?,
+        ImageName::OciLayout { tag, .. } => tag.as_deref()?,
+        _ => return None,
+    };
+    companion_subject(tag).map(|_| tag)
 }
 
 /// An error is shown when it happens, and again in the sum.

@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use registry_client::{
-    Accepted, Demands, ImageName, Manifest, ManifestContent, Platform, PublicKey, SignedIdentity, Source, choose_image,
+    Accepted, Demands, GpgKeyring, ImageName, Manifest, ManifestContent, Platform, PublicKey, SignedIdentity, Source,
+    TrustedKeys, choose_image,
 };
 use serde::Serialize;
 
 use crate::flags;
 use crate::format::{Format, Table};
 use crate::report::{Hinted, Usage};
-use crate::session::Session;
+use crate::session::{self, Session};
 use crate::transfer::{Places, image_of, place_name};
 use crate::trust::TrustFlags;
 
@@ -38,13 +39,16 @@ pub(crate) struct Args {
     #[arg(long, requires = "name")]
     store: bool,
     /// A public key; of several one must have signed [default: as the policy wants it]
-    #[arg(long, value_name = "FILE", requires = "name", conflicts_with = "signature_policy")]
+    #[arg(long, value_name = "FILE", requires = "name", conflicts_with = "signature_policy", group = "keys")]
     key: Vec<PathBuf>,
+    /// Public keys of GPG, as gpg --export writes them; one of them must have signed in its way
+    #[arg(long, value_name = "FILE", requires = "name", conflicts_with_all = ["signature_policy", "key"], group = "keys")]
+    gpg_key: Vec<PathBuf>,
     /// The name that must have been signed; without tag and digest, any of that repository [default: that of NAME]
-    #[arg(long, value_name = "NAME", requires = "key")]
+    #[arg(long, value_name = "NAME", requires = "keys")]
     identity: Option<String>,
     /// What must have been signed besides
-    #[arg(long, value_name = "KEY=VALUE", requires = "key")]
+    #[arg(long, value_name = "KEY=VALUE", requires = "keys")]
     annotation: Vec<String>,
     /// Check this image of an index, not the index
     #[arg(long, requires = "name")]
@@ -84,7 +88,7 @@ fn check_image(session: &Session, args: &Args, name: &ImageName) -> anyhow::Resu
     let row = |one: Accepted| SignatureRow {
         digest: one.payload.digest.to_string(),
         identity: one.payload.identity,
-        key: one.key.digest().to_string(),
+        key: one.signer.to_string(),
         annotations: one.payload.annotations,
     };
     let rows: Vec<SignatureRow> = accepted.into_iter().map(row).collect();
@@ -103,7 +107,7 @@ fn check_image(session: &Session, args: &Args, name: &ImageName) -> anyhow::Resu
 }
 
 fn demands(args: &Args, name: &ImageName) -> anyhow::Result<Demands> {
-    if args.key.is_empty() {
+    if args.key.is_empty() && args.gpg_key.is_empty() {
         let demands = args.trust.policy()?.demands(name)?;
         if demands.is_empty() {
             return Err(Hinted::error(
@@ -113,7 +117,10 @@ fn demands(args: &Args, name: &ImageName) -> anyhow::Result<Demands> {
         }
         return Ok(demands);
     }
-    let keys = args.key.iter().map(|path| PublicKey::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let keys = match args.gpg_key.as_slice() {
+        [] => args.key.iter().map(|path| PublicKey::open(path)).collect::<Result<Vec<_>, _>>()?.into(),
+        files => TrustedKeys::from(GpgKeyring::open(files, &session::path())?),
+    };
     let identity = match &args.identity {
         Some(identity) => SignedIdentity::exactly(identity)?,
         None if !matches!(name, ImageName::Registry(_) | ImageName::Store(_)) => {

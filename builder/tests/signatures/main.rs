@@ -3,91 +3,22 @@
 //!
 //! Invariant: a test has a store, a home and a registry of its own.
 
+mod desk;
+#[path = "../ended/mod.rs"]
 mod ended;
+mod gpg;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use fixtures::registry::Registry;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
+use desk::Desk;
 use ended::Ended;
-
-struct Desk {
-    directory: TempDir,
-    registry: Registry,
-}
-
-impl Desk {
-    /// With a key pair, `release.key` and `release.pub`, of the password `hunter2-key`.
-    fn new() -> Self {
-        let desk = Self { directory: tempfile::tempdir().expect("a directory"), registry: Registry::open() };
-        fs::write(desk.path("password"), "hunter2-key\n").expect("written");
-        desk.run(&["key", "generate", "release", "--password-file", "password"]).success();
-        desk
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn at(&self, name: &str) -> String {
-        format!("{}/{name}", self.registry.address())
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(arguments).stdin(Stdio::null()).current_dir(self.directory.path());
-        command.env("NACRE_ROOT", self.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", self.path("home"));
-        command.env("REGISTRY_AUTH_FILE", self.path("auth.json"));
-        for name in ["SOURCE_DATE_EPOCH", "NACRE_KEY_PASSWORD", "COSIGN_PASSWORD"] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ended {
-        self.command(arguments).output().expect("the program starts").into()
-    }
-
-    /// The same with a store of nothing.
-    fn run_afresh(&self, arguments: &[&str]) -> Ended {
-        let store = tempfile::tempdir_in(self.directory.path()).expect("a directory");
-        self.command(arguments).env("NACRE_ROOT", store.path()).output().expect("the program starts").into()
-    }
-
-    /// Pushes an image of one file, and gives its digest.
-    fn push(&self, name: &str, platform: &str, content: &str) -> String {
-        let context = self.path("context");
-        fs::create_dir_all(&context).expect("a directory");
-        fs::write(context.join("file"), content).expect("written");
-        fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
-        self.run(&["build", "--platform", platform, "-t", &self.at(name), "--push", "context"]).success();
-        self.run(&["push", &self.at(name)]).success()
-    }
-
-    fn sign(&self, name: &str, more: &[&str]) -> Ended {
-        let name = self.at(name);
-        self.run(&[&["sign", "--key", "release.key", "--password-file", "password", &name], more].concat())
-    }
-
-    /// A policy that demands our signature of the registry's images, and takes no others.
-    fn policy(&self, identity: Option<Value>) {
-        let mut signed = json!({"type": "sigstoreSigned", "keyPath": self.path("release.pub")});
-        if let Some(identity) = identity {
-            signed["signedIdentity"] = identity;
-        }
-        let policy =
-            json!({"default": [{"type": "reject"}], "transports": {"docker": {self.registry.address(): [signed]}}});
-        fs::write(self.path("policy.json"), policy.to_string()).expect("written");
-    }
-}
 
 /// What else lies in a repository.
 fn tags(desk: &Desk, repository: &str) -> Vec<String> {
@@ -284,6 +215,26 @@ fn a_whole_repository_is_synced_under_a_policy_and_a_dry_run_asks_it_too() {
     assert!(sync(&[]).success().ends_with("0 copied, 2 unchanged, 0 failed"));
     // Without one they are images like others.
     assert!(desk.run_afresh(&["sync", "list"]).success().ends_with("2 copied, 2 unchanged, 0 failed"));
+}
+
+#[test]
+fn a_repository_that_is_synced_keeps_the_signatures_that_others_made_there() {
+    let desk = Desk::new();
+    desk.push("app:1", "linux/amd64", "one");
+    desk.sign("app:1", &[]).success();
+    let mirror = desk.at("mirror");
+    fs::write(desk.path("list"), format!("docker://{} docker://{mirror}\n", desk.at("app:*"))).expect("written");
+    let sync = || desk.run_afresh(&["sync", "list"]).success();
+    assert!(sync().ends_with("2 copied, 0 unchanged, 0 failed"));
+    desk.run(&["key", "generate", "other", "--no-password"]).success();
+    desk.run(&["sign", "--key", "other.key", &format!("{mirror}:1")]).success();
+    assert!(sync().ends_with("0 copied, 2 unchanged, 0 failed"));
+    desk.sign("app:1", &["--annotation", "commit=abc"]).success();
+    assert!(sync().ends_with("1 copied, 1 unchanged, 0 failed"));
+    assert!(sync().ends_with("0 copied, 2 unchanged, 0 failed"));
+    let verify = |key: &str| desk.run(&["verify", "--key", key, "--identity", &desk.at("app"), &format!("{mirror}:1")]);
+    assert!(verify("release.pub").success().contains("commit=abc"));
+    desk.run(&["verify", "--key", "other.pub", &format!("{mirror}:1")]).success();
 }
 
 #[test]

@@ -1,0 +1,339 @@
+//! GPG's signatures: what skopeo signs is taken here, and what is signed here skopeo takes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+use crate::desk::Desk;
+use crate::ended::Ended;
+
+const OWNER: &str = "release@r.example";
+
+/// A desk with a key of GPG, and settings that name a signature store.
+struct Office {
+    desk: Desk,
+}
+
+impl Drop for Office {
+    fn drop(&mut self) {
+        // Its agent would stay for a minute.
+        _ = self.tool("gpgconf", &["--kill", "gpg-agent"]);
+    }
+}
+
+impl Office {
+    fn new() -> Self {
+        let office = Self { desk: Desk::new() };
+        for directory in ["gnupg", "home/.config/containers/registries.d"] {
+            fs::create_dir_all(office.desk.path(directory)).expect("a directory");
+        }
+        office.ran("chmod", &["700", "gnupg"]);
+        office.key(OWNER, "", "never");
+        office.lookaside(&format!("lookaside: file://{}", office.store().display()));
+        office
+    }
+
+    fn store(&self) -> PathBuf {
+        self.desk.path("signatures")
+    }
+
+    fn settings(&self) -> PathBuf {
+        self.desk.path("home/.config/containers/registries.d")
+    }
+
+    fn lookaside(&self, what: &str) {
+        let text = format!("# where signatures lie\ndocker:\n  {}:\n    {what}\n", self.desk.registry.address());
+        fs::write(self.settings().join("registry.yaml"), text).expect("written");
+    }
+
+    fn tool(&self, program: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.desk.directory.path());
+        command.env("HOME", self.desk.path("home")).env("GNUPGHOME", self.desk.path("gnupg"));
+        command.output().expect("the program starts")
+    }
+
+    #[track_caller]
+    fn ran(&self, program: &str, arguments: &[&str]) -> String {
+        Ended::from(self.tool(program, arguments)).success()
+    }
+
+    /// Makes a key, and writes its public half to `OWNER.gpg`.
+    fn key(&self, owner: &str, password: &str, expires: &str) {
+        let make = ["--batch", "--passphrase", password, "--quick-generate-key", owner, "ed25519", "sign", expires];
+        self.ran("gpg", &make);
+        let key = self.tool("gpg", &["--armor", "--export", owner]).stdout;
+        fs::write(self.desk.path(&format!("{owner}.gpg")), key).expect("written");
+    }
+
+    /// A policy that demands a signature of the key in a file, and takes nothing else.
+    fn policy(&self, more: &Value) {
+        let mut signed = json!({"type": "signedBy", "keyType": "GPGKeys"});
+        signed.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let registries = json!({self.desk.registry.address(): [signed]});
+        let policy = json!({"default": [{"type": "reject"}],
+            "transports": {"docker": registries, "dir": {"": [signed]}, "oci": {"": [signed]}}});
+        fs::write(self.desk.path("policy.json"), policy.to_string()).expect("written");
+    }
+
+    fn usual_policy(&self) {
+        self.policy(&json!({"keyPath": self.desk.path(&format!("{OWNER}.gpg"))}));
+    }
+
+    fn skopeo(&self, arguments: &[&str]) -> Ended {
+        let settings = self.settings();
+        let first = ["--registries.d", settings.to_str().expect("UTF-8"), "--policy", "policy.json"];
+        self.tool("skopeo", &[&first[..], arguments].concat()).into()
+    }
+
+    fn pull(&self, name: &str) -> Ended {
+        self.desk.run_afresh(&["pull", "--signature-policy", "policy.json", &self.desk.at(name)])
+    }
+
+    /// Signs as skopeo does it, in copying from one name to another.
+    fn skopeo_signs(&self, from: &str, to: &str, key: &str) {
+        let place = |name: &str| format!("docker://{}", self.desk.at(name));
+        let flags = ["copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", "--remove-signatures"];
+        fs::write(self.desk.path("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)
+            .expect("written");
+        self.skopeo(&[&flags[..], &["--sign-by", key, &place(from), &place(to)]].concat()).success();
+    }
+
+    /// Where the first signature of an image lies.
+    fn signature(&self, repository: &str, digest: &str, number: usize) -> PathBuf {
+        self.store().join(format!("{repository}@{}/signature-{number}", digest.replace(':', "=")))
+    }
+}
+
+#[test]
+fn what_gpg_signs_for_us_skopeo_takes_and_we_take() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digest = desk.push("team/app:1", "linux/amd64", "one");
+    office.usual_policy();
+    office.pull("team/app:1").failure(1, "there is no signature of sha256:");
+    let sign = |more: &[&str]| desk.run(&[&["sign", "--gpg-key", OWNER, &desk.at("team/app:1")], more].concat());
+    for _ in 0..2 {
+        assert_eq!(sign(&[]).success(), digest);
+    }
+    assert!(office.signature("team/app", &digest, 1).is_file() && !office.signature("team/app", &digest, 2).exists());
+    office.pull("team/app:1").success();
+    let copy = ["copy", "-q", "--src-tls-verify=false"];
+    let place = |name: &str| format!("docker://{}", desk.at(name));
+    office.skopeo(&[&copy[..], &[&place("team/app:1"), "dir:copied"]].concat()).success();
+    let fingerprint = office.ran("gpg", &["--with-colons", "--list-keys", OWNER]);
+    let fingerprint = fingerprint.lines().find(|line| line.starts_with("fpr:")).expect("one").split(':').nth(9);
+    let signature = office.signature("team/app", &digest, 1);
+    let verify = [
+        "standalone-verify",
+        "copied/manifest.json",
+        &desk.at("team/app:1"),
+        fingerprint.expect("one"),
+        signature.to_str().expect("UTF-8"),
+    ];
+    assert!(office.skopeo(&verify).success().contains(&digest));
+    // It went with the copy; and for another name it counts for neither.
+    desk.run(&["copy", "--signature-policy", "policy.json", "dir:copied", "oci:out"]).failure(1, "another name");
+    desk.run(&["copy", &place("team/app:1"), &place("team/app:2")]).success();
+    office.pull("team/app:2").failure(1, "it is for another name");
+    let refused = office.skopeo(&[&copy[..], &[&place("team/app:2"), "dir:other"]].concat());
+    assert!(refused.code != 0 && refused.stderr.contains("is not accepted"), "{}", refused.stderr);
+    office.pull(&format!("team/app@{digest}")).success();
+    sign(&["--identity", &desk.at("team/app:2"), "--annotation", "commit=abc"]).success();
+    office.pull("team/app:2").success();
+    office.skopeo(&[&copy[..], &[&place("team/app:2"), "dir:other"]].concat()).success();
+    let verified = ["verify", "--gpg-key", &format!("{OWNER}.gpg"), "--format", "json", &desk.at("team/app:1")];
+    let rows = desk.run(&verified).json();
+    assert_eq!((&rows[0]["key"], &rows[0]["identity"]), (&json!(fingerprint), &json!(desk.at("team/app:1"))));
+    assert_eq!(rows[1]["annotations"]["commit"], "abc");
+    desk.run(&["verify", "--gpg-key", "policy.json", &desk.at("team/app:1")]).failure(1, "policy.json: it has no line");
+}
+
+#[test]
+fn what_skopeo_signs_we_take_of_keys_in_every_form() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digest = desk.push("app:source", "linux/amd64", "one");
+    office.skopeo_signs("app:source", "app:1", OWNER);
+    office.key("other@r.example", "", "never");
+    office.ran("gpg", &["--output", "binary.gpg", "--export", OWNER]);
+    let (ours, other) = (desk.path(&format!("{OWNER}.gpg")), desk.path("other@r.example.gpg"));
+    let data = |path: &Path| {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD.encode(fs::read(path).expect("there"))
+    };
+    for keys in [
+        json!({"keyPath": ours}),
+        json!({"keyPath": desk.path("binary.gpg")}),
+        json!({"keyPaths": [other, ours]}),
+        json!({"keyData": data(&ours)}),
+        json!({"keyData": data(&desk.path("binary.gpg")), "signedIdentity": {"type": "matchExact"}}),
+    ] {
+        office.policy(&keys);
+        office.pull("app:1").success();
+        office.pull("app:source").failure(1, "another name");
+    }
+    office.policy(&json!({"keyPath": other}));
+    office.pull("app:1").failure(1, "it is of another key");
+    office.policy(&json!({"keyPath": desk.path("none")}));
+    office.pull("app:1").failure(1, "demands signedBy, and cannot read a GPG key");
+    office.policy(&json!({"keyPath": ours, "signedIdentity": {"type": "matchRepository"}}));
+    office.pull("app:source").success();
+    // A signature of something else, and one that is none, do not keep a good one out.
+    let first = office.signature("app", &digest, 1);
+    fs::copy(&first, office.signature("app", &digest, 3)).expect("copied");
+    fs::write(office.signature("app", &digest, 2), "nothing").expect("written");
+    let mut damaged = fs::read(&first).expect("there");
+    let last = damaged.len() - 9;
+    damaged[last] ^= 1;
+    fs::write(&first, damaged).expect("written");
+    office.pull("app:1").success();
+    fs::remove_file(office.signature("app", &digest, 3)).expect("removed");
+    office.pull("app:1").failure(1, "no signature of sha256:");
+}
+
+#[test]
+fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digest = desk.push("app:1", "linux/amd64", "one");
+    // Its life, and what it signed in that, are over before it is looked at.
+    let make = ["--faked-system-time", "20240101T000000!", "--batch", "--passphrase", "", "--quick-generate-key"];
+    office.ran("gpg", &[&make[..], &["old@r.example", "ed25519", "sign", "1d"]].concat());
+    office.ran("gpg", &["--output", "old.gpg", "--export", "old@r.example"]);
+    let payload = json!({"critical": {"type": "atomic container signature", "image": {"docker-manifest-digest": digest},
+        "identity": {"docker-reference": desk.at("app:1")}}, "optional": {"timestamp": 1_704_070_000, "creator": "a person"}});
+    fs::write(desk.path("payload"), payload.to_string()).expect("written");
+    let store = office.signature("app", &digest, 1);
+    fs::create_dir_all(store.parent().expect("a directory")).expect("made");
+    let then = ["--faked-system-time", "20240101T010000!", "--yes", "--local-user", "old@r.example", "--output"];
+    office.ran("gpg", &[&then[..], &[store.to_str().expect("UTF-8"), "--sign", "payload"]].concat());
+    office.policy(&json!({"keyPath": desk.path("old.gpg")}));
+    office.pull("app:1").failure(1, "has expired");
+    fs::remove_file(&store).expect("removed");
+    let refused = desk.run(&["sign", "--gpg-key", "old@r.example", &desk.at("app:1")]);
+    assert!(refused.code == 1 && refused.stderr.contains("cannot sign"), "{}", refused.stderr);
+    office.key("gone@r.example", "", "never");
+    desk.run(&["sign", "--gpg-key", "gone@r.example", &desk.at("app:1")]).success();
+    office.policy(&json!({"keyPath": desk.path("gone@r.example.gpg")}));
+    office.pull("app:1").success();
+    let revocation =
+        fs::read_dir(desk.path("gnupg/openpgp-revocs.d")).expect("there").map(|entry| entry.expect("read").path());
+    let listed = office.ran("gpg", &["--with-colons", "--list-keys", "gone@r.example"]);
+    let own = |path: &PathBuf| listed.contains(path.file_stem().and_then(|stem| stem.to_str()).expect("text"));
+    let revocation = revocation.into_iter().find(own).expect("made with the key");
+    let text = fs::read_to_string(revocation).expect("text").replace(":-----BEGIN", "-----BEGIN");
+    fs::write(desk.path("revocation"), text).expect("written");
+    office.ran("gpg", &["--batch", "--import", "revocation"]);
+    office.ran("gpg", &["--yes", "--output", "gone.gpg", "--export", "gone@r.example"]);
+    office.policy(&json!({"keyPath": desk.path("gone.gpg")}));
+    office.pull("app:1").failure(1, "was revoked");
+}
+
+/// Serves the files below a directory, one request a connection; yields its address.
+fn serve(directory: PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = listener.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a client comes");
+            let lines = BufReader::new(stream.try_clone().expect("a socket is cloned")).lines();
+            let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
+            let path = head[0].split(' ').nth(1).expect("a path").trim_start_matches('/');
+            let (status, body) = match fs::read(directory.join(path)) {
+                Ok(body) => ("200 OK", body),
+                Err(_) => ("404 Not Found", Vec::new()),
+            };
+            let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+            // Who asked may be gone.
+            _ = stream.write_all(&[head.into_bytes(), body].concat());
+        }
+    });
+    address
+}
+
+#[test]
+fn stores_are_read_from_the_web_and_written_where_staging_is() {
+    let office = Office::new();
+    let desk = &office.desk;
+    desk.push("app:1", "linux/amd64", "one");
+    let address = serve(office.store());
+    office.usual_policy();
+    let sign = || desk.run(&["sign", "--gpg-key", OWNER, &desk.at("app:1")]);
+    office.lookaside(&format!("lookaside: http://{address}/"));
+    sign().failure(1, "lookaside-staging names where it is written");
+    office.pull("app:1").failure(1, "there is no signature");
+    office.lookaside(&format!(
+        "{{lookaside: 'http://{address}/', lookaside-staging: 'file://{}'}}",
+        office.store().display()
+    ));
+    sign().success();
+    office.pull("app:1").success();
+    desk.run(&["verify", "--gpg-key", &format!("{OWNER}.gpg"), &desk.at("app:1")]).success();
+    let flags = ["copy", "-q", "--src-tls-verify=false", &format!("docker://{}", desk.at("app:1")), "dir:copied"];
+    office.skopeo(&flags).success();
+    // Settings that are not understood, a store that does not answer and one of another kind are told where they matter.
+    office.lookaside("sigstore: https://127.0.0.1:1/");
+    office.pull("app:1").failure(3, "127.0.0.1:1");
+    office.lookaside("lookaside: ftp://r.example");
+    office.pull("app:1").failure(1, "is no URL of file, http or https");
+    office.lookaside("look-aside: file:///x");
+    office.pull("app:1").failure(1, "registry.yaml: ");
+    desk.run_afresh(&["pull", &desk.at("app:1")]).success();
+    // Without any settings the store is the one of skopeo's: below the home of a person, or the machine's.
+    fs::remove_dir_all(office.settings()).expect("removed");
+    office.pull("app:1").failure(1, "there is no signature");
+}
+
+#[test]
+fn passwords_come_from_a_file_and_a_key_must_be_one() {
+    let office = Office::new();
+    let desk = &office.desk;
+    desk.push("app:1", "linux/amd64", "one");
+    office.key("sealed@r.example", "hunter2-gpg", "never");
+    office.ran("gpgconf", &["--kill", "gpg-agent"]);
+    let name = desk.at("app:1");
+    let sign = |key: &str, more: &[&str]| desk.run(&[&["sign", "--gpg-key", key, &name], more].concat());
+    fs::write(desk.path("wrong"), "hunter2-wrong\n").expect("written");
+    fs::write(desk.path("right"), "hunter2-gpg\n").expect("written");
+    let wrong = sign("sealed@r.example", &["--password-file", "wrong"]);
+    assert!(!wrong.stderr.contains("hunter2"), "{}", wrong.stderr);
+    wrong.failure(1, "cannot sign with the key");
+    sign("sealed@r.example", &["--password-file", "right"]).success();
+    sign("nobody@r.example", &[]).failure(1, "cannot find the GPG key: \"nobody@r.example\"");
+    sign("r.example", &[]).failure(1, "more than one key has it");
+    sign(OWNER, &["--referrer"]).failure(2, "--referrer");
+    sign(OWNER, &["--key", "release.key"]).failure(2, "--key");
+    desk.run(&["sign", &name]).failure(2, "--key");
+    desk.run(&["sign", "--gpg-key", OWNER, "--identity", &name, "oci:layout"])
+        .failure(2, "GPG signs what lies at a registry");
+    desk.run(&["verify", "--identity", &name, &name]).failure(2, "--key");
+}
+
+#[test]
+fn a_signature_that_unpacks_without_end_is_given_up() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digest = desk.push("app:1", "linux/amd64", "one");
+    desk.run(&["sign", "--gpg-key", OWNER, &desk.at("app:1")]).success();
+    office.usual_policy();
+    let (first, second) = (office.signature("app", &digest, 1), office.signature("app", &digest, 2));
+    fs::rename(&first, &second).expect("moved");
+    let zeros = [
+        "-c",
+        "head -c 60M /dev/zero | gpg --batch --compress-algo bzip2 --local-user release@r.example --sign > bomb",
+    ];
+    office.ran("sh", &zeros);
+    let bomb = fs::read(desk.path("bomb")).expect("there");
+    assert!(bomb.len() < 60_000, "{}", bomb.len());
+    fs::write(&first, bomb).expect("written");
+    office.pull("app:1").success();
+    fs::remove_file(&second).expect("removed");
+    office.pull("app:1").failure(1, "larger than 65536 bytes");
+    fs::write(&first, vec![0x99; 70_000]).expect("written");
+    office.pull("app:1").failure(1, "signature-1: it is larger");
+}
