@@ -245,7 +245,8 @@ fn collect(
     let attributes = tree.attributes(inode)?;
     let is_taken = path.is_empty() || filter.takes(&path);
     let is_directory = attributes.kind == FileKind::Directory;
-    if !is_taken && !(is_directory && filter.may_take_below(&path)) {
+    let may_be_on_the_way = is_directory && filter.may_take_below(&path);
+    if !is_taken && !may_be_on_the_way {
         return Ok(());
     }
     let begin = found.len();
