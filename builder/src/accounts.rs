@@ -76,11 +76,11 @@ impl Accounts {
     }
 
     /// Whom `USER text` means: `user`, `uid`, `user:group`, and so on; empty is root.
+    /// What follows a second colon counts for nothing, as in runc.
     pub(crate) fn identity(&self, text: &str) -> Result<Identity, UnknownAccount> {
-        let (user_text, group_text) = match text.split_once(':') {
-            Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
-            None => (text, None),
-        };
+        let mut parts = text.split(':');
+        let (user_text, group_text) =
+            (parts.next().unwrap_or_default(), parts.next().filter(|group| !group.is_empty()));
         let user_text = if user_text.is_empty() { "0" } else { user_text };
         let known = self.user(user_text);
         let uid = match (known, user_text.parse::<u32>()) {

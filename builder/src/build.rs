@@ -14,7 +14,7 @@ use crate::cache::{self, StepKey, Work};
 use crate::check::{self, Checked};
 use crate::commit::commit_changeset;
 use crate::context::{ContextTree, Directory, Fetched, Fetcher};
-use crate::dockerfile::{Dockerfile, Instruction, Placed, parse_trigger};
+use crate::dockerfile::{Dockerfile, DockerfileError, Instruction, Placed, parse_trigger};
 use crate::epoch;
 use crate::error::{BuildError, Site};
 use crate::events::{Events, StepEnd, StepNumber};
@@ -349,7 +349,8 @@ impl<'a> Builder<'a> {
         Ok(None)
     }
 
-    fn is_without_cache(&self) -> bool {
+    /// Whether the steps of this stage run whatever was built before.
+    pub(crate) fn is_without_cache(&self) -> bool {
         let (request, label) = (self.request(), &self.planned().label);
         request.no_cache || request.engine.no_cache_stages.iter().any(|stage| stage.eq_ignore_ascii_case(label))
     }
@@ -453,6 +454,10 @@ impl<'a> Builder<'a> {
             let at = Site { source: trigger.source.clone(), span: trigger.instruction.span };
             self.instruction(stage, &trigger.instruction, &at).map_err(|error| match error {
                 BuildError::Dockerfile(error) => in_trigger(&error.message).into(),
+                BuildError::Step { at, exit_code, tail } => {
+                    let at = Box::new(DockerfileError { hint: at.hint.clone(), ..in_trigger(&at.message) });
+                    BuildError::Step { at, exit_code, tail }
+                }
                 other => other,
             })?;
         }

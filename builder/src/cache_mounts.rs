@@ -91,6 +91,25 @@ impl Claimed {
         tempfile::Builder::new().prefix(DRAFT).tempdir_in(&self.directory)
     }
 
+    /// Has a cache mount begin anew: its content goes, but not from under those who use it at this moment.
+    pub(crate) fn renew(store: &Store, id: &str) -> Result<(), ClaimError> {
+        let alone = match Self::new(store, id, FlockOperation::NonBlockingLockExclusive) {
+            Ok(claimed) => Some(claimed),
+            Err(error) if error.is_busy() => None,
+            Err(error) => return Err(error),
+        };
+        let directory = store.cache_mount(id)?;
+        let aside = tempfile::Builder::new().prefix(DRAFT).tempdir_in(&directory)?.keep();
+        match fs::rename(directory.join("content"), &aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        if let Some(claimed) = alone {
+            claimed.sweep()?;
+        }
+        Ok(())
+    }
+
     /// Removes the drafts of whoever was killed; the caller holds the lock alone.
     fn sweep(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.directory)? {

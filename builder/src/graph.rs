@@ -46,6 +46,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) packer: Packer<'a>,
     /// Steps by key.
     pub(crate) steps: Flights<String, DiffId>,
+    /// Cache mounts that began anew in this build, by name.
+    pub(crate) renewed: Flights<String, ()>,
     /// Images by origin and platform.
     pub(crate) images: Flights<(String, String), StoredImage>,
     /// Directories that were walked, each with the Dockerfile whose ignore file counts.
@@ -100,6 +102,7 @@ impl<'a> Shared<'a> {
             schedule,
             packer,
             steps: Flights::new(),
+            renewed: Flights::new(),
             images: Flights::new(),
             directories: Flights::new(),
             last_build,

@@ -341,7 +341,10 @@ fn bind(path: impl Into<PathBuf>, target: &str, read_only: bool) -> Mount {
 }
 
 fn tmpfs(target: &str) -> Mount {
-    Mount { target: target.into(), source: Source::Tmpfs { size_bytes: Some(1 << 20), mode: 0o700, read_only: false } }
+    Mount {
+        target: target.into(),
+        source: Source::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o700), read_only: false },
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use layerfs::{FileKind, Time, Tree, TreeInode};
 
-use super::select::{Selected, Source};
+use super::select::{Filter, Selected, Source};
 use crate::changeset::{ChangeSet, Node, NodeId, Owner, base_name, clean, join, parent};
 use crate::context::Patterns;
 use crate::dockerfile::ModeChange;
@@ -69,11 +69,12 @@ pub(crate) struct Copier<'a> {
     options: &'a CopyOptions,
     tree: &'a Arc<dyn Tree>,
     links: HashMap<TreeInode, NodeId>,
-    /// The excluded directories around what is looked at now, the outermost first.
+    filter: Filter<'a>,
+    /// The directories around what is looked at now that are not copied themselves, the outermost first.
     passed: Vec<Passed>,
 }
 
-/// An excluded directory, which is made once something below it is copied.
+/// A directory that is not copied itself, which is made once something below it is copied.
 struct Passed {
     inode: TreeInode,
     source: Vec<u8>,
@@ -83,7 +84,14 @@ struct Passed {
 
 impl<'a> Copier<'a> {
     pub(crate) fn new(changes: &'a mut ChangeSet, options: &'a CopyOptions, source: &'a Source) -> Self {
-        Self { changes, options, tree: source.tree(), links: HashMap::new(), passed: Vec::new() }
+        let filter = Filter { include: None, exclude: options.exclude.as_ref() };
+        Self { changes, options, tree: source.tree(), links: HashMap::new(), filter, passed: Vec::new() }
+    }
+
+    /// With this, only what `pattern` matches below a source is copied, and the directories on the way to it: `--parents`.
+    pub(crate) fn including(mut self, pattern: Option<&'a Patterns>) -> Self {
+        self.filter.include = pattern;
+        self
     }
 
     /// Copies one selected source to `destination`, an absolute path as it was written: one that
@@ -124,37 +132,6 @@ impl<'a> Copier<'a> {
             }
             None => Ok(()),
         }
-    }
-
-    /// Makes the directory that `--parents` copies to.
-    pub(crate) fn make_target(&mut self, destination: &[u8]) -> Result<(), CopyError> {
-        self.make_directories(&self.resolve(&clean(destination))?)
-    }
-
-    /// `--parents`: copies to `destination` plus the part of the source's path after its pivot,
-    /// with the directories on the way taken from the source.
-    pub(crate) fn copy_with_parents(&mut self, selected: &Selected, destination: &[u8]) -> Result<(), CopyError> {
-        let top = clean(destination);
-        self.make_target(&top)?;
-        let below_pivot = &selected.path[selected.pivot..];
-        let below_pivot = below_pivot.strip_prefix(b"/").unwrap_or(below_pivot);
-        let mut inode = selected.pivot_inode;
-        let mut source = selected.path[..selected.pivot].to_vec();
-        let mut target = self.resolve(&top)?;
-        let names: Vec<&[u8]> = crate::changeset::components(below_pivot).collect();
-        for (position, name) in names.iter().enumerate() {
-            source = join(&source, name);
-            let read = |cause| CopyError::Read { path: lossy(&source), cause };
-            let missing = || read(io::Error::from(io::ErrorKind::NotFound));
-            inode = self.tree.lookup(inode, name).map_err(read)?.ok_or_else(missing)?;
-            target = join(&target, name);
-            if position + 1 == names.len() {
-                return self.copy_tree(inode, &source, b"", &target, true);
-            }
-            self.pass_directory(inode, &source, &target)?;
-        }
-        // The pivot is the source itself: its content goes right into the destination.
-        self.copy_children(inode, &source, b"", &target)
     }
 
     /// A file that comes from no tree: a here-document, a download. It is called `name` in a directory.
@@ -221,10 +198,14 @@ impl<'a> Copier<'a> {
                 let below = join(relative, &entry.name);
                 let from = join(source, &entry.name);
                 let to = join(target, &entry.name);
-                if !self.is_excluded(&below) {
+                if self.filter.takes(&below) {
+                    self.make_passed()?;
                     self.copy_tree(entry.inode, &from, &below, &to, true)?;
-                } else if entry.kind == FileKind::Directory && self.may_include_below(&below) {
-                    self.copy_re_included(entry.inode, &from, &below, &to)?;
+                } else if entry.kind == FileKind::Directory && self.filter.may_take_below(&below) {
+                    let (inode, is_made) = (entry.inode, false);
+                    self.passed.push(Passed { inode, source: from.clone(), target: to.clone(), is_made });
+                    self.copy_children(entry.inode, &from, &below, &to)?;
+                    self.passed.pop();
                 }
             }
             if entries.len() < BATCH {
@@ -232,31 +213,6 @@ impl<'a> Copier<'a> {
             }
             start += entries.len() as u64;
         }
-    }
-
-    /// An excluded directory below which a `!` pattern may name something again.
-    fn copy_re_included(
-        &mut self,
-        directory: TreeInode,
-        source: &[u8],
-        relative: &[u8],
-        target: &[u8],
-    ) -> Result<(), CopyError> {
-        let read = |cause| CopyError::Read { path: lossy(source), cause };
-        let entries = self.tree.entries(directory, 0, usize::MAX).map_err(read)?;
-        let (inode, is_made) = (directory, false);
-        self.passed.push(Passed { inode, source: source.to_vec(), target: target.to_vec(), is_made });
-        for entry in entries {
-            let (below, from, to) = (join(relative, &entry.name), join(source, &entry.name), join(target, &entry.name));
-            if !self.is_excluded(&below) {
-                self.make_passed()?;
-                self.copy_tree(entry.inode, &from, &below, &to, true)?;
-            } else if entry.kind == FileKind::Directory && self.may_include_below(&below) {
-                self.copy_re_included(entry.inode, &from, &below, &to)?;
-            }
-        }
-        self.passed.pop();
-        Ok(())
     }
 
     fn make_passed(&mut self) -> Result<(), CopyError> {
@@ -281,15 +237,6 @@ impl<'a> Copier<'a> {
             }
             _ => self.copy_directory_itself(inode, source, target, true),
         }
-    }
-
-    fn is_excluded(&self, relative: &[u8]) -> bool {
-        self.options.exclude.as_ref().is_some_and(|patterns| patterns.path(relative).is_excluded())
-    }
-
-    fn may_include_below(&self, relative: &[u8]) -> bool {
-        let may = |patterns: &Patterns| patterns.can_take_back_below(relative, &patterns.path(relative));
-        self.options.exclude.as_ref().is_some_and(may)
     }
 
     fn copy_directory_itself(

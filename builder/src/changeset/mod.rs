@@ -268,6 +268,15 @@ impl ChangeSet {
         Ok(())
     }
 
+    /// Gives what stands at a clean path another owner.
+    pub(crate) fn set_owner(&mut self, path: &[u8], owner: Owner) -> io::Result<()> {
+        if let Some(id) = self.node_id(path)? {
+            let attributes = &mut self.nodes[id.0].attributes;
+            (attributes.uid, attributes.gid) = (owner.uid, owner.gid);
+        }
+        Ok(())
+    }
+
     /// Gives what stands at a clean path another time.
     pub(crate) fn set_modified(&mut self, path: &[u8], modified: Time) -> io::Result<()> {
         if let Some(id) = self.node_id(path)? {

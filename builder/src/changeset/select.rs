@@ -1,4 +1,5 @@
-//! The sources that a COPY or ADD names, found in a tree: wildcards, symbolic links, `/./` pivots.
+//! The sources that a COPY or ADD names, found in a tree: wildcards, symbolic links, `/./` pivots, and what of
+//! it `--parents` and `--exclude` leave.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +7,7 @@ use std::sync::Arc;
 use layerfs::{FileKind, Tree, TreeInode};
 
 use crate::changeset::{ChangeSet, clean, components, join};
-use crate::context::Glob;
+use crate::context::{BadPattern, Glob, Patterns};
 
 /// A tree to copy from.
 pub(crate) struct Source {
@@ -21,16 +22,64 @@ pub(crate) struct Selected {
     pub(crate) path: Vec<u8>,
     /// What it leads to, links followed.
     pub(crate) inode: TreeInode,
-    /// How much of `path` lies before the pivot of `--parents`.
-    pub(crate) pivot: usize,
-    /// The directory at the pivot.
-    pub(crate) pivot_inode: TreeInode,
 }
 
 impl Selected {
     /// All of a tree.
     pub(crate) fn root() -> Self {
-        Self { path: Vec::new(), inode: TreeInode::ROOT, pivot: 0, pivot_inode: TreeInode::ROOT }
+        Self { path: Vec::new(), inode: TreeInode::ROOT }
+    }
+}
+
+/// Why nothing was selected.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SelectError {
+    /// The caller says in what.
+    #[error("\"/{0}\": not found")]
+    NotFound(String),
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error(transparent)]
+    Pattern(#[from] BadPattern),
+}
+
+impl SelectError {
+    fn not_found(path: &[u8]) -> Self {
+        Self::NotFound(String::from_utf8_lossy(path).into_owned())
+    }
+}
+
+/// The pattern of `--parents`, and its text.
+pub(crate) struct Include {
+    pub(crate) patterns: Patterns,
+    pub(crate) text: String,
+}
+
+/// What of a source is copied: paths below it that one of `include` matches and none of `exclude`. What is named itself
+/// is no concern of theirs.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Filter<'a> {
+    /// The pattern of `--parents`; without it everything is meant.
+    pub(crate) include: Option<&'a Patterns>,
+    pub(crate) exclude: Option<&'a Patterns>,
+}
+
+impl Filter<'_> {
+    /// Whether the entry at `relative`, below the source, is copied.
+    pub(crate) fn takes(&self, relative: &[u8]) -> bool {
+        let is_match = |patterns: &Patterns| patterns.path(relative).is_excluded();
+        self.include.is_none_or(is_match) && !self.exclude.is_some_and(is_match)
+    }
+
+    /// Whether something below a directory that is not copied itself may be.
+    pub(crate) fn may_take_below(&self, relative: &[u8]) -> bool {
+        let includes =
+            |patterns: &Patterns| patterns.path(relative).is_excluded() || patterns.can_match_below(relative);
+        let excludes_all = |patterns: &Patterns| {
+            let matched = patterns.path(relative);
+            matched.is_excluded() && !patterns.can_take_back_below(relative, &matched)
+        };
+        self.include.is_none_or(includes) && !self.exclude.is_some_and(excludes_all)
     }
 }
 
@@ -45,45 +94,85 @@ impl Source {
     }
 
     /// What `pattern` names: component by component, so that a backslash escapes in those with wildcards and those
-    /// behind them, and is a part of the name in those before. A path without wildcards that is not there is `Ok(None)`, one before them too; a pattern
-    /// that matches nothing is an empty list, which is no error in a Dockerfile.
+    /// behind them, and is a part of the name in those before. A pattern that matches nothing is an empty list, which is
+    /// no error in a Dockerfile.
     ///
-    /// Under `--parents`, `**` stands for any number of directories behind the pivot. Everywhere else it is a `*`:
-    /// BuildKit matches there with Go's `filepath.Match`, and with `patternmatcher` here.
-    pub(crate) fn select(&self, pattern: &[u8], has_parents: bool) -> io::Result<Option<Vec<Selected>>> {
-        let (before_pivot, after_pivot) = split_pivot(pattern);
-        let (before_pivot, after_pivot) = (clean(before_pivot), clean(after_pivot));
-        let whole = match (before_pivot.is_empty(), after_pivot.is_empty()) {
-            (_, true) => before_pivot.clone(),
-            _ => join(&before_pivot, &after_pivot),
-        };
-        let depth = components(&before_pivot).count();
-        // Behind the pivot of `--parents` no link is followed: it is copied itself.
-        let followed = if has_parents { depth } else { usize::MAX };
+    /// # Errors
+    /// A path that is not there: without wildcards, the directories before them, or a link that matches and leads nowhere.
+    pub(crate) fn select(&self, pattern: &[u8]) -> Result<Vec<Selected>, SelectError> {
+        let whole = clean(pattern);
         if !has_wildcard(&whole) {
-            return match self.find_following(&whole, followed)? {
-                None => Ok(None),
-                Some(inode) => Ok(Some(vec![self.selected(whole, inode, depth)?])),
-            };
+            return Ok(vec![self.selected(whole)?]);
         }
         // Where nothing matches, the directory to look in has to be there all the same: Go's `filepath.Walk` wants it.
-        let walked = if has_parents { &before_pivot } else { &whole };
-        if has_wildcard(walked) && self.find(&self.view.resolve(&literal_part(walked))?)?.is_none() {
-            return Ok(None);
+        if self.find(&self.view.resolve(&literal_part(&whole))?)?.is_none() {
+            return Err(SelectError::not_found(&whole));
         }
-        let mut found = Vec::new();
-        for path in self.matches(&whole, if has_parents { depth } else { usize::MAX })? {
-            if let Some(inode) = self.find_following(&path, followed)? {
-                found.push(self.selected(path, inode, depth)?);
-            }
-        }
-        Ok(Some(found))
+        self.matches(&whole)?.into_iter().map(|path| self.selected(path)).collect()
     }
 
-    /// Whether the directory before the pivot is named as it is, and is there.
-    pub(crate) fn has_pivot(&self, pattern: &[u8]) -> io::Result<bool> {
-        let before_pivot = clean(split_pivot(pattern).0);
-        Ok(!has_wildcard(&before_pivot) && self.find(&self.view.resolve(&before_pivot)?)?.is_some())
+    /// What `--parents` takes paths from, and the pattern of those that it takes. As in BuildKit, no link behind the
+    /// pivot is followed: it is copied itself.
+    ///
+    /// # Errors
+    /// As [`Source::select`], and a pattern without wildcards that nothing matches which `exclude` leaves.
+    pub(crate) fn select_parents(
+        &self,
+        source: &[u8],
+        exclude: Option<&Patterns>,
+    ) -> Result<(Vec<Selected>, Include), SelectError> {
+        let (pivot, pattern) = split_pivot(source);
+        let text = String::from_utf8_lossy(&pattern).into_owned();
+        let include = Include { patterns: Patterns::new([text.as_str()])?, text };
+        let is_literal = !has_wildcard(&pivot) && !has_wildcard(&pattern);
+        let missing =
+            || SelectError::not_found(&if pattern.is_empty() { pivot.clone() } else { join(&pivot, &pattern) });
+        let mut found = match self.select(&pivot) {
+            Err(SelectError::NotFound(_)) if is_literal => return Err(missing()),
+            found => found?,
+        };
+        if has_wildcard(&pivot) {
+            // A file is no pivot. BuildKit copies one all the same if the whole pattern means it.
+            let whole = Patterns::new([String::from_utf8_lossy(&join(&pivot, &pattern)).as_ref()])?;
+            let is_directory =
+                |one: &Selected| io::Result::Ok(self.tree().attributes(one.inode)?.kind == FileKind::Directory);
+            let mut kept = Vec::new();
+            for one in found {
+                if is_directory(&one)? || whole.path(&one.path).is_excluded() {
+                    kept.push(one);
+                }
+            }
+            found = kept;
+        }
+        if is_literal {
+            let filter = Filter { include: Some(&include.patterns), exclude };
+            let mut takes = false;
+            for one in &found {
+                takes |= self.takes_any(one.inode, b"", filter)?;
+            }
+            if !takes {
+                return Err(missing());
+            }
+        }
+        Ok((found, include))
+    }
+
+    /// Whether anything below a directory is taken.
+    fn takes_any(&self, directory: TreeInode, relative: &[u8], filter: Filter<'_>) -> io::Result<bool> {
+        if self.tree().attributes(directory)?.kind != FileKind::Directory {
+            return Ok(false);
+        }
+        for entry in self.tree().entries(directory, 0, usize::MAX)? {
+            let below = join(relative, &entry.name);
+            let is_there = filter.takes(&below)
+                || (entry.kind == FileKind::Directory
+                    && filter.may_take_below(&below)
+                    && self.takes_any(entry.inode, &below, filter)?);
+            if is_there {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The path that one source without wildcards leads to, links followed, and what is there.
@@ -92,19 +181,11 @@ impl Source {
         Ok(self.find(&resolved)?.map(|inode| (resolved, inode)))
     }
 
-    fn selected(&self, path: Vec<u8>, inode: TreeInode, depth: usize) -> io::Result<Selected> {
-        let before = components(&path).take(depth).fold(Vec::new(), |at, name| join(&at, name));
-        let resolved = self.view.resolve(&before)?;
-        let pivot_inode = self.find(&resolved)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        Ok(Selected { pivot: before.len(), path, inode, pivot_inode })
-    }
-
-    /// What is at a path in whose first components, this many, links are followed.
-    fn find_following(&self, path: &[u8], followed: usize) -> io::Result<Option<TreeInode>> {
-        let names: Vec<&[u8]> = components(path).collect();
-        let (followed, rest) = names.split_at(followed.min(names.len()));
-        let top = self.view.resolve(&followed.join(&b'/'))?;
-        self.find(&rest.iter().fold(top, |path, name| join(&path, name)))
+    fn selected(&self, path: Vec<u8>) -> Result<Selected, SelectError> {
+        match self.find(&self.view.resolve(&path)?)? {
+            Some(inode) => Ok(Selected { path, inode }),
+            None => Err(SelectError::not_found(&path)),
+        }
     }
 
     fn find(&self, path: &[u8]) -> io::Result<Option<TreeInode>> {
@@ -112,16 +193,13 @@ impl Source {
     }
 
     /// All paths that match, in byte order of their components. The part before the first
-    /// wildcard may pass through links; a wildcard never matches through one. From the component `deep_from` on, `**`
-    /// is any number of directories.
-    fn matches(&self, pattern: &[u8], deep_from: usize) -> io::Result<Vec<Vec<u8>>> {
+    /// wildcard may pass through links; a wildcard never matches through one.
+    fn matches(&self, pattern: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let names: Vec<&[u8]> = components(pattern).collect();
         let start = literal_part(pattern);
-        let literal = components(&start).count();
         let mut found = Vec::new();
-        let resolved = self.view.resolve(&start)?;
-        if let Some(inode) = self.find(&resolved)? {
-            self.match_below(inode, &start, &names[literal..], deep_from.saturating_sub(literal), &mut found)?;
+        if let Some(inode) = self.find(&self.view.resolve(&start)?)? {
+            self.match_below(inode, &start, &names[components(&start).count()..], &mut found)?;
         }
         Ok(found)
     }
@@ -131,47 +209,34 @@ impl Source {
         directory: TreeInode,
         path: &[u8],
         names: &[&[u8]],
-        deep_from: usize,
         found: &mut Vec<Vec<u8>>,
     ) -> io::Result<()> {
         let Some((name, rest)) = names.split_first() else { return Ok(()) };
         if self.tree().attributes(directory)?.kind != FileKind::Directory {
             return Ok(());
         }
-        let (is_deep, deeper) = (deep_from == 0 && *name == b"**", deep_from.saturating_sub(1));
+        let glob = Glob::new(&String::from_utf8_lossy(name)).map_err(io::Error::other)?;
         for entry in self.tree().entries(directory, 0, usize::MAX)? {
-            let at = join(path, &entry.name);
-            if is_deep {
-                // Any number of directories, none included.
-                if rest.is_empty() {
-                    found.push(at.clone());
-                }
-                if entry.kind == FileKind::Directory {
-                    self.match_below(entry.inode, &at, names, deep_from, found)?;
-                }
-            } else if Glob::new(&String::from_utf8_lossy(name)).map_err(io::Error::other)?.matches(&entry.name) {
-                if rest.is_empty() {
-                    found.push(at.clone());
-                } else if entry.kind == FileKind::Directory {
-                    self.match_below(entry.inode, &at, rest, deeper, found)?;
-                }
+            if !glob.matches(&entry.name) {
+                continue;
             }
-        }
-        if is_deep && !rest.is_empty() {
-            self.match_below(directory, path, rest, deeper, found)?;
-            found.sort();
-            found.dedup();
+            let at = join(path, &entry.name);
+            if rest.is_empty() {
+                found.push(at);
+            } else if entry.kind == FileKind::Directory {
+                self.match_below(entry.inode, &at, rest, found)?;
+            }
         }
         Ok(())
     }
 }
 
-/// `lib/./inc/x` is `lib` before the pivot and `inc/x` after it. A leading `./` is no pivot.
-fn split_pivot(pattern: &[u8]) -> (&[u8], &[u8]) {
-    let skip = if pattern.starts_with(b"./") { 2 } else { 0 };
-    match pattern[skip..].windows(3).position(|three| three == b"/./") {
-        Some(at) => (&pattern[..skip + at], &pattern[skip + at + 3..]),
-        None => (b"", pattern),
+/// The two halves of a source of `--parents`: where paths begin, and the pattern of those below. As in BuildKit, the
+/// first `/./` divides them, and without one they begin at the root.
+fn split_pivot(pattern: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    match pattern.windows(3).position(|three| three == b"/./") {
+        Some(at) => (clean(&pattern[..at]), clean(&pattern[at + 3..])),
+        None => (Vec::new(), clean(pattern)),
     }
 }
 

@@ -159,7 +159,7 @@ impl<'a> Unpacked<'a> {
         }
         let path = below(changes, top, &wanted)?;
         make_parents(changes, &path, options)?;
-        let Some(node) = node else { return link(changes, top, &path, entry) };
+        let Some(node) = node else { return link(changes, top, &path, entry, options) };
         let is_directory = node.attributes.kind == FileKind::Directory;
         let was = changes.stat(&path)?.map(|attributes| attributes.kind);
         if !is_directory && was == Some(FileKind::Directory) {
@@ -187,20 +187,13 @@ impl<'a> Unpacked<'a> {
             }
             _ => (0, 0),
         };
-        let old = header.as_old();
-        let seconds = number(header.mtime(), &old.mtime)?;
-        let modified = Time { seconds: i64::try_from(seconds).unwrap_or(i64::MAX), nanoseconds: 0 };
-        let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("an owner is no 32-bit number"));
-        let owner = match options.owner {
-            Some(owner) => owner,
-            None => Owner { uid: id(number(header.uid(), &old.uid)?)?, gid: id(number(header.gid(), &old.gid)?)? },
-        };
-        let mode = number(header.mode(), &old.mode)? & 0o7777;
+        let Stamp { owner, mode, mut modified } = Stamp::of_header(header, options)?;
         let is_sparse = header.entry_type() == EntryType::GNUSparse;
         let target = entry.link_name_bytes().filter(|_| kind == FileKind::Symlink).map(|name| name.into_owned());
         let mut xattrs = Vec::new();
         for extension in entry.pax_extensions()?.into_iter().flatten() {
             let extension = extension?;
+            modified = extended_time(&extension).unwrap_or(modified);
             if let Some(name) = extension.key_bytes().strip_prefix(b"SCHILY.xattr.") {
                 xattrs.push((name.to_vec(), extension.value_bytes().to_vec()));
             }
@@ -282,6 +275,36 @@ impl<R: Seek> Seek for Budgeted<'_, R> {
     }
 }
 
+/// What every member says of its file, a hard link as well.
+struct Stamp {
+    owner: Owner,
+    mode: u32,
+    modified: Time,
+}
+
+impl Stamp {
+    fn of_header(header: &tar::Header, options: &CopyOptions) -> io::Result<Self> {
+        let old = header.as_old();
+        let seconds = i64::try_from(number(header.mtime(), &old.mtime)?).unwrap_or(i64::MAX);
+        let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::other("an owner is no 32-bit number"));
+        let owner = match options.owner {
+            Some(owner) => owner,
+            None => Owner { uid: id(number(header.uid(), &old.uid)?)?, gid: id(number(header.gid(), &old.gid)?)? },
+        };
+        let mode = number(header.mode(), &old.mode)? & 0o7777;
+        Ok(Self { owner, mode, modified: Time { seconds, nanoseconds: 0 } })
+    }
+}
+
+/// The time that a record of POSIX form gives: its whole seconds, as layers have them, and none before 1970.
+/// <https://pubs.opengroup.org/onlinepubs/9799919799/utilities/pax.html>
+fn extended_time(extension: &tar::PaxExtension<'_>) -> Option<Time> {
+    let text = extension.value().ok().filter(|_| extension.key_bytes() == b"mtime")?;
+    let whole = text.split_once('.').map_or(text, |(whole, _)| whole);
+    let seconds = whole.parse::<i64>().ok()?.max(0);
+    Some(Time { seconds, nanoseconds: 0 })
+}
+
 /// A number of a header. A blank field is 0, as Go reads it; there are archivers that write it so.
 fn number<N: Default>(read: io::Result<N>, field: &[u8]) -> io::Result<N> {
     let is_blank = field.iter().all(|byte| matches!(byte, 0 | b' '));
@@ -301,7 +324,14 @@ fn make_parents(changes: &mut ChangeSet, path: &[u8], options: &CopyOptions) -> 
     changes.make_directories(&directory, &like).map(drop)
 }
 
-fn link<R: Read>(changes: &mut ChangeSet, top: &[u8], path: &[u8], entry: &tar::Entry<'_, R>) -> io::Result<()> {
+/// One more name of a file, which takes what this member says of it: as Docker has it, the last one counts.
+fn link<R: Read>(
+    changes: &mut ChangeSet,
+    top: &[u8],
+    path: &[u8],
+    entry: &mut tar::Entry<'_, R>,
+    options: &CopyOptions,
+) -> io::Result<()> {
     let missing = |what: &[u8]| {
         io::Error::new(io::ErrorKind::NotFound, format!("hard link to /{}, which is not there", what.escape_ascii()))
     };
@@ -310,6 +340,15 @@ fn link<R: Read>(changes: &mut ChangeSet, top: &[u8], path: &[u8], entry: &tar::
     let id = changes.node_id(&target)?.ok_or_else(|| missing(&target))?;
     if target != path {
         changes.link(path, id);
+    }
+    let Stamp { owner, mode, mut modified } = Stamp::of_header(entry.header(), options)?;
+    for extension in entry.pax_extensions()?.into_iter().flatten() {
+        modified = extended_time(&extension?).unwrap_or(modified);
+    }
+    changes.set_owner(path, owner)?;
+    if changes.stat(path)?.is_some_and(|there| there.kind != FileKind::Symlink) {
+        changes.set_mode(path, mode)?;
+        changes.set_modified(path, modified)?;
     }
     Ok(())
 }

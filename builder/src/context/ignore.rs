@@ -118,7 +118,9 @@ impl Patterns {
         let inherited = |index: usize| parent.by_pattern.get(index).copied().unwrap_or(false);
         let mut matched = Matched { by_pattern: Vec::with_capacity(self.patterns.len()), is_excluded: false };
         for (index, pattern) in self.patterns.iter().enumerate() {
-            let is_match = inherited(index) || pattern.matches(path);
+            // As in moby, a pattern that would change nothing here is not looked at, and so not known below either: of
+            // `a/b` and `!a`, the second takes nothing back.
+            let is_match = inherited(index) || (pattern.takes_back == matched.is_excluded && pattern.matches(path));
             matched.by_pattern.push(is_match);
             if is_match {
                 matched.is_excluded = !pattern.takes_back;
@@ -142,6 +144,13 @@ impl Patterns {
             matched = self.child(&matched, path);
         }
         matched
+    }
+
+    /// Whether a pattern without `!` can match something below a directory that none matches.
+    #[must_use]
+    pub fn can_match_below(&self, directory: &[u8]) -> bool {
+        let below = [directory, b"/"].concat();
+        self.patterns.iter().any(|pattern| !pattern.takes_back && pattern.can_match_below(&below))
     }
 
     /// Whether a `!` pattern can still take back something below an excluded directory: if not, nobody needs to look.
@@ -386,6 +395,12 @@ mod tests {
     fn the_last_match_decides_and_an_exception_reaches_below_excluded_directories() {
         assert!(!is_excluded("*.txt\n!a.txt", "a.txt") && is_excluded("b\n!b\nb", "b"));
         assert!(!is_excluded("dir\n!dir/sub/c", "dir/sub/c") && is_excluded("dir\n!dir/sub/c", "dir/sub"));
+    }
+
+    #[test]
+    fn an_exception_above_what_is_excluded_takes_nothing_back() {
+        assert!(is_excluded("dir/sub\n!dir", "dir/sub") && is_excluded("dir/sub\n!dir", "dir/sub/a"));
+        assert!(!is_excluded("dir\n!dir", "dir/sub") && !is_excluded("*\n!dir", "dir/sub"));
     }
 
     #[test]

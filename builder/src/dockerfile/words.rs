@@ -148,7 +148,7 @@ pub(super) fn json(line: &LogicalLine, range: Range<usize>) -> Result<Vec<Word>,
     if !text.starts_with('[') {
         return Err(NotJson::ShellForm);
     }
-    let values: Vec<Value> = serde_json::from_str(text).map_err(|_| NotJson::ShellForm)?;
+    let values: Vec<Value> = serde_json::from_str(&without_halves(text)).map_err(|_| NotJson::ShellForm)?;
     let mut places = json_string_places(text).into_iter();
     let to_word = |value| match value {
         Value::String(text) => {
@@ -159,6 +159,27 @@ pub(super) fn json(line: &LogicalLine, range: Range<usize>) -> Result<Vec<Word>,
         _ => Err(NotJson::NotStrings),
     };
     values.into_iter().map(to_word).collect()
+}
+
+/// JSON in which half of a pair of UTF-16 units is U+FFFD, as Go reads it; nothing else stands elsewhere.
+fn without_halves(json: &str) -> String {
+    let unit = |at: usize| {
+        let digits = json.get(at..).and_then(|rest| rest.strip_prefix("\\u")).and_then(|rest| rest.get(..4));
+        digits.and_then(|digits| u16::from_str_radix(digits, 16).ok())
+    };
+    let (mut whole, mut at) = (json.to_owned(), 0);
+    while let Some(found) = json[at..].find('\\') {
+        at += found;
+        match (unit(at), unit(at + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => at += 12,
+            (Some(0xd800..=0xdfff), _) => {
+                whole.replace_range(at + 2..at + 6, "fffd");
+                at += 6;
+            }
+            _ => at += 1 + json[at + 1..].chars().next().map_or(0, char::len_utf8),
+        }
+    }
+    whole
 }
 
 /// Where the string literals of valid JSON stand, quotes included.

@@ -30,7 +30,9 @@ pub(super) fn write(process: &Process, directory: &Path) -> Result<(), Failure> 
     mounts.extend(process.mounts.iter().map(|mount| match &mount.source {
         Source::Bind { path, read_only } => bind(&mount.target, path, *read_only),
         Source::Tmpfs { size_bytes, mode, read_only } => {
-            let mut options = vec!["nosuid".to_owned(), "nodev".into(), format!("mode={mode:o}")];
+            let mut options = vec!["nosuid".to_owned(), "nodev".into()];
+            // Without one a runtime takes that of the directory.
+            options.extend(mode.map(|mode| format!("mode={mode:o}")));
             options.extend(size_bytes.map(|size| format!("size={size}")));
             options.extend(read_only.then(|| "ro".to_owned()));
             json!({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options})
@@ -187,7 +189,10 @@ mod tests {
         process.network = Network::None;
         process.mounts = vec![
             Mount { target: "/a".into(), source: Source::Bind { path: "/b".into(), read_only: true } },
-            Mount { target: "/t".into(), source: Source::Tmpfs { size_bytes: Some(7), mode: 0o700, read_only: true } },
+            Mount {
+                target: "/t".into(),
+                source: Source::Tmpfs { size_bytes: Some(7), mode: Some(0o700), read_only: true },
+            },
         ];
         process.limits = Limits {
             memory_bytes: Some(100),

@@ -164,8 +164,8 @@ pub enum Source {
     Tmpfs {
         /// Its largest size; `None` is the kernel's default, half of the memory.
         size_bytes: Option<u64>,
-        /// The mode of its root directory.
-        mode: u32,
+        /// The mode of its root directory; `None` is that of the directory there, 1777 where there was none.
+        mode: Option<u32>,
         /// Writing fails with EROFS.
         read_only: bool,
     },

@@ -41,13 +41,15 @@ pub(super) const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Directory,
+    /// A directory that everybody may write to: of a tmpfs, which takes the mode of what it covers.
+    Shared,
     File,
 }
 
 /// What the mount point of `source` must be.
 pub(super) fn kind_of(source: &Source) -> Result<Kind, Failure> {
     match source {
-        Source::Tmpfs { .. } => Ok(Kind::Directory),
+        Source::Tmpfs { .. } => Ok(Kind::Shared),
         Source::Bind { path, .. } => {
             let stat = rustix::fs::stat(path).during(|| format!("find the mount source {}", path.display()))?;
             Ok(kind_of_mode(stat.st_mode))
@@ -83,7 +85,7 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
     let sources = process
         .mounts
         .iter()
-        .map(|mount| Ok((mount, open_source(&mount.source)?)))
+        .map(|mount| Ok((mount, Opened::new(&mount.source)?)))
         .collect::<Result<Vec<_>, Failure>>()?;
 
     let proc = built_in(root, "/proc")?;
@@ -102,32 +104,57 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
     if process.security == Security::Sandbox {
         confine(root)?;
     }
-    for (mount, tree) in sources {
-        let name = mount.target.display().to_string();
-        let kind = kind_of_mode(rustix::fs::fstat(&tree).during(|| format!("look at the source of {name}"))?.st_mode);
-        attach(&tree, target(root, &mount.target, kind)?.as_fd(), &name)?;
+    for (mount, source) in sources {
+        source.attach(root, &mount.target)?;
     }
     Ok(())
 }
 
-/// The mount for a source, not yet attached.
-fn open_source(source: &Source) -> Result<OwnedFd, Failure> {
-    match source {
-        Source::Bind { path, read_only } => {
-            let tree = clone_tree(path)?;
-            if *read_only {
-                sys::make_read_only(tree.as_fd()).during(|| format!("make {} read-only", path.display()))?;
+/// A source that no later mount can cover any more.
+enum Opened {
+    /// The mount, not yet attached.
+    Tree(OwnedFd),
+    Tmpfs {
+        size_bytes: Option<u64>,
+        mode: Option<u32>,
+        read_only: bool,
+    },
+}
+
+impl Opened {
+    fn new(source: &Source) -> Result<Self, Failure> {
+        match source {
+            Source::Bind { path, read_only } => {
+                let tree = clone_tree(path)?;
+                if *read_only {
+                    sys::make_read_only(tree.as_fd()).during(|| format!("make {} read-only", path.display()))?;
+                }
+                Ok(Self::Tree(tree))
             }
-            Ok(tree)
+            &Source::Tmpfs { size_bytes, mode, read_only } => Ok(Self::Tmpfs { size_bytes, mode, read_only }),
         }
-        Source::Tmpfs { size_bytes, mode, read_only } => {
-            let mode = format!("{mode:o}");
-            let size = size_bytes.map(|size| size.to_string());
-            let mut options = vec![("mode", mode.as_str())];
-            options.extend(size.as_deref().map(|size| ("size", size)));
-            let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-            flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, *read_only);
-            new_mount("tmpfs", &options, flags).during(|| "make a tmpfs".into())
+    }
+
+    fn attach(self, root: BorrowedFd<'_>, place: &Path) -> Result<(), Failure> {
+        let name = place.display().to_string();
+        let looking = || format!("look at {name}");
+        match self {
+            Self::Tree(tree) => {
+                let kind = kind_of_mode(rustix::fs::fstat(&tree).during(looking)?.st_mode);
+                attach(&tree, target(root, place, kind)?.as_fd(), &name)
+            }
+            Self::Tmpfs { size_bytes, mode, read_only } => {
+                let point = target(root, place, Kind::Shared)?;
+                let covered = rustix::fs::fstat(&point).during(looking)?.st_mode & 0o7777;
+                let mode = format!("{:o}", mode.unwrap_or(covered));
+                let size = size_bytes.map(|size| size.to_string());
+                let mut options = vec![("mode", mode.as_str())];
+                options.extend(size.as_deref().map(|size| ("size", size)));
+                let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+                flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only);
+                let tree = new_mount("tmpfs", &options, flags).during(|| "make a tmpfs".into())?;
+                attach(&tree, point.as_fd(), &name)
+            }
         }
     }
 }
@@ -181,8 +208,8 @@ pub(super) fn target(root: BorrowedFd<'_>, path: &Path, kind: Kind) -> Result<Ow
     };
     let is = kind_of_mode(rustix::fs::fstat(&found).during(action)?.st_mode);
     match (kind, is) {
-        (Kind::Directory, Kind::File) => Err(Errno::NOTDIR).during(action),
-        (Kind::File, Kind::Directory) => Err(Errno::ISDIR).during(action),
+        (Kind::Directory | Kind::Shared, Kind::File) => Err(Errno::NOTDIR).during(action),
+        (Kind::File, Kind::Directory | Kind::Shared) => Err(Errno::ISDIR).during(action),
         _ => Ok(found),
     }
 }
@@ -254,7 +281,7 @@ fn confine(root: BorrowedFd<'_>) -> Result<(), Failure> {
         let Some(place) = find_if_there(root, &name)? else { continue };
         let action = || format!("hide {name}");
         let mask = match kind_of_mode(rustix::fs::fstat(&place).during(action)?.st_mode) {
-            Kind::Directory => {
+            Kind::Directory | Kind::Shared => {
                 new_mount("tmpfs", &[("size", "0"), ("nr_inodes", "1")], MountAttrFlags::MOUNT_ATTR_RDONLY)
                     .during(action)?
             }

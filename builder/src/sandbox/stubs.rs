@@ -104,14 +104,14 @@ impl Stub {
         };
         let is_ours = now.st_ino == self.inode
             && match self.kind {
-                Kind::Directory => FileType::from_raw_mode(now.st_mode) == FileType::Directory,
+                Kind::Directory | Kind::Shared => FileType::from_raw_mode(now.st_mode) == FileType::Directory,
                 Kind::File => FileType::from_raw_mode(now.st_mode) == FileType::RegularFile && now.st_size == 0,
             };
         if !is_ours {
             return Ok(());
         }
         let flags = match self.kind {
-            Kind::Directory => AtFlags::REMOVEDIR,
+            Kind::Directory | Kind::Shared => AtFlags::REMOVEDIR,
             Kind::File => AtFlags::empty(),
         };
         keeping_times(self.parent.as_fd(), || match rustix::fs::unlinkat(&self.parent, &self.name, flags) {
@@ -127,6 +127,11 @@ pub(super) fn make_at(parent: BorrowedFd<'_>, name: &OsStr, kind: Kind) -> Resul
     keeping_times(parent, || {
         match kind {
             Kind::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?,
+            Kind::Shared => {
+                rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+                // What the umask does not change.
+                rustix::fs::chmodat(parent, name, Mode::from_raw_mode(0o1777), AtFlags::empty())?;
+            }
             Kind::File => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
                 drop(rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644))?);

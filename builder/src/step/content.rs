@@ -13,7 +13,7 @@ use layerfs::{Attributes, DiffId, Digester, FileKind, Store, StoreError, Tree, T
 
 use crate::build::{Identity, Input};
 use crate::changeset::join;
-use crate::context::Patterns;
+use crate::changeset::select::Filter;
 
 /// Bytes read from a file at a time: enough for sequential reading to cost no more than that.
 const READ_BYTES: usize = 256 << 10;
@@ -27,8 +27,10 @@ pub(crate) struct ContentRules<'a> {
     pub(crate) counts_top: bool,
     /// Threads that read.
     pub(crate) threads: usize,
-    /// What is left out below a directory, with the text of it.
-    pub(crate) exclude: Option<(&'a Patterns, &'a [String])>,
+    /// What is left out below a directory.
+    pub(crate) filter: Filter<'a>,
+    /// The text of the filter; nothing is left out where it is empty.
+    pub(crate) filter_words: &'a [String],
 }
 
 struct Found {
@@ -51,8 +53,8 @@ pub(crate) fn identify(
         return listed(store, &input.tree, top, rules);
     };
     let mut place = format!("{chain} {} {} {}", top.0, rules.keeps_times, rules.counts_top);
-    if let Some((_, texts)) = rules.exclude {
-        place.push_str(&format!(" {texts:?}"));
+    if !rules.filter_words.is_empty() {
+        place.push_str(&format!(" {:?}", rules.filter_words));
     }
     let place = layerfs::digest_of(place.as_bytes());
     let note = format!("content-{}", place.digest());
@@ -79,7 +81,7 @@ fn listed(
 /// The digest of `top` and all below it, and what of it is where.
 fn digest(tree: &Arc<dyn Tree>, top: TreeInode, rules: ContentRules<'_>) -> io::Result<(String, Listing)> {
     let mut found = Vec::new();
-    collect(tree, top, Vec::new(), rules.exclude.map(|(patterns, _)| patterns), &mut found)?;
+    collect(tree, top, Vec::new(), rules.filter, &mut found)?;
     // Which names are links of one file makes a difference in a layer: each is known by the first of them.
     let mut names: HashMap<TreeInode, u32> = HashMap::new();
     for (position, entry) in (1..).zip(&mut found) {
@@ -236,31 +238,30 @@ impl Listing {
     }
 }
 
-/// Everything that is copied, in the order of the walk; an excluded directory is there only if something in it is.
+/// Everything that is copied, in the order of the walk; a directory that is not copied itself is there only if something
+/// in it is.
 fn collect(
     tree: &Arc<dyn Tree>,
     inode: TreeInode,
     path: Vec<u8>,
-    exclude: Option<&Patterns>,
+    filter: Filter<'_>,
     found: &mut Vec<Found>,
 ) -> io::Result<()> {
     let attributes = tree.attributes(inode)?;
-    let matched = exclude.filter(|_| !path.is_empty()).map(|patterns| (patterns, patterns.path(&path)));
-    let is_excluded = matched.as_ref().is_some_and(|(_, matched)| matched.is_excluded());
+    let is_taken = path.is_empty() || filter.takes(&path);
     let is_directory = attributes.kind == FileKind::Directory;
-    if let Some((patterns, matched)) = matched.filter(|_| is_excluded)
-        && !(is_directory && patterns.can_take_back_below(&path, &matched))
-    {
+    let may_be_on_the_way = is_directory && filter.may_take_below(&path);
+    if !is_taken && !may_be_on_the_way {
         return Ok(());
     }
     let begin = found.len();
     found.push(Found { path: path.clone(), inode, attributes, first_name: 0 });
     if is_directory {
         for entry in tree.entries(inode, 0, usize::MAX)? {
-            collect(tree, entry.inode, join(&path, &entry.name), exclude, found)?;
+            collect(tree, entry.inode, join(&path, &entry.name), filter, found)?;
         }
     }
-    if is_excluded && found.len() == begin + 1 {
+    if !is_taken && found.len() == begin + 1 {
         found.pop();
     }
     Ok(())

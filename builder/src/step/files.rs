@@ -11,7 +11,7 @@ use crate::accounts::Accounts;
 use crate::build::{Builder, Identity, Input};
 use crate::cache::{NamedContent, Work};
 use crate::changeset::copy::{Copier, CopyError, CopyOptions};
-use crate::changeset::select::{Selected, Source};
+use crate::changeset::select::{Filter, Include, SelectError, Selected, Source};
 use crate::changeset::unpack;
 use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
 use crate::commit::commit_changeset;
@@ -113,7 +113,7 @@ pub(crate) fn workdir(
     let accounts = accounts(&changes).map_err(site.because())?;
     let owner = match stage.config.config.user.as_str() {
         "" => Owner::default(),
-        user => accounts.owner(user, false).map_err(site.because())?,
+        user => accounts.owner(user, stage.diff_ids().is_empty()).map_err(site.because())?,
     };
     let options = vec!["workdir".to_owned(), name, format!("{}:{}", owner.uid, owner.gid)];
     builder.cached(stage, text, text, &Work::Files { inputs: Vec::new(), options }, |stage, _| {
@@ -149,9 +149,11 @@ struct Unpacks {
 
 /// One source.
 enum Item {
-    Files(Vec<Selected>),
-    /// A pattern that matches nothing in a directory that is there: `--parents` makes the destination all the same.
-    NoMatch,
+    Files {
+        found: Vec<Selected>,
+        /// What `--parents` takes below those.
+        include: Option<Include>,
+    },
     Inline {
         name: String,
         bytes: Arc<[u8]>,
@@ -175,6 +177,8 @@ impl Job {
         // As in BuildKit, here-documents come after all other sources: they win where several go to one file.
         let (paths, documents): (Vec<_>, Vec<_>) =
             files.sources.iter().partition(|source| matches!(source, FileSource::Path(_)));
+        let excludes: Vec<String> = files.excludes.iter().map(|word| word.text.clone()).collect();
+        let exclude = patterns(&excludes).map_err(site.because())?;
         let items = paths
             .into_iter()
             .chain(documents)
@@ -182,7 +186,9 @@ impl Job {
                 FileSource::Path(word) => {
                     let (text, site) = (expand(word)?, site.at(word.span));
                     match (SourceKind::of(&text).map_err(site.because())?, remote) {
-                        (SourceKind::Local, _) => select((&source, parents), &input, &text, &site),
+                        (SourceKind::Local, _) => {
+                            select(&source, &text, parents.then_some(exclude.as_ref()), (&input, &site))
+                        }
                         (SourceKind::Web, Some(remote)) => Ok(Item::Remote(Box::new(remote.file(&text, &site)?))),
                         (SourceKind::Git(reference), Some(remote)) => {
                             let name = reference.to_string();
@@ -212,16 +218,10 @@ impl Job {
                 other => other,
             })?),
         };
-        let excludes: Vec<String> = files.excludes.iter().map(|word| word.text.clone()).collect();
         let is_context = input.identity == Identity::Content;
         let epoch = stage.epoch.map(|seconds| Time { seconds, nanoseconds: 0 });
-        let options = CopyOptions {
-            owner,
-            mode,
-            exclude: patterns(&excludes).map_err(site.because())?,
-            modified: epoch.filter(|_| is_context),
-            made: made_time(stage),
-        };
+        let options =
+            CopyOptions { owner, mode, exclude, modified: epoch.filter(|_| is_context), made: made_time(stage) };
         let destination = from_root(stage, expand(&files.destination)?.as_bytes());
         Ok(Self {
             input,
@@ -256,12 +256,6 @@ impl Job {
 
     /// Everything of the sources that makes a difference for the layer.
     fn inputs(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, Box<dyn std::error::Error>> {
-        let rules = ContentRules {
-            keeps_times: self.options.modified.is_none(),
-            counts_top: self.parents,
-            threads: builder.request().threads,
-            exclude: self.options.exclude.as_ref().map(|patterns| (patterns, self.excludes.as_slice())),
-        };
         let mut inputs = Vec::new();
         for item in &self.items {
             match item {
@@ -275,44 +269,32 @@ impl Job {
                     inputs.push(NamedContent { name: remote.name.clone(), content: remote.key_word() });
                 }
                 Item::Repository(_, known) => inputs.push(known.clone()),
-                Item::NoMatch => {
-                    inputs.push(NamedContent { name: "a pattern".to_owned(), content: "no match".to_owned() });
-                }
-                Item::Files(selected) => {
-                    for one in selected {
+                Item::Files { found, include } => {
+                    let words: Vec<String> = include
+                        .iter()
+                        .map(|include| format!("only {}", include.text))
+                        .chain(self.excludes.clone())
+                        .collect();
+                    let exclude = self.options.exclude.as_ref();
+                    let filter = Filter { include: include.as_ref().map(|include| &include.patterns), exclude };
+                    let rules = ContentRules {
+                        keeps_times: self.options.modified.is_none(),
+                        counts_top: include.is_some(),
+                        threads: builder.request().threads,
+                        filter,
+                        filter_words: &words,
+                    };
+                    for one in found {
                         let content = content::identify(builder.store, &self.input, one.inode, rules)?;
-                        let name = shown(&one.path);
-                        inputs.push(NamedContent { name, content });
-                        if self.parents {
-                            inputs.extend(self.directories_above(one)?);
-                        }
+                        inputs.push(NamedContent { name: shown(&one.path), content });
+                    }
+                    if let Some(include) = include {
+                        inputs.push(NamedContent { name: "the pattern".to_owned(), content: include.text.clone() });
                     }
                 }
             }
         }
         Ok(inputs)
-    }
-
-    /// The directories from the pivot to a source, which `--parents` copies without what else is in them.
-    fn directories_above(&self, selected: &Selected) -> std::io::Result<Vec<NamedContent>> {
-        let tree = self.source.tree();
-        let mut above =
-            vec![NamedContent { name: "the pivot".to_owned(), content: shown(&selected.path[..selected.pivot]) }];
-        let (mut inode, mut path) = (selected.pivot_inode, selected.path[..selected.pivot].to_vec());
-        for name in crate::changeset::components(&selected.path[selected.pivot..]) {
-            path = join(&path, name);
-            // What is no directory was digested whole.
-            let Some(next) = tree.lookup(inode, name)? else { break };
-            let node = Node::of_tree(tree, next)?;
-            if node.attributes.kind != FileKind::Directory {
-                break;
-            }
-            let layerfs::Attributes { mode, uid, gid, .. } = node.attributes;
-            let content = format!("{mode:o} {uid} {gid} {:?}", node.xattrs);
-            above.push(NamedContent { name: format!("the directory {}", shown(&path)), content });
-            inode = next;
-        }
-        Ok(above)
     }
 
     fn option_words(&self) -> Vec<String> {
@@ -339,13 +321,10 @@ impl Job {
                     let copied = Copier::new(changes, &self.options, source).copy_repository(&self.destination);
                     copied.map_err(site.because())?;
                 }
-                Item::NoMatch if self.parents => {
-                    self.copier(changes).make_target(&self.destination).map_err(site.because())?;
-                }
-                Item::NoMatch => {}
-                Item::Files(selected) => {
-                    for one in selected {
-                        self.put_one(changes, one).map_err(site.because())?;
+                Item::Files { found, include } => {
+                    let include = include.as_ref().map(|include| &include.patterns);
+                    for one in found {
+                        self.put_one(changes, one, include).map_err(site.because())?;
                     }
                 }
             }
@@ -353,7 +332,12 @@ impl Job {
         Ok(())
     }
 
-    fn put_one(&self, changes: &mut ChangeSet, selected: &Selected) -> Result<(), CopyError> {
+    fn put_one(
+        &self,
+        changes: &mut ChangeSet,
+        selected: &Selected,
+        include: Option<&Patterns>,
+    ) -> Result<(), CopyError> {
         let tree = self.source.tree();
         let read = |cause| CopyError::Read { path: String::from_utf8_lossy(&selected.path).into_owned(), cause };
         if self.unpacks.local && tree.attributes(selected.inode).map_err(read)?.kind == FileKind::File {
@@ -362,11 +346,7 @@ impl Job {
                 return Ok(());
             }
         }
-        if self.parents {
-            self.copier(changes).copy_with_parents(selected, &self.destination)
-        } else {
-            self.copier(changes).copy(selected, &self.destination)
-        }
+        self.copier(changes).including(include).copy(selected, &self.destination)
     }
 
     fn put_remote(&self, changes: &mut ChangeSet, remote: &Remote) -> Result<(), CopyError> {
@@ -394,17 +374,23 @@ fn shown(path: &[u8]) -> String {
     }
 }
 
-fn select((source, parents): (&Source, bool), input: &Input, pattern: &str, site: &Site) -> Result<Item, BuildError> {
-    match source.select(pattern.as_bytes(), parents).map_err(site.because())? {
-        Some(selected) if selected.is_empty() && source.has_pivot(pattern.as_bytes()).map_err(site.because())? => {
-            Ok(Item::NoMatch)
-        }
-        Some(selected) => Ok(Item::Files(selected)),
-        None => {
-            let path = String::from_utf8_lossy(&clean(pattern.as_bytes())).into_owned();
-            Err(site.error(format!("\"/{path}\": not found in {}", input.label)).into())
-        }
-    }
+/// The files of one source; `exclude` is what a path that is named under `--parents` must not be.
+fn select(
+    source: &Source,
+    pattern: &str,
+    parents: Option<Option<&Patterns>>,
+    (input, site): (&Input, &Site),
+) -> Result<Item, BuildError> {
+    let found = match parents {
+        None => source.select(pattern.as_bytes()).map(|found| Item::Files { found, include: None }),
+        Some(exclude) => source
+            .select_parents(pattern.as_bytes(), exclude)
+            .map(|(found, include)| Item::Files { found, include: Some(include) }),
+    };
+    found.map_err(|error| match error {
+        SelectError::NotFound(_) => site.error(format!("{error} in {}", input.label)).into(),
+        other => site.because()(other),
+    })
 }
 
 fn patterns(excludes: &[String]) -> Result<Option<Patterns>, crate::context::BadPattern> {
@@ -426,6 +412,8 @@ fn mode(text: &str, site: &Site) -> Result<ModeChange, BuildError> {
 }
 
 fn owner(builder: &Builder<'_>, stage: &StageState, text: &str, is_link: bool) -> Result<Owner, BuildError> {
+    // As in BuildKit, what has no layer yet has no accounts to look in; what has one but no files of them knows root.
+    let is_link = is_link || stage.diff_ids().is_empty();
     let accounts = match is_link {
         true => Accounts::default(),
         false => {

@@ -20,7 +20,7 @@ use crate::build::{Builder, Identity, Input};
 use crate::cache::NamedContent;
 use crate::cache_mounts::Claimed;
 use crate::changeset::clean;
-use crate::changeset::select::Source;
+use crate::changeset::select::{Filter, Source};
 use crate::context::clean_path;
 use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
 use crate::error::{BuildError, Site};
@@ -144,7 +144,7 @@ impl StepMounts {
                 MountKind::Cache(cache) => prepared.cache(builder, cache, &place, site)?,
                 MountKind::Tmpfs { target, size_bytes, is_read_only } => prepared.mounts.push(sandbox::Mount {
                     target: target.into(),
-                    source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: 0o1777, read_only: *is_read_only },
+                    source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: None, read_only: *is_read_only },
                 }),
                 MountKind::Secret { id, target, env, is_required, ownership } => {
                     let Some(secret) = builder.request().secrets.get(id) else {
@@ -193,6 +193,7 @@ impl StepMounts {
         }
         let mut claimed = BTreeMap::new();
         for (name, (operation, site)) in wanted {
+            renew(builder, &name, site)?;
             let found = loop {
                 match claim(builder, &name, operation, site)? {
                     Some(found) => break found,
@@ -273,6 +274,7 @@ impl Prepared {
     fn claim_copy(&mut self, builder: &Builder<'_>, name: &str, site: &Site) -> Result<String, BuildError> {
         let copies = (1..).map(|copy| format!("{name}#{copy}"));
         for name in std::iter::once(name.to_owned()).chain(copies) {
+            renew(builder, &name, site)?;
             if let Some(claimed) = claim(builder, &name, FlockOperation::NonBlockingLockExclusive, site)? {
                 self.claimed.insert(name.clone(), claimed);
                 return Ok(name);
@@ -373,8 +375,13 @@ fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &S
         // A whole image is known by its layers: digesting all of it would take longer than most steps.
         Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
         _ => {
-            let threads = builder.request().threads;
-            let rules = ContentRules { keeps_times: false, counts_top: true, threads, exclude: None };
+            let rules = ContentRules {
+                keeps_times: false,
+                counts_top: true,
+                threads: builder.request().threads,
+                filter: Filter::default(),
+                filter_words: &[],
+            };
             content::identify(builder.store, input, inode, rules).map_err(site.because())
         }
     }
@@ -422,6 +429,15 @@ fn cache_name(builder: &Builder<'_>, cache: &CacheMount, site: &Site) -> Result<
         name.push_str(&format!("#from={:.16}", layerfs::digest_of(begin.as_bytes()).digest()));
     }
     Ok(name)
+}
+
+/// As in BuildKit, a cache begins anew for a stage that is built without the cache: once in a build.
+fn renew(builder: &Builder<'_>, name: &str, site: &Site) -> Result<(), BuildError> {
+    if !builder.is_without_cache() {
+        return Ok(());
+    }
+    let name = name.to_owned();
+    builder.shared.renewed.once(&name, || Claimed::renew(builder.store, &name)).map_err(site.because())
 }
 
 /// The directory of a cache, locked; `None` while others have it.

@@ -209,6 +209,8 @@ impl Job {
         builder.request().sandbox.apply(&mut process, scratch);
         process.env.clone_from(&self.env);
         process.env.extend_from_slice(&self.proxies);
+        // An empty one is none, as runc has it.
+        process.env.retain(|entry| entry != "HOME=");
         if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
             let home = identity.home.as_deref().filter(|home| !home.is_empty()).unwrap_or("/");
             process.env.push(format!("HOME={home}"));

@@ -156,11 +156,18 @@ fn a_secret_is_seen_by_its_step_only_and_another_one_is_no_miss() {
 #[test]
 fn a_cache_mount_stays_and_leaves_no_trace_in_the_layer() {
     let bench = Bench::with_busybox();
-    bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target=/c echo x >> /c/n && wc -l < /c/n > /count"));
-    assert_eq!(read(bench.tree(&["--no-cache"]).join("count")).trim(), "1");
-    let out = bench.tree(&["--no-cache"]);
-    assert_eq!(read(out.join("count")).trim(), "2");
-    assert!(!out.join("c/n").exists());
+    let count = |number: &str, more: &[&str]| {
+        let run = "RUN --mount=type=cache,target=/c echo x >> /c/n && wc -l < /c/n > /count";
+        bench.dockerfile(&format!("{SHELL}{run} # {number}\n{run}"));
+        let out = bench.tree(more);
+        assert!(!out.join("c/n").exists());
+        read(out.join("count")).trim().to_owned()
+    };
+    assert_eq!(count("one", &[]), "2");
+    assert_eq!(count("two", &[]), "4");
+    // Without the cache the first step that has it finds it empty.
+    assert_eq!(count("two", &["--no-cache"]), "2");
+    assert_eq!(count("three", &[]), "4");
 }
 
 #[test]

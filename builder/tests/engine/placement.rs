@@ -76,7 +76,9 @@ fn two_stars_are_many_directories_only_under_parents() {
     assert_eq!(found("COPY **/**/*.txt /o/"), ["c.txt"]);
     assert_eq!(found("COPY x/** /o/"), ["b.txt", "c.txt"]);
     assert_eq!(found("COPY --parents **/*.txt /o/"), ["a.txt", "x"]);
-    assert_eq!(found("COPY --parents **/./*.txt /o/"), ["b.txt"]);
+    assert_eq!(found("COPY --parents **/./*.txt /o/"), ["a.txt", "b.txt"]);
+    assert_eq!(found("COPY --parents */./*.txt /o/"), ["b.txt"]);
+    assert_eq!(found("COPY --parents x/./**/*.txt /o/"), ["b.txt", "y"]);
 }
 
 #[test]
@@ -224,5 +226,71 @@ fn a_wildcard_may_match_nothing_but_not_in_a_directory_that_is_missing() {
         bench.dockerfile(&format!("FROM scratch\n{line}\n"));
         let done = bench.build(&[]);
         assert_eq!(done.code, Some(if is_good { 0 } else { 1 }), "{line}: {}", done.stderr);
+    }
+}
+
+#[test]
+fn what_is_left_out_under_parents_is_seen_from_the_pivot_and_may_be_what_was_named() {
+    let bench = Bench::new();
+    bench.file("d/x.txt", "").file("d/s/y.md", "").file("d/s/z/q.txt", "");
+    let found = |line: &str| {
+        bench.dockerfile(&format!("FROM scratch\n{line}\n"));
+        bench.tree(&[])
+    };
+    assert_eq!(names(&found("COPY --parents --exclude=d/s d /o/").join("o/d")), ["x.txt"]);
+    assert_eq!(names(&found("COPY --parents --exclude=s d /o/").join("o/d")), ["s", "x.txt"]);
+    assert_eq!(names(&found("COPY --parents --exclude=s/*.md d/./s /o/").join("o/s")), ["z"]);
+    assert_eq!(names(&found("COPY --parents --exclude=d --exclude=!d/s d /o/").join("o/d")), ["s"]);
+    assert_eq!(names(&found("COPY --parents --exclude=**/y.md d/*/y.md /o/").join("o")), [""; 0]);
+    for line in ["--exclude=d/x.txt d/x.txt", "--exclude=** d", ".", "d/./", "d/./nowhere", "nowhere/./x"] {
+        bench.dockerfile(&format!("FROM scratch\nCOPY --parents {line} /o/\n"));
+        assert!(bench.build(&[]).fails(1).contains("not found in the build context"), "{line}");
+    }
+}
+
+#[test]
+fn a_wildcard_that_matches_a_link_to_nowhere_fails_as_its_name_would() {
+    let bench = Bench::new();
+    bench.file("d/f", "");
+    std::os::unix::fs::symlink("nowhere", bench.path("context/d/link")).expect("a link");
+    for line in ["COPY d/link /o/", "COPY d/l* /o/", "COPY d/* /o/"] {
+        bench.dockerfile(&format!("FROM scratch\n{line}\n"));
+        assert!(bench.build(&[]).fails(1).contains("\"/d/link\": not found"), "{line}");
+    }
+    bench.dockerfile("FROM scratch\nCOPY d* /o/\n");
+    assert_eq!(names(&bench.tree(&[]).join("o")), ["f", "link"]);
+}
+
+#[test]
+fn links_between_files_last_within_one_copy_of_parents() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}RUN touch /h1 && ln h1 /h2\nFROM scratch\nCOPY --from=shell --parents /h* /\n"));
+    assert_eq!(fs::metadata(bench.tree(&[]).join("h1")).expect("there").nlink(), 2);
+}
+
+#[test]
+fn the_last_member_that_names_a_file_says_whose_it_is_and_pax_records_when_it_was_changed() {
+    let bench = Bench::new();
+    let program = "import sys, tarfile, io\nwith tarfile.open(sys.argv[1], 'w', format=tarfile.PAX_FORMAT) as t:\n  m = tarfile.TarInfo('a'); m.mtime = 1600000000.75; t.addfile(m)\n  m = tarfile.TarInfo('b'); m.type = tarfile.LNKTYPE; m.linkname = 'a'; m.mode = 0o751; m.uid = 9; m.mtime = 1500000000.9; t.addfile(m)\n  m = tarfile.TarInfo('c'); m.mtime = 1600000000.75; t.addfile(m)\n";
+    run("python3", &["-c", program, bench.path("context/a.tar").to_str().expect("text")]);
+    bench.dockerfile("FROM scratch\nADD a.tar /\n");
+    let tree = bench.tree(&["--source-date-epoch", "none"]);
+    let facts = |name: &str| {
+        let status = fs::metadata(tree.join(name)).expect("there");
+        (status.mode() & 0o7777, status.uid(), status.mtime())
+    };
+    assert_eq!((facts("a"), facts("b")), ((0o751, 9, 1_500_000_000), (0o751, 9, 1_500_000_000)));
+    assert_eq!(facts("c").2, 1_600_000_000);
+}
+
+#[test]
+fn names_are_unknown_where_no_layer_is_yet() {
+    let bench = Bench::new();
+    bench.file("f", "1");
+    for line in ["COPY --chown=app f /", "USER app\nWORKDIR /x"] {
+        bench.dockerfile(&format!("FROM scratch\n{line}\n"));
+        assert!(bench.build(&[]).fails(1).contains("unable to find user app"), "{line}");
+        bench.dockerfile(&format!("FROM scratch\nCOPY f /g\n{line}\n"));
+        bench.build(&[]).succeeds();
     }
 }

@@ -125,3 +125,11 @@ fn a_directory_that_others_are_copied_to_gets_the_time_of_the_last() {
     assert_eq!((time("t"), time("t/f"), time("n")), (1000, 1000, 1000));
     assert_eq!(names(&tree.join("t")), ["f", "g"]);
 }
+
+#[test]
+fn half_a_pair_of_units_in_json_is_the_replacement_character() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nCMD [\"\\ud83d\\ude00\", \"\\ud83d\", \"\\\\ud83d\"]\n");
+    let config = bench.build(&["-t", "app"]).config();
+    assert_eq!(config["config"]["Cmd"], serde_json::json!(["\u{1f600}", "\u{fffd}", "\\ud83d"]));
+}

@@ -161,7 +161,7 @@ impl Memory {
     }
 
     fn at(self, target: &str) -> Result<Mount, String> {
-        let source = Source::Tmpfs { size_bytes: self.size_bytes, mode: self.mode, read_only: false };
+        let source = Source::Tmpfs { size_bytes: self.size_bytes, mode: Some(self.mode), read_only: false };
         Ok(Mount { target: absolute(target)?, source })
     }
 }

@@ -311,7 +311,8 @@ impl Values {
             "readwrite" => self.is_writable = Some(truth().ok_or_else(wrong)?),
             "required" => self.is_required = truth().ok_or_else(wrong)?,
             "size" => self.size_bytes = Some(parse_size(&text).ok_or_else(wrong)?),
-            "mode" => self.ownership.mode = Some(number(&text, 8).filter(|mode| *mode <= 0o7777).ok_or_else(wrong)?),
+            // Permissions only: what else the number says is lost in BuildKit, too.
+            "mode" => self.ownership.mode = Some(number(&text, 8).ok_or_else(wrong)? & 0o777),
             "uid" => self.ownership.uid = Some(number(&text, 10).ok_or_else(wrong)?),
             "gid" => self.ownership.gid = Some(number(&text, 10).ok_or_else(wrong)?),
             other => unreachable!("KEYS has no {other}"),
@@ -326,6 +327,9 @@ impl Values {
         }
         if self.sharing.is_some() && self.kind != Type::Cache {
             return invalid(format!("invalid cache sharing set for {name} mount"));
+        }
+        if self.source.is_some() && self.kind == Type::Tmpfs {
+            return invalid(format!("source is not allowed for {name:?} type mounts"));
         }
         let is_writable = self.is_writable.unwrap_or(matches!(self.kind, Type::Cache | Type::Tmpfs));
         // Without one the mount is at the working directory, as moby's own Dockerfile has it.
@@ -458,6 +462,7 @@ mod tests {
     fn a_mount_without_a_target_is_at_the_working_directory() {
         assert!(matches!(evaluate("from=x"), Ok(MountKind::Bind { target, .. }) if target.is_empty()));
         assert!(matches!(evaluate("type=tmpfs"), Ok(MountKind::Tmpfs { target, .. }) if target.is_empty()));
+        assert!(evaluate("type=tmpfs,target=/t,source=/s").is_err());
         assert!(matches!(evaluate("type=cache,id=a"), Ok(MountKind::Cache(cache)) if cache.target.is_empty()));
     }
 
