@@ -31,6 +31,7 @@ use crate::remote_cache::{RemoteCaches, StepResult};
 use crate::request::{BuildRequest, MainContext, NamedContext, Times};
 use crate::schedule::Schedule;
 use crate::stage::StageState;
+use crate::step::dated::Dated;
 use crate::step::{Evaluation, config, files, run};
 
 /// What a build made.
@@ -230,6 +231,15 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// As [`Self::input`], of a stage as [`Self::dated_tree`].
+    pub(crate) fn dated_input(&self, from: SourceName<'_>, site: &Site) -> Result<Input, BuildError> {
+        let input = self.input(from, site)?;
+        match self.image.plan.origin(self.request(), self.index, from, site)? {
+            Origin::Stage(index) => Ok(Input { tree: self.dated_tree(&self.image.stage(index)?)?, ..input }),
+            _ => Ok(input),
+        }
+    }
+
     /// A context that is no image.
     fn files(&self, context: &NamedContext, label: &str) -> Result<Input, BuildError> {
         match context {
@@ -271,6 +281,14 @@ impl<'a> Builder<'a> {
     /// The merged tree of a stage as far as it is built.
     pub(crate) fn tree(&self, stage: &StageState) -> Result<Arc<dyn Tree>, BuildError> {
         Ok(self.store.tree(&stage.diff_ids())?)
+    }
+
+    /// The same for a step that keeps something from build to build: there it matters which files are new.
+    pub(crate) fn dated_tree(&self, stage: &StageState) -> Result<Arc<dyn Tree>, BuildError> {
+        let tree = self.store.tree(&stage.diff_ids())?;
+        let Some(epoch_seconds) = stage.epoch else { return Ok(tree) };
+        let dated = Dated::new(tree, stage.base_layers(), epoch_seconds);
+        Ok(Arc::new(dated.map_err(BuildError::file("look at the layers of", self.store.root()))?))
     }
 
     /// The tree with nothing in it.

@@ -106,6 +106,11 @@ impl StageState {
         self.layers.iter().map(|layer| layer.diff_id).collect()
     }
 
+    /// How many of the layers are the base image's: those that were a part of an image before.
+    pub(crate) fn base_layers(&self) -> usize {
+        self.layers.iter().take_while(|layer| layer.blob.is_some()).count()
+    }
+
     /// The identity of the stack; empty for a stage without layers.
     pub(crate) fn chain(&self) -> String {
         ChainId::of_stack(&self.diff_ids()).map(|chain| chain.to_string()).unwrap_or_default()

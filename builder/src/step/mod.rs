@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod config;
 pub(crate) mod content;
+pub(crate) mod dated;
 pub(crate) mod files;
 pub(crate) mod mounts;
 pub(crate) mod remote;

@@ -99,6 +99,11 @@ impl StepMounts {
         Ok(Self { kinds })
     }
 
+    /// Whether the step finds what an earlier build left.
+    pub(crate) fn has_cache(&self) -> bool {
+        self.kinds.iter().any(|(kind, _)| matches!(kind, MountKind::Cache(_)))
+    }
+
     /// What of the mounts goes into the step's key: what they show, but neither secrets nor what caches hold by now.
     /// All stages that they need are built then: a step that runs has a turn, and may wait for no other.
     pub(crate) fn key_words(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, BuildError> {
@@ -138,7 +143,10 @@ impl StepMounts {
             let place = scratch.join(format!("mount-{number}"));
             match kind {
                 MountKind::Bind { from, source, target, is_writable } => {
-                    let input = input(builder, from.as_deref(), site)?;
+                    let input = match from {
+                        Some(from) if self.has_cache() => builder.dated_input(SourceName::Mount(from), site)?,
+                        _ => input(builder, from.as_deref(), site)?,
+                    };
                     prepared.bind(&input, source.as_deref(), target, *is_writable, &place, site)?;
                 }
                 MountKind::Cache(cache) => prepared.cache(builder, cache, &place, site)?,

@@ -140,8 +140,8 @@ impl Job {
         std::fs::create_dir(&merged).map_err(BuildError::file("create", &merged))?;
         let mut prepared = self.mounts.prepare(builder, &scratch)?;
         self.add_script(&mut prepared.mounts, &scratch).map_err(site.because())?;
-        let union = open_union(Arc::clone(&tree), &upper.upper(), &upper.work(), UpperLife::Temporary)
-            .map_err(site.because())?;
+        let shown = if self.mounts.has_cache() { builder.dated_tree(stage)? } else { Arc::clone(&tree) };
+        let union = open_union(shown, &upper.upper(), &upper.work(), UpperLife::Temporary).map_err(site.because())?;
         if builder.request().sandbox.plane == Plane::Overlay && !has_trusted_marks() {
             let message = "the overlay plane is not for builds in a user namespace: the kernel splits hard links there, \
                 and the image would depend on the plane";

@@ -102,3 +102,41 @@ fn what_is_no_cache_mount_changes_none() {
     assert!(bench.nacre(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains("d/.wh.a"));
     assert!(!Path::new(&bench.path("layout")).exists());
 }
+
+/// Compiles what is newer than what it made before, as make and cargo do; busybox' own `-nt` looks at whole seconds.
+const MAKE: &str = "time() { stat -c %y $1; }; for name in a b c; do \
+        if [ -e /cache/$name ] && [ \"$(time /cache/$name)\" \\> \"$(time /src/$name/in)\" ]; then echo kept $name; \
+        else cp /src/$name/in /cache/$name; echo made $name; fi; \
+    done; cp -r /cache /out";
+
+#[test]
+fn what_a_cache_holds_of_a_source_that_changed_since_is_older_than_the_source() {
+    let bench = Bench::with_busybox();
+    let mounts = "--mount=type=cache,target=/cache --mount=type=bind,from=c,target=/src/c";
+    let dockerfile = format!("FROM scratch AS c\nCOPY c /\n{SHELL}COPY a /src/a\nCOPY b /src/b\nRUN {mounts} {MAKE}\n");
+    bench.dockerfile(&dockerfile);
+    let write = |name: &str, text: &str| drop(bench.file(&format!("{name}/in"), text));
+    let made = |what: [&str; 3]| {
+        let stderr = bench.build(&["-t", "app"]).succeeds().stderr;
+        assert!(what.iter().all(|word| stderr.contains(word)), "{what:?}: {stderr}");
+    };
+    for name in ["a", "b", "c"] {
+        write(name, "one");
+    }
+    made(["made a", "made b", "made c"]);
+    write("b", "two");
+    made(["kept a", "made b", "kept c"]);
+    // A step that fails changes nothing of that: what is new stays new until it was compiled.
+    write("b", "three");
+    write("c", "three");
+    bench.dockerfile(&dockerfile.replace("for name", "exit 3; for name"));
+    assert!(bench.build(&[]).stderr.contains("exit code: 3"));
+    bench.dockerfile(&dockerfile);
+    made(["kept a", "made b", "made c"]);
+    // No time of an arrival is in a layer.
+    let out = bench.tree(&[]);
+    assert_eq!(fs::read_to_string(out.join("out/b")).expect("built"), "three");
+    let time = |path: &str| fs::metadata(out.join(path)).expect("built").modified().expect("a time");
+    assert_eq!(time("src/b/in"), time("src/a/in"));
+    assert_eq!(time("out/b"), time("src/a/in"));
+}

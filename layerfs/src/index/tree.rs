@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::file::{IndexError, IndexFile};
 use super::format::InodeRecord;
@@ -37,6 +38,23 @@ impl TreeIndex {
     /// The layers that it was made of, lowest first.
     pub fn layers(&self) -> Vec<DiffId> {
         self.index.layers()
+    }
+
+    /// Which layer the content of a file lies in, counted from the lowest; `None` for what is no file.
+    ///
+    /// # Errors
+    /// As for every function of a tree.
+    pub fn layer_of(&self, inode: TreeInode) -> io::Result<Option<usize>> {
+        let record = self.inode(inode)?;
+        Ok((record.kind == FileKind::File).then_some(record.layer as usize))
+    }
+
+    /// When each layer came into the store, lowest first.
+    ///
+    /// # Errors
+    /// If the file system does not say.
+    pub fn arrivals(&self) -> io::Result<Vec<SystemTime>> {
+        self.tars.iter().map(|tar| tar.metadata()?.modified()).collect()
     }
 
     fn inode(&self, inode: TreeInode) -> io::Result<InodeRecord> {
