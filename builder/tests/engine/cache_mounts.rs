@@ -115,7 +115,7 @@ fn what_a_cache_holds_of_a_source_that_changed_since_is_older_than_the_source() 
     let mounts = "--mount=type=cache,target=/cache --mount=type=bind,from=c,target=/src/c";
     let dockerfile = format!("FROM scratch AS c\nCOPY c /\n{SHELL}COPY a /src/a\nCOPY b /src/b\nRUN {mounts} {MAKE}\n");
     bench.dockerfile(&dockerfile);
-    let write = |name: &str, text: &str| drop(bench.file(&format!("{name}/in"), text));
+    let write = |name: &str, text: &str| _ = bench.file(&format!("{name}/in"), text);
     let made = |what: [&str; 3]| {
         let stderr = bench.build(&["-t", "app"]).succeeds().stderr;
         assert!(what.iter().all(|word| stderr.contains(word)), "{what:?}: {stderr}");
