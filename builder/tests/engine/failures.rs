@@ -206,3 +206,13 @@ fn devices_for_a_step_are_an_error_that_names_the_flag() {
     let said = bench.dockerfile(&format!("{SHELL}RUN --device=vendor.com/device=foo true")).build(&[]).fails(1);
     assert!(said.contains("--device"), "{said}");
 }
+
+#[test]
+fn a_trigger_that_fails_is_shown_at_the_from_that_brought_it() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!("{SHELL}ONBUILD RUN exit 4\n\n# between\nFROM shell\n"));
+    let failed = bench.build(&[]);
+    assert!(failed.stderr.contains("exit code: 4"), "{}", failed.stderr);
+    // SHELL has three lines.
+    assert!(failed.stderr.contains("Dockerfile:7"), "{}", failed.stderr);
+}

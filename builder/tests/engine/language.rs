@@ -183,3 +183,21 @@ fn a_build_that_failed_does_not_wait_for_servers_that_say_nothing() {
     server.join().expect("no panic").into_iter().for_each(|one| one.join().expect("no panic"));
     bench.assert_clean();
 }
+
+#[test]
+fn a_step_sees_its_mounts_and_its_user_as_in_buildkit() {
+    let bench = Bench::with_busybox();
+    bench.dockerfile(&format!(
+        "{SHELL}RUN mkdir -m 0750 /covered\n\
+         RUN --mount=type=tmpfs,target=/covered --mount=type=tmpfs,target=/made \
+         [ \"$(stat -c %a /covered)\" = 750 ] && [ \"$(stat -c %a /made)\" = 1777 ]\n\
+         RUN --mount=type=cache,target=/cache,mode=04711 --mount=type=secret,id=word,mode=04440 \
+         [ \"$(stat -c %a /cache)\" = 711 ] && [ \"$(stat -c %a /run/secrets/word)\" = 440 ]\n\
+         ENV HOME=\n\
+         RUN [ \"$HOME\" = / ]\n\
+         USER 5:6:7\n\
+         RUN [ \"$(id -u):$(id -g)\" = 5:6 ]\n"
+    ));
+    bench.file("word", "of mouth");
+    bench.build(&["--secret", "id=word,src=context/word"]).succeeds();
+}
