@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use fixtures::registry::Registry;
 
 use crate::peers::{finish, run as run_program, spread, timed};
@@ -47,23 +47,18 @@ pub(crate) fn run(nacre: &Path, rounds: usize, args: &Args) -> anyhow::Result<Ta
     fill(&context, args)?;
     let base = format!("{}/base", registry.address());
     push_base(nacre, scratch.path(), &args.base, &base)?;
-    let mut times: Vec<[Vec<Duration>; 3]> = Vec::new();
-    let mut names = Vec::new();
+    let mut names = vec!["buildah", "nacre, fuse", "nacre, overlay"];
+    names.extend(args.buildkit.iter().map(|_| "buildkit"));
+    let mut times: Vec<[Vec<Duration>; 3]> = names.iter().map(|_| Default::default()).collect();
     for round in 0..rounds {
         // Where nobody built before: the first build is one, and finds a part of the disk where nothing was removed.
         let place = |name: &str| scratch.path().join(format!("{name}-{round}"));
-        let mut contenders = vec![("buildah", Contender::Buildah { root: place("buildah") })];
+        let nacre = |plane| Contender::Nacre { program: nacre.to_owned(), store: place(plane), plane };
+        let mut contenders = vec![Contender::Buildah { root: place("buildah") }, nacre("fuse"), nacre("overlay")];
         if let Some(programs) = &args.buildkit {
-            contenders
-                .push(("buildkit", Contender::BuildKit(BuildKit::start(programs, &place("buildkit"), &registry)?)));
+            contenders.push(Contender::BuildKit(BuildKit::start(programs, &place("buildkit"), &registry)?));
         }
-        for plane in ["fuse", "overlay"] {
-            let contender = Contender::Nacre { program: nacre.to_owned(), store: place(plane), plane };
-            contenders.push((if plane == "fuse" { "nacre, fuse" } else { "nacre, overlay" }, contender));
-        }
-        names = contenders.iter().map(|(name, _)| *name).collect();
-        times.resize_with(contenders.len(), Default::default);
-        for (column, (_, contender)) in contenders.iter().enumerate() {
+        for (column, contender) in contenders.iter().enumerate() {
             let target = format!("{}/result-{column}", registry.address());
             let mut build = |row: usize| -> anyhow::Result<()> {
                 times[column][row].push(timed(|| contender.build(&context, &base, &target))?);
@@ -127,13 +122,7 @@ impl BuildKit {
         command.args(["--oci-worker-net", "host"]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let daemon = command.spawn().context("cannot start buildkitd")?;
         let started = Self { client: programs.join("buildctl"), address, daemon };
-        let start = Instant::now();
-        while let Err(error) = finish(started.client().args(["debug", "workers"])) {
-            if start.elapsed() > Duration::from_secs(30) {
-                bail!("buildkitd does not answer: {error:#}");
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        finish(started.client().args(["--wait", "--timeout", "30", "debug", "workers"])).context("buildkitd")?;
         Ok(started)
     }
 

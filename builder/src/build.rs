@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use layerfs::{DiffId, Layer, Packing, StepClaim, Store, Tree};
+use layerfs::{DiffId, Layer, Packing, StepClaim, Store, Tree, TreeIndex};
 use oci_spec::image::Descriptor;
 use registry_client::{Client, Platform};
 
@@ -211,13 +211,28 @@ impl<'a> Builder<'a> {
 
     /// What `--from` or `from=` names.
     pub(crate) fn input(&self, from: SourceName<'_>, site: &Site) -> Result<Input, BuildError> {
+        self.input_as(from, site, |_, tree| Ok(tree))
+    }
+
+    /// As [`Self::input`], of a stage as [`Self::dated`].
+    pub(crate) fn dated_input(&self, from: SourceName<'_>, site: &Site) -> Result<Input, BuildError> {
+        self.input_as(from, site, |stage, tree| self.dated(stage, tree))
+    }
+
+    fn input_as(
+        &self,
+        from: SourceName<'_>,
+        site: &Site,
+        shown: impl Fn(&StageState, Arc<TreeIndex>) -> Result<Arc<dyn Tree>, BuildError>,
+    ) -> Result<Input, BuildError> {
         let origin = self.image.plan.origin(self.request(), self.index, from, site)?;
         let label = format!("\"{}\"", from.text());
         match origin {
             Origin::Scratch => Ok(Input { tree: self.empty_tree()?, identity: Identity::Chain(String::new()), label }),
             Origin::Stage(index) => {
                 let stage = self.image.stage(index)?;
-                Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
+                let tree = shown(&stage, self.tree(&stage)?)?;
+                Ok(Input { tree, identity: Identity::Chain(stage.chain()), label })
             }
             Origin::Context(context @ (NamedContext::Directory(_) | NamedContext::Remote(_))) => {
                 self.files(&context, &label).map_err(site.of())
@@ -228,15 +243,6 @@ impl<'a> Builder<'a> {
                 let stage = StageState::on_image(image.config, image.layers);
                 Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
             }
-        }
-    }
-
-    /// As [`Self::input`], of a stage as [`Self::dated_tree`].
-    pub(crate) fn dated_input(&self, from: SourceName<'_>, site: &Site) -> Result<Input, BuildError> {
-        let input = self.input(from, site)?;
-        match self.image.plan.origin(self.request(), self.index, from, site)? {
-            Origin::Stage(index) => Ok(Input { tree: self.dated_tree(&self.image.stage(index)?)?, ..input }),
-            _ => Ok(input),
         }
     }
 
@@ -279,13 +285,12 @@ impl<'a> Builder<'a> {
     }
 
     /// The merged tree of a stage as far as it is built.
-    pub(crate) fn tree(&self, stage: &StageState) -> Result<Arc<dyn Tree>, BuildError> {
+    pub(crate) fn tree(&self, stage: &StageState) -> Result<Arc<TreeIndex>, BuildError> {
         Ok(self.store.tree(&stage.diff_ids())?)
     }
 
-    /// The same for a step that keeps something from build to build: there it matters which files are new.
-    pub(crate) fn dated_tree(&self, stage: &StageState) -> Result<Arc<dyn Tree>, BuildError> {
-        let tree = self.store.tree(&stage.diff_ids())?;
+    /// The tree of a stage for a step that keeps something from build to build: there it matters which files are new.
+    pub(crate) fn dated(&self, stage: &StageState, tree: Arc<TreeIndex>) -> Result<Arc<dyn Tree>, BuildError> {
         let Some(epoch_seconds) = stage.epoch else { return Ok(tree) };
         let dated = Dated::new(tree, stage.base_layers(), epoch_seconds);
         Ok(Arc::new(dated.map_err(BuildError::file("look at the layers of", self.store.root()))?))

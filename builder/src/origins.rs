@@ -17,7 +17,7 @@ use crate::image::ImageConfig;
 use crate::materials::{Material, image_uri};
 use crate::place::{MOST_CONFIG_BYTES, StorePlace, StoredImage, described};
 use crate::plan::Origin;
-use crate::pulled::pull_to;
+use crate::pulled::pull;
 use crate::request::{BuildRequest, NamedContext};
 
 /// The image of an origin, brought into the store if it is not there.
@@ -72,7 +72,7 @@ fn named(
     }
     let place = StorePlace::new(builder.store, Some(&reference.familiar())).until(builder.shared.schedule.stop());
     let policy = &builder.request().trust;
-    let pulled = pull_to(&place, builder.client, &reference, policy, &one(platform), progress)?;
+    let pulled = pull(&place, builder.client, &reference, policy, &one(platform), progress)?;
     StoredImage::open(builder.store, &pulled.manifest)
 }
 

@@ -3,7 +3,6 @@
 //! Invariant: what the store has as the registry has it now is not asked for again, which Docker Hub would count: it is
 //! looked up with a `HEAD`. Where a policy demands signatures all is read and checked anew.
 
-use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{
     Client, Copied, CopyOptions, Error, ImageName, PlatformChoice, Policy, Progress, Reference, RegistrySource, Source,
@@ -26,24 +25,11 @@ pub struct Pulled {
     pub copied: Option<Copied>,
 }
 
-/// Brings what a registry has under a name into the store, under that name.
+/// Brings what a registry has under a name into the store; the place there has that name.
 ///
 /// # Errors
 /// If the registry has it not, the policy does not let it in, or as [`copy`].
 pub fn pull(
-    store: &Store,
-    client: &Client,
-    reference: &Reference,
-    policy: &Policy,
-    options: &CopyOptions,
-    progress: &dyn Progress,
-) -> Result<Pulled, Error> {
-    let place = StorePlace::new(store, Some(&reference.familiar()));
-    pull_to(&place, client, reference, policy, options, progress)
-}
-
-/// The same to a place that has this name.
-pub(crate) fn pull_to(
     place: &StorePlace<'_>,
     client: &Client,
     reference: &Reference,

@@ -123,7 +123,8 @@ impl StepMounts {
                     NamedContent { name, content: shown }
                 }
                 MountKind::Cache(cache) => {
-                    // As in BuildKit, which cache it is and who else may use it change no result.
+                    // As in BuildKit, which cache it is and who else may use it change no result; of the usual one the
+                    // name counts, in which the frontend's namespace is.
                     let is_usual = cache.sharing == Sharing::Shared && cache.id.as_ref() == Some(&cache.target);
                     let id = is_usual.then(|| builder.shared.frontend.cache_id(&cache.target));
                     let word = MountKind::Cache(CacheMount { id, sharing: Sharing::Shared, ..cache.clone() });

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use layerfs::{DiffId, MountOptions, Plane, UpperLife, mount};
+use layerfs::{DiffId, MountOptions, Plane, Tree, UpperLife, mount};
 
 use super::config::PROXY_ARGUMENTS;
 use super::files::accounts;
@@ -129,7 +129,9 @@ impl Job {
         site: &Site,
     ) -> Result<DiffId, BuildError> {
         machine::check(builder.platform(), &builder.request().build_platform).map_err(site.because())?;
-        let tree = builder.tree(stage)?;
+        let index = builder.tree(stage)?;
+        let shown = if self.mounts.has_cache() { builder.dated(stage, Arc::clone(&index))? } else { index.clone() };
+        let tree: Arc<dyn Tree> = index;
         let identity = accounts(&ChangeSet::new(Arc::clone(&tree)))
             .map_err(site.because())?
             .identity(&stage.config.config.user)
@@ -140,7 +142,6 @@ impl Job {
         std::fs::create_dir(&merged).map_err(BuildError::file("create", &merged))?;
         let mut prepared = self.mounts.prepare(builder, &scratch)?;
         self.add_script(&mut prepared.mounts, &scratch).map_err(site.because())?;
-        let shown = if self.mounts.has_cache() { builder.dated_tree(stage)? } else { Arc::clone(&tree) };
         let union = open_union(shown, &upper.upper(), &upper.work(), UpperLife::Temporary).map_err(site.because())?;
         if builder.request().sandbox.plane == Plane::Overlay && !has_trusted_marks() {
             let message = "the overlay plane is not for builds in a user namespace: the kernel splits hard links there, \

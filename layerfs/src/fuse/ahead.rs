@@ -13,6 +13,7 @@ use std::{
 
 use rustix::io::{Errno, Result};
 
+use super::reply::notice;
 use crate::{
     tree::{FileKind, Tree, TreeInode},
     union::Union,
@@ -161,22 +162,13 @@ impl<T: Tree> Giver<T> {
         if tree.read_at(TreeInode(inode), 0, content).map_err(failed)? < content.len() {
             return Err(Errno::IO);
         }
-        let message = stored(inode, content.len());
+        /// `FUSE_NOTIFY_STORE`: 32 bits of size, and as many of nothing.
+        const STORE: i32 = 4;
+        let mut size = [0; 8];
+        size[..4].copy_from_slice(&u32::try_from(content.len()).expect("a small file").to_ne_bytes());
+        let message = notice(STORE, inode, 0, size, content.len());
         rustix::io::writev(&self.device, &[IoSlice::new(&message), IoSlice::new(content)]).map(drop)
     }
-}
-
-/// The head of `FUSE_NOTIFY_STORE` for a file from its beginning: `fuse_out_header` and `fuse_notify_store_out`.
-fn stored(inode: u64, size: usize) -> [u8; 40] {
-    const STORE: i32 = 4;
-    let size = u32::try_from(size).expect("a small file");
-    let mut message = [0; 40];
-    let length = size + u32::try_from(message.len()).expect("40");
-    message[..4].copy_from_slice(&length.to_ne_bytes());
-    message[4..8].copy_from_slice(&STORE.to_ne_bytes());
-    message[16..24].copy_from_slice(&inode.to_ne_bytes());
-    message[32..36].copy_from_slice(&size.to_ne_bytes());
-    message
 }
 
 #[cfg(test)]

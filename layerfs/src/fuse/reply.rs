@@ -12,6 +12,9 @@ pub(super) const VERSION: (u32, u32) = (7, 38);
 
 const OUT_HEADER_BYTES: usize = 16;
 
+/// The header and three numbers.
+const NOTICE_BYTES: usize = OUT_HEADER_BYTES + 24;
+
 /// Requests of the page cache that may wait here at once; three quarters of them make it hold back more. All may wait
 /// for one large file that is copied up, so threads are left for everyone else. One such request carries up to 1 MiB:
 /// more of them are no faster.
@@ -31,6 +34,19 @@ pub(crate) struct Attributes {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) device: u32,
+}
+
+/// What the kernel is told unasked about a file: the head of the message, before `data_bytes` of content. The layouts of
+/// all that we tell differ in their last eight bytes only.
+pub(super) fn notice(code: i32, node: u64, offset: u64, last: [u8; 8], data_bytes: usize) -> [u8; NOTICE_BYTES] {
+    let mut message = [0; NOTICE_BYTES];
+    let length = u32::try_from(NOTICE_BYTES + data_bytes).expect("what is told is small");
+    message[..4].copy_from_slice(&length.to_ne_bytes());
+    message[4..8].copy_from_slice(&code.to_ne_bytes());
+    message[OUT_HEADER_BYTES..24].copy_from_slice(&node.to_ne_bytes());
+    message[24..32].copy_from_slice(&offset.to_ne_bytes());
+    message[32..].copy_from_slice(&last);
+    message
 }
 
 /// A reply in the making. The buffer is used again for the next one; it grows to what one request can ask for.

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::io::{Errno, Result};
 
-use super::turns::THREADS;
+use super::{reply::notice, turns::THREADS};
 
 /// How many threads may wait at once: those that are left take the writes.
 pub(super) const WAITING_MAX: usize = THREADS / 2;
@@ -32,13 +32,8 @@ impl Unsent {
     pub(super) fn fetch(&self, node: u64, offset: u64) -> Result<()> {
         /// `FUSE_NOTIFY_INVAL_INODE`: the kernel writes pages before it drops them.
         const INVALIDATE: i32 = 2;
-        const BYTES: u32 = 40;
-        let mut message = [0; BYTES as usize];
-        message[..4].copy_from_slice(&BYTES.to_ne_bytes());
-        message[4..8].copy_from_slice(&INVALIDATE.to_ne_bytes());
-        message[16..24].copy_from_slice(&node.to_ne_bytes());
-        message[24..32].copy_from_slice(&offset.to_ne_bytes());
-        // The rest, a length of 0, means up to the end.
+        // A length of 0 means up to the end.
+        let message = notice(INVALIDATE, node, offset, [0; 8], 0);
         let sent = match self.waiting.fetch_add(1, Relaxed) {
             0..WAITING_MAX => rustix::io::write(&self.device, &message).map(drop),
             _ => Err(Errno::BUSY),

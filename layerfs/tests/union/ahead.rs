@@ -5,13 +5,13 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{Read, Result, Write as _},
-    path::Path,
+    io::Read as _,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
-use layerfs::{Attributes, DirectoryEntry, Mount, MountOptions, Plane, Tree, TreeInode, Union, mount};
+use layerfs::{Mount, MountOptions, Plane, Union, mount};
 
 use crate::{
     bench::{OPTIONS, open_directory},
@@ -19,48 +19,6 @@ use crate::{
 };
 
 type Reads = Arc<Mutex<BTreeMap<u64, Vec<String>>>>;
-
-/// A tree that notes which threads read which files.
-struct Watched {
-    tree: MemoryTree,
-    reads: Reads,
-}
-
-impl Tree for Watched {
-    fn lookup(&self, directory: TreeInode, name: &[u8]) -> Result<Option<TreeInode>> {
-        self.tree.lookup(directory, name)
-    }
-
-    fn attributes(&self, inode: TreeInode) -> Result<Attributes> {
-        self.tree.attributes(inode)
-    }
-
-    fn entries(&self, directory: TreeInode, start: u64, limit: usize) -> Result<Vec<DirectoryEntry>> {
-        self.tree.entries(directory, start, limit)
-    }
-
-    fn read_at(&self, inode: TreeInode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let reader = std::thread::current().name().unwrap_or_default().to_owned();
-        self.reads.lock().expect("nobody panics").entry(inode.0).or_default().push(reader);
-        self.tree.read_at(inode, offset, buffer)
-    }
-
-    fn data_extents(&self, inode: TreeInode) -> Result<Vec<(u64, u64)>> {
-        self.tree.data_extents(inode)
-    }
-
-    fn read_link(&self, inode: TreeInode) -> Result<Vec<u8>> {
-        self.tree.read_link(inode)
-    }
-
-    fn xattrs(&self, inode: TreeInode) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        self.tree.xattrs(inode)
-    }
-
-    fn last_inode(&self) -> TreeInode {
-        self.tree.last_inode()
-    }
-}
 
 /// What is in file `number`: of every size around those of pages and of what is given, and different everywhere.
 fn content(number: usize) -> Vec<u8> {
@@ -71,20 +29,35 @@ fn content(number: usize) -> Vec<u8> {
 }
 
 /// A directory of so many files, as an overlay over its tree.
-fn mounted(directory: &Path, files: usize) -> (Mount, Reads) {
+struct Mounted {
+    _directory: tempfile::TempDir,
+    mount: Mount,
+    merged: PathBuf,
+    /// By the number of a file, the threads that read it from the tree.
+    reads: Reads,
+}
+
+fn mounted(files: usize) -> Mounted {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let at = |name: &str| directory.path().join(name);
     for part in ["lower", "upper", "work", "merged"] {
-        std::fs::create_dir(directory.join(part)).expect("fresh");
+        std::fs::create_dir(at(part)).expect("fresh");
     }
     for number in 0..files {
-        let mut file = File::create(directory.join(format!("lower/{number:04}"))).expect("fresh");
-        file.write_all(&content(number)).expect("writes");
+        std::fs::write(at(&format!("lower/{number:04}")), content(number)).expect("writes");
     }
     let reads = Reads::default();
-    let tree = Watched { tree: MemoryTree::from_directory(&directory.join("lower")), reads: Arc::clone(&reads) };
-    let part = |name: &str| open_directory(&directory.join(name));
+    let noted = Arc::clone(&reads);
+    let tree = MemoryTree::from_directory(&at("lower")).with_reads(move |inode, _, _| {
+        let reader = std::thread::current().name().unwrap_or_default().to_owned();
+        noted.lock().expect("nobody panics").entry(inode.0).or_default().push(reader);
+        Ok(())
+    });
+    let part = |name: &str| open_directory(&at(name));
     let union = Union::open(tree, part("upper"), part("work"), OPTIONS).expect("the upper opens");
     let options = MountOptions { plane: Plane::Overlay, ..MountOptions::default() };
-    (mount(union, &directory.join("merged"), options).expect("mounts"), reads)
+    let merged = at("merged");
+    Mounted { mount: mount(union, &merged, options).expect("mounts"), _directory: directory, merged, reads }
 }
 
 fn read(merged: &Path, number: usize) -> Vec<u8> {
@@ -97,9 +70,7 @@ fn read(merged: &Path, number: usize) -> Vec<u8> {
 fn files_that_are_read_in_order_are_there_before_they_are_asked_for() {
     const AHEAD: &str = "fuse-ahead";
     const ASKED: usize = 4;
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let (mount, reads) = mounted(directory.path(), 40);
-    let merged = directory.path().join("merged");
+    let Mounted { mount, merged, reads, _directory } = mounted(40);
     // The kernel takes what is given only of files that it has seen.
     for entry in merged.read_dir().expect("lists") {
         entry.expect("lists").metadata().expect("is there");
@@ -129,9 +100,8 @@ fn files_that_are_read_in_order_are_there_before_they_are_asked_for() {
 #[test]
 fn many_readers_in_and_out_of_order_read_what_is_there() {
     const FILES: usize = 600;
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let (mount, _) = mounted(directory.path(), FILES);
-    let merged = &directory.path().join("merged");
+    let Mounted { mount, merged, _directory, .. } = mounted(FILES);
+    let merged = &merged;
     std::thread::scope(|scope| {
         for reader in 0..4 {
             scope.spawn(move || {
@@ -154,9 +124,8 @@ fn many_readers_in_and_out_of_order_read_what_is_there() {
 #[test]
 fn what_was_changed_stays_changed_while_the_files_beside_it_are_given() {
     const FILES: usize = 200;
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let (mount, _) = mounted(directory.path(), FILES);
-    let merged = &directory.path().join("merged");
+    let Mounted { mount, merged, _directory, .. } = mounted(FILES);
+    let merged = &merged;
     std::thread::scope(|scope| {
         scope.spawn(move || (0..FILES).for_each(|number| drop(read(merged, number))));
         scope.spawn(move || {

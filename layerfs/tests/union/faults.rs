@@ -6,10 +6,13 @@
 
 use std::{
     io::{Error, Result},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
-use layerfs::{Attributes, DirectoryEntry, MountOptions, Tree, TreeInode, Union, mount};
+use layerfs::{MountOptions, Tree, Union, mount};
 use rustix::io::Errno;
 
 use crate::{
@@ -17,60 +20,41 @@ use crate::{
     memory_tree::MemoryTree,
 };
 
-/// A tree whose content cannot be read behind a position: with an error, by ending the process, or by a panic.
+/// How a tree's content cannot be read behind a position: with an error, by ending the process, or by a panic.
 #[derive(Clone)]
-struct Faulty {
-    tree: MemoryTree,
-    good_bytes: std::sync::Arc<AtomicU64>,
-    is_fatal: std::sync::Arc<AtomicBool>,
-    panics: std::sync::Arc<AtomicBool>,
-    reads: std::sync::Arc<AtomicU64>,
+struct Faults {
+    good_bytes: Arc<AtomicU64>,
+    is_fatal: Arc<AtomicBool>,
+    panics: Arc<AtomicBool>,
+    reads: Arc<AtomicU64>,
 }
 
-impl Faulty {
-    fn new(tree: &MemoryTree, good_bytes: u64) -> Self {
+impl Faults {
+    fn behind(good_bytes: u64) -> Self {
         Self {
-            tree: tree.clone(),
-            good_bytes: std::sync::Arc::new(AtomicU64::new(good_bytes)),
-            is_fatal: std::sync::Arc::default(),
-            panics: std::sync::Arc::default(),
-            reads: std::sync::Arc::default(),
+            good_bytes: Arc::new(AtomicU64::new(good_bytes)),
+            is_fatal: Arc::default(),
+            panics: Arc::default(),
+            reads: Arc::default(),
         }
     }
-}
 
-impl Tree for Faulty {
-    fn lookup(&self, directory: TreeInode, name: &[u8]) -> Result<Option<TreeInode>> {
-        self.tree.lookup(directory, name)
+    /// A tree with these faults, also with those that it is given later.
+    fn in_tree(&self, tree: &MemoryTree) -> MemoryTree {
+        let faults = self.clone();
+        tree.with_reads(move |_, offset, length| faults.before_read(offset, length))
     }
-    fn attributes(&self, inode: TreeInode) -> Result<Attributes> {
-        self.tree.attributes(inode)
-    }
-    fn entries(&self, directory: TreeInode, start: u64, limit: usize) -> Result<Vec<DirectoryEntry>> {
-        self.tree.entries(directory, start, limit)
-    }
-    fn read_at(&self, inode: TreeInode, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+
+    fn before_read(&self, offset: u64, length: usize) -> Result<()> {
         self.reads.fetch_add(1, Ordering::SeqCst);
-        if offset + buffer.len() as u64 <= self.good_bytes.load(Ordering::SeqCst) {
-            return self.tree.read_at(inode, offset, buffer);
+        if offset + length as u64 <= self.good_bytes.load(Ordering::SeqCst) {
+            return Ok(());
         }
         if self.is_fatal.load(Ordering::SeqCst) {
             rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL)?;
         }
         assert!(!self.panics.load(Ordering::SeqCst), "a fault of ours");
         Err(Error::from(Errno::IO))
-    }
-    fn data_extents(&self, inode: TreeInode) -> Result<Vec<(u64, u64)>> {
-        self.tree.data_extents(inode)
-    }
-    fn read_link(&self, inode: TreeInode) -> Result<Vec<u8>> {
-        self.tree.read_link(inode)
-    }
-    fn xattrs(&self, inode: TreeInode) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        self.tree.xattrs(inode)
-    }
-    fn last_inode(&self) -> TreeInode {
-        self.tree.last_inode()
     }
 }
 
@@ -80,20 +64,20 @@ const BIG: &str = "head -c 3000000 /dev/zero | tr '\\0' x > big; ln big big2; cp
 fn an_error_from_below_arrives_as_itself_and_the_mount_lives_on() {
     let mut bench = Bench::new(BIG);
     bench.unmount_ours();
-    let tree = Faulty::new(&bench.tree, 1 << 20);
+    let faults = Faults::behind(1 << 20);
     let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
-    let union = Union::open(tree.clone(), upper, work, OPTIONS).expect("opens");
+    let union = Union::open(faults.in_tree(&bench.tree), upper, work, OPTIONS).expect("opens");
     let mounted = mount(union, &bench.path("ours"), MountOptions::default()).expect("mounts");
     for script in ["truncate -s 2900000 big", "cat other", "chmod 600 other && fallocate -l 10 -o 5000000 other"] {
         let (done, output) = shell(&bench.path("ours"), &format!("{script} > /dev/null"));
         assert!(!done && output.contains("Input/output error"), "{script}: {output}");
     }
-    tree.panics.store(true, Ordering::SeqCst);
+    faults.panics.store(true, Ordering::SeqCst);
     let (done, output) = shell(&bench.path("ours"), "cat other > /dev/null");
     assert!(!done && output.contains("Input/output error"), "a panic costs one answer: {output}");
     // Nothing is half done, and what failed works once the fault is gone.
     assert_eq!(std::fs::read_dir(bench.path("work/nacre/tmp")).expect("lists").count(), 0);
-    tree.good_bytes.store(u64::MAX, Ordering::SeqCst);
+    faults.good_bytes.store(u64::MAX, Ordering::SeqCst);
     bench.both("chmod 600 other; echo more >> big; cat d/s; md5sum big2 other; fallocate -l 10 -o 5000000 other");
     mounted.unmount().expect("unmounts");
     bench.mount_ours();
@@ -179,16 +163,16 @@ fn names_of_a_hard_link_that_went_on_a_full_disk_are_gone_and_counted_later() {
 fn removing_files_of_the_tree_reads_no_content() {
     let mut bench = Bench::new(BIG);
     bench.unmount_ours();
-    let tree = Faulty::new(&bench.tree, u64::MAX);
+    let faults = Faults::behind(u64::MAX);
     let (upper, work) = (open_directory(&bench.path("upper")), open_directory(&bench.path("work")));
     let options = layerfs::UpperOptions { splits_metadata: false, ..OPTIONS };
-    let union = Union::open(tree.clone(), upper, work, options).expect("opens");
+    let union = Union::open(faults.in_tree(&bench.tree), upper, work, options).expect("opens");
     let mounted = mount(union, &bench.path("ours"), MountOptions::default()).expect("mounts");
     bench.both("rm other big; rm -r d; ls");
     mounted.unmount().expect("unmounts");
     // The comparison reads what is left, `big2`, in one piece of 128 KiB to 1 MiB each.
     let most = 3_000_000_u64.div_ceil(128 << 10);
-    let reads = tree.reads.load(Ordering::SeqCst);
+    let reads = faults.reads.load(Ordering::SeqCst);
     assert!((1..=most).contains(&reads), "{reads} reads");
     bench.mount_ours();
     bench.both("ls");
@@ -221,8 +205,9 @@ fn find<T: Tree>(union: &Union<T>, name: &str) -> layerfs::NodeId {
 fn a_kill_while_content_is_copied_leaves_the_old_state() {
     const NAME: &str = "faults::a_kill_while_content_is_copied_leaves_the_old_state";
     if let Some(directory) = fault_directory() {
-        let tree = Faulty::new(&MemoryTree::from_directory(&directory.join("lower")), 2 << 20);
-        tree.is_fatal.store(true, Ordering::SeqCst);
+        let faults = Faults::behind(2 << 20);
+        faults.is_fatal.store(true, Ordering::SeqCst);
+        let tree = faults.in_tree(&MemoryTree::from_directory(&directory.join("lower")));
         let union = open_union(&directory, tree);
         // In place in `other`, which has its metadata in the upper; beside its name in `big`.
         let first = if directory.join("second").exists() { "big" } else { "other" };

@@ -4,12 +4,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
+    fmt, io,
     os::unix::{
         ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt, PermissionsExt},
     },
     path::Path,
+    sync::Arc,
 };
 
 use layerfs::{Attributes, DirectoryEntry, FileKind, Time, Tree, TreeInode, XattrUse};
@@ -24,18 +25,36 @@ struct Inode {
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+/// What happens before content is read: of which file, from where, and how much of it.
+type BeforeRead = Arc<dyn Fn(TreeInode, u64, usize) -> io::Result<()> + Send + Sync>;
+
 /// A tree that was read from a directory, with everything in it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct MemoryTree {
     inodes: Vec<Inode>,
+    before_read: Option<BeforeRead>,
+}
+
+impl fmt::Debug for MemoryTree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryTree").field("inodes", &self.inodes).finish_non_exhaustive()
+    }
 }
 
 impl MemoryTree {
     /// Reads a directory. Files are numbered in the order of their paths.
     pub(crate) fn from_directory(path: &Path) -> Self {
-        let mut tree = Self { inodes: Vec::new() };
+        let mut tree = Self { inodes: Vec::new(), before_read: None };
         tree.add(path, &mut HashMap::new());
         tree
+    }
+
+    /// The same tree, with something that notes each read or has it fail.
+    pub(crate) fn with_reads(
+        &self,
+        before_read: impl Fn(TreeInode, u64, usize) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { before_read: Some(Arc::new(before_read)), ..self.clone() }
     }
 
     fn add(&mut self, path: &Path, known: &mut HashMap<u64, TreeInode>) -> TreeInode {
@@ -148,6 +167,7 @@ impl Tree for MemoryTree {
     }
 
     fn read_at(&self, inode: TreeInode, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.before_read.iter().try_for_each(|before_read| before_read(inode, offset, buffer.len()))?;
         let content = &self.inode(inode)?.content;
         let rest = content.get(usize::try_from(offset).unwrap_or(usize::MAX)..).unwrap_or_default();
         let length = rest.len().min(buffer.len());

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is run is an image for the platform that was asked for, or an error says that there is none.
 
-use builder::StoredImage;
+use builder::{StorePlace, StoredImage};
 use layerfs::Store;
 use registry_client::{Cause, CopyOptions, Platform, PlatformChoice, Reference};
 
@@ -56,7 +56,8 @@ impl Wanted {
         let reference: Reference = self.image.parse()?;
         let options = CopyOptions { platforms: PlatformChoice::One(platform.clone()), ..CopyOptions::default() };
         let (policy, display) = (self.trust.policy()?, session.display.as_ref());
-        let pulled = builder::pull(store, &session.client, &reference, &policy, &options, display)?;
+        let place = StorePlace::new(store, Some(&reference.familiar()));
+        let pulled = builder::pull(&place, &session.client, &reference, &policy, &options, display)?;
         let image = StoredImage::open(store, &pulled.manifest)?;
         let config = &image.config;
         match &self.platform {

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use builder::StorePlace;
 use registry_client::Reference;
 
 use crate::session::Session;
@@ -28,7 +29,8 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let store = session.store()?;
     let (policy, options) = (args.trust.policy()?, args.transfer.options());
     let display = session.display.as_ref();
-    let pulled = builder::pull(&store, &session.client, &args.name, &policy, &options, display)?;
+    let place = StorePlace::new(&store, Some(&args.name.familiar()));
+    let pulled = builder::pull(&place, &session.client, &args.name, &policy, &options, display)?;
     let (from, to) = (format!("docker://{}", args.name), format!("{} in the store", args.name.familiar()));
     match &pulled.copied {
         Some(copied) => display.copied(&from, &to, copied),
