@@ -11,7 +11,7 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use layerfs::{MountOptions, Tree, TreeInode, Union, UpperLife, mount};
+use layerfs::{FileKind, MountOptions, Tree, TreeInode, Union, UpperLife, mount};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::agent::Agent;
@@ -19,8 +19,8 @@ use super::content::{self, ContentRules};
 use crate::build::{Builder, Identity, Input};
 use crate::cache::NamedContent;
 use crate::cache_mounts::Claimed;
-use crate::changeset::clean;
 use crate::changeset::select::{Filter, Source};
+use crate::changeset::{ChangeSet, base_name, clean};
 use crate::context::clean_path;
 use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
 use crate::error::{BuildError, Site};
@@ -252,13 +252,17 @@ impl Prepared {
         }
         let claimed = &self.claimed[&name];
         let content = claimed.content();
+        let seed = cache.from.as_ref().map(|from| {
+            let input = builder.input(SourceName::Mount(from), site)?;
+            let path = resolved(&input, cache.source.as_deref(), site)?;
+            Ok::<_, BuildError>((input, path))
+        });
+        let seed = seed.transpose()?;
         if !content.exists() {
             let draft = claimed.draft().map_err(site.because())?;
             own(draft.path(), cache.ownership, CACHE_MODE).map_err(site.because())?;
-            if let Some(from) = &cache.from {
-                let input = builder.input(SourceName::Mount(from), site)?;
-                let path = resolved(&input, cache.source.as_deref(), site)?;
-                export::to_directory(&input.tree, &path, draft.path(), export::Ownership::Kept)?;
+            if let Some((input, path)) = &seed {
+                export::to_directory(&input.tree, path, draft.path(), export::Ownership::Kept)?;
             }
             match rustix::fs::renameat_with(CWD, draft.path(), CWD, &content, RenameFlags::NOREPLACE) {
                 // Another step was faster, and uses it.
@@ -270,7 +274,13 @@ impl Prepared {
             Some(part) => self.part(&content, part, place).map_err(|error| {
                 site.error(format!("cannot mount the directory {part:?} of the cache {name}: {error}"))
             })?,
-            None => content,
+            // A cache that begins with a file is that file, which lies alone in the directory.
+            None => match &seed {
+                Some((input, path)) if !is_directory(&input.tree, path).map_err(site.because())? => {
+                    content.join(bytes_path(base_name(path)))
+                }
+                _ => content,
+            },
         };
         self.mounts.push(sandbox::Mount {
             target: PathBuf::from(&cache.target),
@@ -373,6 +383,12 @@ fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Result<Vec<u8>,
         let path = String::from_utf8_lossy(&clean(given.as_bytes())).into_owned();
         site.error(format!("\"/{path}\": not found in {}", input.label)).into()
     })
+}
+
+/// Whether a directory lies at a path that is there.
+fn is_directory(tree: &Arc<dyn Tree>, path: &[u8]) -> std::io::Result<bool> {
+    let kind = ChangeSet::new(Arc::clone(tree)).stat(path)?.map(|attributes| attributes.kind);
+    Ok(kind == Some(FileKind::Directory))
 }
 
 fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &Site) -> Result<String, BuildError> {
