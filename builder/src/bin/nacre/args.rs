@@ -55,6 +55,8 @@ pub(crate) enum Verb {
     Save(commands::save::Args),
     /// Read images from a file into the store
     Load(commands::load::Args),
+    /// Write the files of an image as one tar
+    Export(commands::export::Args),
     /// Copy many images, as a list file says
     Sync(commands::sync::Args),
     /// List the tags of a repository
@@ -92,8 +94,12 @@ pub(crate) enum Verb {
     Images(commands::images::Args),
     /// Show what an image consists of
     Inspect(commands::inspect::Args),
+    /// Print the digest that a name leads to
+    Digest(commands::digest::Args),
     /// List the steps that made an image
     History(commands::history::Args),
+    /// List what a mount or a layer changed, or what two images have not in common
+    Diff(commands::diff::Args),
     /// Give an image further names
     Tag(commands::tag::Args),
     /// Remove names of images
