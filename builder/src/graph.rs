@@ -26,6 +26,7 @@ use crate::place::StoredImage;
 use crate::plan::{Plan, stage_label};
 use crate::remote_cache::RemoteCaches;
 use crate::request::BuildRequest;
+use crate::sandbox::Starter;
 use crate::schedule::Schedule;
 use crate::stage::{StageLayer, StageState};
 
@@ -43,6 +44,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) fetcher: &'a Fetcher<'a>,
     pub(crate) frontend: FrontendArguments,
     pub(crate) schedule: &'a Schedule,
+    /// Starts what RUN runs.
+    pub(crate) starter: Starter,
     pub(crate) packer: Packer<'a>,
     /// Steps by key.
     pub(crate) steps: Flights<String, DiffId>,
@@ -100,6 +103,7 @@ impl<'a> Shared<'a> {
             fetcher,
             frontend,
             schedule,
+            starter: Starter::default(),
             packer,
             steps: Flights::new(),
             renewed: Flights::new(),
