@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::events::{Events, StepEnd, StepNumber};
 use crate::explain::Inputs;
 use crate::graph::{ImageBuild, Shared};
 use crate::image::ImageConfig;
+use crate::key::Key;
 use crate::manifest::{self, Types};
 use crate::materials::Materials;
 use crate::origins;
@@ -166,8 +168,9 @@ impl Input {
 /// The name of what is known about the files of a directory, of which ignore files show different parts.
 fn facts_note(path: &Path, dockerfile: Option<&Path>) -> String {
     let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let key = format!("{:?} {:?}", absolute(path), dockerfile.map(absolute));
-    format!("files-{}", layerfs::digest_of(key.as_bytes()).digest())
+    let key = Key::of("files").bytes(absolute(path).as_os_str().as_bytes());
+    let key = dockerfile.map(absolute).iter().fold(key, |key, path| key.bytes(path.as_os_str().as_bytes()));
+    format!("files-{}", key.digest())
 }
 
 impl<'a> Builder<'a> {

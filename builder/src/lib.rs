@@ -47,6 +47,7 @@ mod frontend;
 mod graph;
 pub mod host;
 mod image;
+mod key;
 mod machine;
 mod manifest;
 mod materials;

@@ -426,14 +426,10 @@ fn digest_of_file(file: &mut File) -> io::Result<Digest> {
 /// password in it is not.
 fn key_words(reference: &GitReference, resolved: &Resolved, keeps_git_dir: bool) -> String {
     let name = resolved.full_ref.as_deref().filter(|_| keeps_git_dir).unwrap_or_default();
-    format!(
-        "{} {} {name:?} {:?} {keeps_git_dir} {} {}",
-        reference.shown(),
-        resolved.id,
-        reference.directory,
-        reference.skip_submodules,
-        reference.checkout_times
-    )
+    let GitReference { directory, skip_submodules, checkout_times, .. } = reference;
+    let (remote, id) = (reference.shown(), &resolved.id);
+    // The only field that may hold the end of a line is the last one.
+    format!("{remote}\n{id}\n{name}\n{skip_submodules} {keeps_git_dir} {checkout_times}\n{directory}")
 }
 
 /// Puts what a directory of a checkout holds, with the modes and owners that git knows of, and without git's own files

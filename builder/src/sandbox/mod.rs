@@ -183,6 +183,17 @@ pub enum Network {
     None,
 }
 
+impl Network {
+    /// What the key of a step has of it; another word is another key.
+    pub(crate) fn key_word(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Host => "host",
+            Self::None => "none",
+        }
+    }
+}
+
 /// How confined a step is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Security {
@@ -191,6 +202,16 @@ pub enum Security {
     Sandbox,
     /// All capabilities of the caller, no filter, nothing masked (`RUN --security=insecure`).
     Insecure,
+}
+
+impl Security {
+    /// What the key of a step has of it; another word is another key.
+    pub(crate) fn key_word(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox",
+            Self::Insecure => "insecure",
+        }
+    }
 }
 
 /// The standard streams of a step.

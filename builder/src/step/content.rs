@@ -14,6 +14,7 @@ use layerfs::{Attributes, DiffId, Digester, FileKind, Store, StoreError, Tree, T
 use crate::build::{Identity, Input};
 use crate::changeset::join;
 use crate::changeset::select::Filter;
+use crate::key::Key;
 
 /// Bytes read from a file at a time: enough for sequential reading to cost no more than that.
 const READ_BYTES: usize = 256 << 10;
@@ -52,12 +53,8 @@ pub(crate) fn identify(
     let Identity::Chain(chain) = &input.identity else {
         return listed(store, &input.tree, top, rules);
     };
-    let mut place = format!("{chain} {} {} {}", top.0, rules.keeps_times, rules.counts_top);
-    if !rules.filter_words.is_empty() {
-        place.push_str(&format!(" {:?}", rules.filter_words));
-    }
-    let place = layerfs::digest_of(place.as_bytes());
-    let note = format!("content-{}", place.digest());
+    let place = Key::of("content").bytes(chain).value(top.0).value(rules.keeps_times).value(rules.counts_top);
+    let note = format!("content-{}", place.list(rules.filter_words).digest());
     let noted = store.note(&note)?.and_then(|bytes| String::from_utf8(bytes).ok());
     if let Some(digest) = noted.filter(|text| text.parse::<DiffId>().is_ok()) {
         return Ok(digest);

@@ -298,12 +298,11 @@ impl Job {
     }
 
     fn option_words(&self) -> Vec<String> {
-        let mut words = vec![
-            format!("to {}", self.destination.escape_ascii()),
-            format!("owner {:?}", self.options.owner),
-            format!("mode {:?}", self.options.mode),
-            format!("link {} parents {} unpack {:?}", self.is_link, self.parents, self.unpacks),
-        ];
+        let Unpacks { local, remote } = self.unpacks;
+        let mut words = vec![format!("to {}", self.destination.escape_ascii())];
+        words.extend(self.options.owner.map(|Owner { uid, gid }| format!("owner {uid}:{gid}")));
+        words.extend(self.options.mode.as_ref().map(|mode| format!("mode {}", mode.key_word())));
+        words.push(format!("link {} parents {} unpack {local} {remote}", self.is_link, self.parents));
         words.extend(self.excludes.iter().map(|pattern| format!("exclude {pattern}")));
         words
     }

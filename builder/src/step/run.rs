@@ -61,8 +61,8 @@ pub(crate) fn run(
         env: job.env.clone(),
         cwd: stage.working_dir(),
         user: stage.config.config.user.clone(),
-        network: format!("{:?}", job.network),
-        security: format!("{:?}", job.security),
+        network: job.network.key_word().to_owned(),
+        security: job.security.key_word().to_owned(),
         mounts: job.mounts.key_words(builder)?,
         sandbox: job.sandbox_words(builder),
     };
@@ -114,7 +114,7 @@ impl Job {
     fn sandbox_words(&self, builder: &Builder<'_>) -> Vec<String> {
         let sandbox = &builder.request().sandbox;
         let mut words: Vec<String> = sandbox.extra_hosts.iter().map(|(at, name)| format!("host {name} {at}")).collect();
-        words.extend(sandbox.ulimits.iter().map(|limit| format!("{limit:?}")));
+        words.extend(sandbox.ulimits.iter().map(sandbox::Ulimit::key_word));
         words.extend(sandbox.shm_size_bytes.map(|size| format!("shm {size}")));
         words.extend(builder.shared.frontend.hostname.iter().map(|name| format!("hostname {name}")));
         words.extend(self.script.iter().map(|(_, text)| format!("script {text}")));
