@@ -14,8 +14,9 @@ use layerfs::{Attributes, Entry, EntryKind, EntryPath, FileKind, TarWriter, Tree
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::changeset::{ChangeSet, Content, join};
+use crate::changeset::{ChangeSet, Content};
 use crate::error::BuildError;
+use crate::paths::join;
 
 /// Directory entries read at a time.
 const BATCH: usize = 4096;

@@ -11,9 +11,10 @@ use std::sync::Arc;
 use layerfs::{FileKind, Time, Tree, TreeInode};
 
 use super::select::{Filter, Selected, Source};
-use crate::changeset::{ChangeSet, Node, NodeId, Owner, base_name, clean, join, parent};
+use crate::changeset::{ChangeSet, Node, NodeId, Owner};
 use crate::context::Patterns;
 use crate::dockerfile::ModeChange;
+use crate::paths::{base_name, clean, join, parent};
 
 /// What the flags of a COPY or ADD ask for.
 pub(crate) struct CopyOptions {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use layerfs::{FileKind, Tree, TreeInode};
 
-use crate::changeset::{ChangeSet, clean, components, join};
+use crate::changeset::ChangeSet;
 use crate::context::{BadPattern, Glob, Patterns};
+use crate::paths::{clean, components, join};
 
 /// A tree to copy from.
 pub(crate) struct Source {

@@ -6,18 +6,22 @@ use std::sync::Arc;
 use layerfs::{FileKind, Time, Tree};
 
 use super::content::{self, ContentRules};
-use super::remote::{self, Remote, SourceKind};
+use super::remote::{self, Remote};
 use crate::accounts::Accounts;
-use crate::build::{Builder, Identity, Input};
+use crate::building::Builder;
 use crate::cache::{NamedContent, Work};
 use crate::changeset::copy::{Copier, CopyError, CopyOptions};
 use crate::changeset::select::{Filter, Include, SelectError, Selected, Source};
 use crate::changeset::unpack;
-use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
+use crate::changeset::{ChangeSet, Content, Node, Owner};
 use crate::commit::commit_changeset;
-use crate::context::{Patterns, without_passwords};
+use crate::context::Patterns;
 use crate::dockerfile::{Add, Copy, Expander, FileSource, Files, Heredoc, InvalidMode, ModeChange, Word};
 use crate::error::{BuildError, Site};
+use crate::fetch::SourceKind;
+use crate::fetch::without_passwords;
+use crate::input::{Identity, Input};
+use crate::paths::{clean, join};
 use crate::plan::SourceName;
 use crate::stage::StageState;
 

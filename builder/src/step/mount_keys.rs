@@ -6,11 +6,12 @@ use layerfs::TreeInode;
 
 use super::content::{self, ContentRules};
 use super::mounts::{StepMounts, input, resolved};
-use crate::build::{Builder, Identity, Input};
+use crate::building::Builder;
 use crate::cache::NamedContent;
 use crate::changeset::select::{Filter, Source};
 use crate::dockerfile::{CacheMount, FileOwnership, MountKind, Sharing};
 use crate::error::{BuildError, Site};
+use crate::input::{Identity, Input};
 use crate::key::Key;
 use crate::plan::SourceName;
 

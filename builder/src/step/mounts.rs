@@ -16,14 +16,15 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::agent::Agent;
 use super::mount_keys::identity;
-use crate::build::{Builder, Input};
+use crate::building::Builder;
 use crate::cache_mounts::Claimed;
-use crate::changeset::clean;
 use crate::changeset::select::Source;
 use crate::context::clean_path;
 use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
 use crate::error::{BuildError, Site};
 use crate::export;
+use crate::input::Input;
+use crate::paths::clean;
 use crate::plan::SourceName;
 use crate::sandbox;
 use crate::stage::StageState;

@@ -12,7 +12,7 @@ use super::config::PROXY_ARGUMENTS;
 use super::files::accounts;
 use super::mounts::StepMounts;
 use crate::accounts::Identity;
-use crate::build::Builder;
+use crate::building::Builder;
 use crate::cache::Work;
 use crate::changeset::ChangeSet;
 use crate::commit::{Removed, commit_upper};

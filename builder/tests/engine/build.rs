@@ -278,7 +278,7 @@ fn a_fetched_file_is_checked_against_a_longer_digest_too() {
     let bench = Bench::new();
     fs::write(bench.path("f"), "from the web").expect("written");
     for kind in ["sha384", "sha512"] {
-        let sum = run(&format!("{kind}sum"), &[bench.path("f").to_str().expect("text")]);
+        let sum = run(format!("{kind}sum"), &[bench.path("f").to_str().expect("text")]);
         let sum = sum.split(' ').next().expect("a digest").to_owned();
         for (sum, is_right) in [(&sum, true), (&sum.replace(|c: char| c.is_ascii_digit(), "0"), false)] {
             let (url, server) = serve("from the web", 1);
