@@ -162,7 +162,6 @@ fn exit_codes_of_run_are_those_of_docker() {
 #[test]
 fn what_docker_has_and_this_does_not_is_told_with_the_way() {
     let person = Person::with_image(None);
-    person.run(&["export", "app", "-o", "x.tar"]).failure(2, "nacre copy IMAGE oci-archive:FILE");
     person.run(&["run", "-p", "80:80", "app"]).failure(125, "its ports are open as they are");
     person.run(&["build", "--provenance=version=v0.2", "."]).failure(2, "version=v0.2 is not supported");
     person.run(&["build", "nowhere"]).failure(1, "cannot find the build context nowhere");
@@ -246,6 +245,62 @@ fn changes_of_a_mount_can_be_committed_while_it_is_live_and_survive_it() {
         assert_eq!(layers("app:two"), layers("app:three"), "a live upper and a quiet one give the same layer");
         person.run(&["unmount", "--discard", &id]).success();
         assert_eq!(person.mounts(), [Value::Null; 0]);
+    });
+}
+
+#[test]
+fn changes_of_a_mount_a_layer_and_between_images_are_listed() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        person.run(&["mount", "app", &mount]).success();
+        assert_eq!(person.run(&["diff", &mount]).success(), "");
+        person.shell("mkdir new; echo x > new/file; rm etc/passwd; chmod 700 home");
+        let expected = "D /etc/passwd\nC /home\nA /new\nA /new/file";
+        let listed = |target: &str| {
+            let text = person.run(&["diff", target]).success();
+            // What a change in a directory does to its time is a change, too.
+            text.lines().filter(|line| !matches!(*line, "C /" | "C /etc")).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(listed(&mount), expected);
+        person.run(&["diff", &mount, "--long"]).failure(2, "--long");
+        person.run(&["commit", &mount, "app:two"]).success();
+        let id = person.run(&["unmount", &mount]).success();
+        for target in [&id, "app:two"] {
+            assert_eq!(listed(target), expected, "{target}");
+        }
+        let compared = person.run(&["diff", "app", "app:two", "--format", "json"]).json();
+        let of = |path: &str| {
+            let mut files = compared["files"].as_array().expect("a list").iter();
+            files.find(|file| file["path"] == path).cloned().unwrap_or_default()
+        };
+        assert_eq!(of("/etc/passwd"), serde_json::json!({"path": "/etc/passwd", "change": "removed"}));
+        assert_eq!(of("/home")["differs"][0], "mode");
+        assert!(
+            compared["config"].as_array().is_some_and(|at| at.contains(&"/rootfs/diff_ids/2".into())),
+            "{compared}"
+        );
+        let long = person.run(&["diff", "app", "app:two", "--long"]).success();
+        assert!(long.contains("C /home  (mode") && long.contains("config /history/"), "{long}");
+        person.run(&["diff", "app", "app", "--exit-code"]).success();
+        assert_eq!(person.run(&["diff", "app", "app:two", "--exit-code"]).code, Some(1));
+        person.run(&["diff", "nothere"]).failure(1, "nothere");
+        person.run(&["diff", "/nothere"]).failure(1, "/nothere");
+        person.run(&["unmount", "--discard", &id]).success();
+    });
+}
+
+#[test]
+fn files_of_an_image_are_exported_as_tar_reads_them_and_the_same_each_time() {
+    as_root_and_as_user(|person| {
+        let file = person.text("mount/app.tar");
+        person.run(&["export", "app", "-o", &file]).success();
+        let piped = fixtures::output(&mut person.command(&["export", "app"]));
+        assert_eq!(fs::read(&file).expect("written"), piped);
+        let listed = fixtures::run("tar", &["--numeric-owner", "-tvf", &file]);
+        let has = |owner: &str, name: &str| listed.lines().any(|line| line.contains(owner) && line.ends_with(name));
+        assert!(has("1000/1000", "home/app/") && has("0/0", "etc/passwd"), "{listed}");
+        person.run(&["export", "nothere", "-o", &file]).failure(1, "nothere");
+        assert_eq!(fs::read(&file).expect("still there"), piped);
     });
 }
 
@@ -530,6 +585,8 @@ fn an_image_is_shown_with_its_documents_byte_for_byte() {
     let raw = |document: &str| person.command(&["inspect", "app", "--raw", document]).output().expect("run").stdout;
     assert_eq!(shown["digest"], layerfs::digest_of(&raw("manifest")).to_string());
     assert_eq!(shown["config_digest"], layerfs::digest_of(&raw("config")).to_string());
+    assert_eq!(person.run(&["digest", "app"]).success(), shown["digest"]);
+    person.run(&["digest", "nothere"]).failure(1, "nothere");
     assert_eq!(shown["names"], serde_json::json!(["app"]));
     assert_eq!(shown["config"]["config"]["Env"][1], "GREETING=hello");
     let layers = shown["layers"].as_array().expect("a list");

@@ -48,6 +48,7 @@ pub(crate) enum Verb {
     Copy(commands::copy::Args),
     Save(commands::save::Args),
     Load(commands::load::Args),
+    Export(commands::export::Args),
     Sync(commands::sync::Args),
     Tags(commands::tags::Args),
     Catalog(commands::catalog::Args),
@@ -67,7 +68,9 @@ pub(crate) enum Verb {
     #[command(visible_alias = "ls")]
     Images(commands::images::Args),
     Inspect(commands::inspect::Args),
+    Digest(commands::digest::Args),
     History(commands::history::Args),
+    Diff(commands::diff::Args),
     Tag(commands::tag::Args),
     #[command(visible_alias = "rmi")]
     Remove(commands::remove::Args),
