@@ -20,7 +20,7 @@ use crate::events::{Events, StepEnd, StepNumber};
 use crate::explain::Inputs;
 use crate::graph::ImageBuild;
 use crate::image::ImageConfig;
-use crate::input::{Identity, Input};
+use crate::input::{Input, KnownBy};
 use crate::key::Key;
 use crate::manifest;
 use crate::origins;
@@ -111,11 +111,11 @@ impl<'a> Builder<'a> {
         let origin = self.image.plan.origin(self.request(), self.index, from, site)?;
         let label = format!("\"{}\"", from.text());
         match origin {
-            Origin::Scratch => Ok(Input { tree: self.empty_tree()?, identity: Identity::Chain(String::new()), label }),
+            Origin::Scratch => Ok(Input { tree: self.empty_tree()?, known_by: KnownBy::Chain(String::new()), label }),
             Origin::Stage(index) => {
                 let stage = self.image.stage(index)?;
                 let tree = shown(&stage, self.tree(&stage)?)?;
-                Ok(Input { tree, identity: Identity::Chain(stage.chain()), label })
+                Ok(Input { tree, known_by: KnownBy::Chain(stage.chain()), label })
             }
             Origin::Context(context @ (NamedContext::Directory(_) | NamedContext::Remote(_))) => {
                 self.files(&context, &label).map_err(site.of())
@@ -124,7 +124,7 @@ impl<'a> Builder<'a> {
                 let platform = &self.image.plan.platform;
                 let image = origins::image(self.shared, &origin, platform, Some(site))?;
                 let stage = StageState::on_image(image.config, image.layers);
-                Ok(Input { tree: self.tree(&stage)?, identity: Identity::Chain(stage.chain()), label })
+                Ok(Input { tree: self.tree(&stage)?, known_by: KnownBy::Chain(stage.chain()), label })
             }
         }
     }
@@ -164,7 +164,7 @@ impl<'a> Builder<'a> {
             self.shared.learned(note, &tree);
             Ok::<Arc<dyn Tree>, BuildError>(tree)
         })?;
-        Ok(Input { tree, identity: Identity::Content, label: label.to_owned() })
+        Ok(Input { tree, known_by: KnownBy::Content, label: label.to_owned() })
     }
 
     /// The merged tree of a stage as far as it is built.

@@ -11,14 +11,14 @@ use crate::fetch::Fetched;
 pub(crate) struct Input {
     pub(crate) tree: Arc<dyn Tree>,
     /// What makes it the same input in another build.
-    pub(crate) identity: Identity,
+    pub(crate) known_by: KnownBy,
     /// What messages call it.
     pub(crate) label: String,
 }
 
 /// What makes an input the same in another build.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Identity {
+pub(crate) enum KnownBy {
     /// The files that are used, by their content.
     Content,
     /// The stack of layers.
@@ -27,6 +27,6 @@ pub(crate) enum Identity {
 
 impl Input {
     pub(crate) fn fetched(fetched: &Fetched, label: &str) -> Self {
-        Self { tree: Arc::clone(&fetched.tree), identity: Identity::Content, label: label.to_owned() }
+        Self { tree: Arc::clone(&fetched.tree), known_by: KnownBy::Content, label: label.to_owned() }
     }
 }

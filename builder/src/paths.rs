@@ -35,3 +35,36 @@ pub(crate) fn clean(path: &[u8]) -> Vec<u8> {
     }
     names.join(&b'/')
 }
+
+/// As Go's path.Clean: <https://pkg.go.dev/path#Clean>.
+pub(crate) fn go_clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    let is_absolute = path.starts_with('/');
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => {
+                parts.pop();
+            }
+            ".." if is_absolute => {}
+            _ => parts.push(part),
+        }
+    }
+    match (is_absolute, parts.is_empty()) {
+        (true, _) => format!("/{}", parts.join("/")),
+        (false, true) => ".".to_owned(),
+        (false, false) => parts.join("/"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn go_clean_is_gos() {
+        for (path, cleaned) in [("a//b/./c/..", "a/b"), ("../a", "../a"), ("/..", "/"), ("a/..", "."), ("", ".")] {
+            assert_eq!(go_clean(path), cleaned);
+        }
+    }
+}

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use builder::sandbox::{
-    self, Error, Exit, Limits, Mount, Network, Process, Security, Source, Step, Streams, Ulimit, User,
+    self, Error, Exit, Limits, Mount, MountSource, Network, Process, Security, Step, Streams, Ulimit, User,
 };
 use fixtures::Desk;
 use fixtures::user::User as OrdinaryUser;
@@ -341,13 +341,13 @@ fn no_signal_is_ignored_and_no_device_link_leads_nowhere() {
 }
 
 fn bind(path: impl Into<PathBuf>, target: &str, read_only: bool) -> Mount {
-    Mount { target: target.into(), source: Source::Bind { path: path.into(), read_only } }
+    Mount { target: target.into(), source: MountSource::Bind { path: path.into(), read_only } }
 }
 
 fn tmpfs(target: &str) -> Mount {
     Mount {
         target: target.into(),
-        source: Source::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o700), read_only: false },
+        source: MountSource::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o700), read_only: false },
     }
 }
 

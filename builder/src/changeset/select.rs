@@ -11,7 +11,7 @@ use crate::context::{BadPattern, Glob, Patterns};
 use crate::paths::{clean, components, join};
 
 /// A tree to copy from.
-pub(crate) struct Source {
+pub(crate) struct SourceTree {
     /// The tree without changes; a change set knows how to follow links inside a root.
     view: ChangeSet,
 }
@@ -84,7 +84,7 @@ impl Filter<'_> {
     }
 }
 
-impl Source {
+impl SourceTree {
     /// Copies come from `tree`.
     pub(crate) fn new(tree: Arc<dyn Tree>) -> Self {
         Self { view: ChangeSet::new(tree) }
@@ -116,7 +116,7 @@ impl Source {
     /// pivot is followed: it is copied itself.
     ///
     /// # Errors
-    /// As [`Source::select`], and a pattern without wildcards that nothing matches which `exclude` leaves.
+    /// As [`SourceTree::select`], and a pattern without wildcards that nothing matches which `exclude` leaves.
     pub(crate) fn select_parents(
         &self,
         source: &[u8],

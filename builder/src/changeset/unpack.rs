@@ -13,7 +13,7 @@ use layerfs::{Attributes, FileKind, Time};
 use tar::EntryType;
 
 use super::copy::{Copier, CopyError, CopyOptions};
-use super::select::Source;
+use super::select::SourceTree;
 use crate::changeset::{ChangeSet, Content, Node, Owner};
 use crate::paths::{clean, join, parent};
 
@@ -39,7 +39,7 @@ struct Unpacked<'a> {
 /// what its members refer to lies in `spool`, without names.
 pub(crate) fn unpack(
     changes: &mut ChangeSet,
-    source: &Source,
+    source: &SourceTree,
     (content, shown): (&Content, &[u8]),
     destination: &[u8],
     options: &CopyOptions,

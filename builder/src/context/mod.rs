@@ -10,9 +10,8 @@ mod glob;
 mod ignore;
 mod tree;
 
-pub use directory::{Directory, Entry, EntryKind, Identity, ignore_file_names};
+pub use directory::{Directory, Entry, EntryKind, FileId, ignore_file_names};
 pub use error::{BadPattern, ContextError, IgnoreError};
 pub use glob::Glob;
-pub(crate) use ignore::clean as clean_path;
 pub use ignore::{Matched, Patterns};
 pub use tree::ContextTree;

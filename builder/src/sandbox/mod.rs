@@ -147,12 +147,12 @@ pub struct Mount {
     /// Where, absolute, inside the root. Symbolic links are followed inside the root.
     pub target: PathBuf,
     /// What.
-    pub source: Source,
+    pub source: MountSource,
 }
 
 /// What is mounted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Source {
+pub enum MountSource {
     /// A directory or file of the caller's mount namespace, with all mounts below it.
     Bind {
         /// Its path.

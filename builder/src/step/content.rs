@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use layerfs::{Attributes, DiffId, Digester, FileKind, Store, Tree, TreeInode};
 
 use crate::changeset::select::Filter;
-use crate::input::{Identity, Input};
+use crate::input::{Input, KnownBy};
 use crate::key::Key;
 use crate::listing::Listing;
 use crate::paths::join;
@@ -51,7 +51,7 @@ pub(crate) fn identify(
     top: TreeInode,
     rules: ContentRules<'_>,
 ) -> Result<String, Box<dyn std::error::Error>> {
-    let Identity::Chain(chain) = &input.identity else {
+    let KnownBy::Chain(chain) = &input.known_by else {
         return listed(store, &input.tree, top, rules);
     };
     let place = Key::of("content").bytes(chain).value(top.0).value(rules.keeps_times).value(rules.counts_top);

@@ -8,10 +8,10 @@ use super::content::{self, ContentRules};
 use super::mounts::{StepMounts, input, resolved};
 use crate::building::Builder;
 use crate::cache::NamedContent;
-use crate::changeset::select::{Filter, Source};
+use crate::changeset::select::{Filter, SourceTree};
 use crate::dockerfile::{CacheMount, FileOwnership, MountKind, Sharing};
 use crate::error::{BuildError, Site};
-use crate::input::{Identity, Input};
+use crate::input::{Input, KnownBy};
 use crate::key::Key;
 use crate::plan::SourceName;
 
@@ -88,12 +88,12 @@ pub(super) fn identity(
     site: &Site,
 ) -> Result<String, BuildError> {
     let path = resolved(input, source, site)?;
-    let view = Source::new(Arc::clone(&input.tree));
+    let view = SourceTree::new(Arc::clone(&input.tree));
     let found = view.select_literal(&path).map_err(site.because())?;
     let inode = found.map_or(TreeInode::ROOT, |(_, inode)| inode);
-    match &input.identity {
+    match &input.known_by {
         // A whole image is known by its layers: digesting all of it would take longer than most steps.
-        Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
+        KnownBy::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
         _ => {
             let rules = ContentRules {
                 keeps_times: false,

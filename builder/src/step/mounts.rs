@@ -18,13 +18,13 @@ use super::agent::Agent;
 use super::mount_keys::identity;
 use crate::building::Builder;
 use crate::cache_mounts::Claimed;
-use crate::changeset::select::Source;
-use crate::context::clean_path;
-use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
+use crate::changeset::select::SourceTree;
+use crate::dockerfile::{CacheMount, FileOwnership, MountFlag, MountKind, Sharing};
 use crate::error::{BuildError, Site};
 use crate::export;
 use crate::input::Input;
 use crate::paths::clean;
+use crate::paths::go_clean;
 use crate::plan::SourceName;
 use crate::sandbox;
 use crate::stage::StageState;
@@ -79,7 +79,7 @@ impl StepMounts {
     pub(crate) fn new(
         builder: &Builder<'_>,
         stage: &StageState,
-        mounts: &[Mount],
+        mounts: &[MountFlag],
         site: &Site,
     ) -> Result<Self, BuildError> {
         let lookup = |name: &str| stage.variable(name);
@@ -121,7 +121,11 @@ impl StepMounts {
                 MountKind::Cache(cache) => prepared.cache(builder, cache, &place, site)?,
                 MountKind::Tmpfs { target, size_bytes, is_read_only } => prepared.mounts.push(sandbox::Mount {
                     target: target.into(),
-                    source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: None, read_only: *is_read_only },
+                    source: sandbox::MountSource::Tmpfs {
+                        size_bytes: *size_bytes,
+                        mode: None,
+                        read_only: *is_read_only,
+                    },
                 }),
                 MountKind::Secret { id, target, env, is_required, ownership } => {
                     let Some(secret) = builder.request().secrets.get(id) else {
@@ -202,7 +206,7 @@ impl Prepared {
         self.served.push(mounted);
         self.mounts.push(sandbox::Mount {
             target: target.into(),
-            source: sandbox::Source::Bind { path: shown, read_only: !is_writable },
+            source: sandbox::MountSource::Bind { path: shown, read_only: !is_writable },
         });
         Ok(())
     }
@@ -242,7 +246,7 @@ impl Prepared {
         };
         self.mounts.push(sandbox::Mount {
             target: PathBuf::from(&cache.target),
-            source: sandbox::Source::Bind { path, read_only: cache.is_read_only },
+            source: sandbox::MountSource::Bind { path, read_only: cache.is_read_only },
         });
         Ok(())
     }
@@ -299,8 +303,10 @@ impl Prepared {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         file.write_all(bytes)?;
         own(&path, ownership, 0o400)?;
-        self.mounts
-            .push(sandbox::Mount { target: target.into(), source: sandbox::Source::Bind { path, read_only: true } });
+        self.mounts.push(sandbox::Mount {
+            target: target.into(),
+            source: sandbox::MountSource::Bind { path, read_only: true },
+        });
         Ok(())
     }
 
@@ -319,7 +325,7 @@ impl Prepared {
         }
         self.mounts.push(sandbox::Mount {
             target: target.into(),
-            source: sandbox::Source::Bind { path: place.to_owned(), read_only: false },
+            source: sandbox::MountSource::Bind { path: place.to_owned(), read_only: false },
         });
         Ok(())
     }
@@ -336,7 +342,7 @@ pub(super) fn input(builder: &Builder<'_>, from: Option<&str>, site: &Site) -> R
 /// The path that a mount's `source` leads to, links followed inside the input.
 pub(super) fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Result<Vec<u8>, BuildError> {
     let given = source.unwrap_or_default();
-    let view = Source::new(Arc::clone(&input.tree));
+    let view = SourceTree::new(Arc::clone(&input.tree));
     let found = view.select_literal(given.as_bytes()).map_err(site.because())?;
     found.map(|(path, _)| path).ok_or_else(|| {
         let path = String::from_utf8_lossy(&clean(given.as_bytes())).into_owned();
@@ -428,7 +434,7 @@ fn absolute(kind: MountKind, working_dir: &str) -> MountKind {
             MountKind::Bind { from, source, target: absolute(target), is_writable }
         }
         MountKind::Cache(cache) => {
-            let id = cache.id.clone().unwrap_or_else(|| clean_path(&cache.target));
+            let id = cache.id.clone().unwrap_or_else(|| go_clean(&cache.target));
             MountKind::Cache(CacheMount { target: absolute(cache.target), id: Some(id), ..cache })
         }
         MountKind::Tmpfs { target, size_bytes, is_read_only } => {

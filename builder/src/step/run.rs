@@ -11,7 +11,7 @@ use layerfs::{DiffId, MountOptions, Plane, Tree, UpperLife, mount};
 use super::config::PROXY_ARGUMENTS;
 use super::files::accounts;
 use super::mounts::StepMounts;
-use crate::accounts::Identity;
+use crate::accounts::Account;
 use crate::building::Builder;
 use crate::cache::Work;
 use crate::changeset::ChangeSet;
@@ -34,7 +34,7 @@ const TAIL_LINES: usize = 40;
 const SCRIPT_DIRECTORY: &str = "/dev/pipes";
 
 /// A RUN with everything expanded.
-struct Job {
+struct RunStep {
     argv: Vec<String>,
     env: Vec<String>,
     /// Variables for proxies that no ARG declares: they change no result, so that they are not in the step's key.
@@ -54,7 +54,7 @@ pub(crate) fn run(
     text: &str,
     site: &Site,
 ) -> Result<(), BuildError> {
-    let job = Job::new(builder, stage, run, site)?;
+    let job = RunStep::new(builder, stage, run, site)?;
     let created_by = job.created_by(stage, text);
     let work = Work::Run {
         argv: job.argv.clone(),
@@ -69,7 +69,7 @@ pub(crate) fn run(
     builder.cached(stage, text, &created_by, &work, |stage, number| job.carry_out(builder, stage, number, site))
 }
 
-impl Job {
+impl RunStep {
     fn new(builder: &Builder<'_>, stage: &StageState, run: &Run, site: &Site) -> Result<Self, BuildError> {
         let (argv, script) = command(stage, run.script().map_err(site.because())?);
         let request = builder.request();
@@ -204,7 +204,7 @@ impl Job {
         stage: &StageState,
         root: &Path,
         scratch: &Path,
-        identity: &Identity,
+        identity: &Account,
     ) -> Process {
         let mut process = Process::new(root, self.argv.iter().cloned());
         builder.request().sandbox.apply(&mut process, scratch);
@@ -239,7 +239,7 @@ impl Job {
         file.write_all(text.as_bytes())?;
         // Whatever the umask.
         file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
-        let source = sandbox::Source::Bind { path: directory, read_only: true };
+        let source = sandbox::MountSource::Bind { path: directory, read_only: true };
         mounts.push(sandbox::Mount { target: SCRIPT_DIRECTORY.into(), source });
         Ok(())
     }
