@@ -12,9 +12,10 @@ use layerfs::{Attributes, ChangeKind, DiffId, FileKind, Store, Tree, TreeInode};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::changeset::{ChangeSet, Content, join};
+use crate::changeset::{ChangeSet, Content};
 use crate::commit::same_bytes;
 use crate::container::ContainerError;
+use crate::paths::join;
 use crate::place::StoredImage;
 use crate::upper::read_changes;
 

@@ -15,8 +15,9 @@ use registry_client::Draft;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::changeset::{ChangeSet, Content, join};
+use crate::changeset::{ChangeSet, Content};
 use crate::error::BuildError;
+use crate::paths::join;
 use crate::place::StoredImage;
 
 /// Directory entries read at a time.

@@ -18,10 +18,8 @@ use registry_client::{
 
 pub use self::annotations::{Annotation, AnnotationPlace};
 pub use self::form::ImageForm;
-pub(crate) use self::form::compression;
-pub(crate) use self::parse::packing;
 use crate::attestation;
-use crate::build::{Built, BuiltImage};
+use crate::built::{Built, BuiltImage};
 use crate::error::BuildError;
 use crate::export::{self, Ownership};
 use crate::frontend::FrontendArguments;

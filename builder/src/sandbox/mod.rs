@@ -144,12 +144,12 @@ pub struct Mount {
     /// Where, absolute, inside the root. Symbolic links are followed inside the root.
     pub target: PathBuf,
     /// What.
-    pub source: Source,
+    pub source: MountSource,
 }
 
 /// What is mounted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Source {
+pub enum MountSource {
     /// A directory or file of the caller's mount namespace, with all mounts below it.
     Bind {
         /// Its path.
@@ -180,6 +180,17 @@ pub enum Network {
     None,
 }
 
+impl Network {
+    /// What the key of a step has of it; another word is another key.
+    pub(crate) fn key_word(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Host => "host",
+            Self::None => "none",
+        }
+    }
+}
+
 /// How confined a step is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Security {
@@ -188,6 +199,16 @@ pub enum Security {
     Sandbox,
     /// All capabilities of the caller, no filter, nothing masked (`RUN --security=insecure`).
     Insecure,
+}
+
+impl Security {
+    /// What the key of a step has of it; another word is another key.
+    pub(crate) fn key_word(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox",
+            Self::Insecure => "insecure",
+        }
+    }
 }
 
 /// The standard streams of a step.

@@ -15,7 +15,7 @@ use crate::record;
 use crate::report::Usage;
 use crate::session::{self, print};
 
-/// Arguments of `nacre commit`.
+/// Make an image of what was changed in a mount
 #[derive(clap::Args)]
 #[command(after_help = "A mount stays as it is, and what was written to it so far is in the image. A program that is \
     writing meanwhile may be caught in the middle of it: end it first, or unmount and commit the id that is printed.")]

@@ -13,7 +13,7 @@ use crate::record::{self, Mounted};
 use crate::report::Usage;
 use crate::session::{self, Session};
 
-/// Arguments of `nacre diff`.
+/// List what a mount or a layer changed, or what two images have not in common
 #[derive(clap::Args)]
 #[command(after_help = "A is added, C is changed, D is deleted. Of an image alone it is what its last layer changed.")]
 pub(crate) struct Args {

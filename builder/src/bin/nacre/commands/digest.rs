@@ -7,7 +7,7 @@ use registry_client::{ImageName, Platform, choose_image};
 use crate::session::{self, Session};
 use crate::transfer::Places;
 
-/// Arguments of `nacre digest`.
+/// Print the digest that a name leads to
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image of the store: a name, a digest, or the beginning of one; elsewhere: docker://NAME, oci:DIR:TAG

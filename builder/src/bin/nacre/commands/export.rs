@@ -9,7 +9,7 @@ use anyhow::Context;
 use crate::report::{OutputClosed, Usage};
 use crate::session::{self, Session};
 
-/// Arguments of `nacre export`.
+/// Write the files of an image as one tar
 #[derive(clap::Args)]
 #[command(
     after_help = "The tar has the files of all layers as a container would see them, sorted, and is the same each \
