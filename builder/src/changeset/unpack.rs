@@ -13,8 +13,9 @@ use layerfs::{Attributes, FileKind, Time};
 use tar::EntryType;
 
 use super::copy::{Copier, CopyError, CopyOptions};
-use super::select::Source;
-use crate::changeset::{ChangeSet, Content, Node, Owner, base_name, clean, components, join, parent};
+use super::select::SourceTree;
+use crate::changeset::{ChangeSet, Content, Node, Owner};
+use crate::paths::{base_name, clean, components, join, parent};
 
 /// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
 const MOST_MEMBERS: usize = 4 << 20;
@@ -38,7 +39,7 @@ struct Unpacked<'a> {
 /// what its members refer to lies in `spool`, without names.
 pub(crate) fn unpack(
     changes: &mut ChangeSet,
-    source: &Source,
+    source: &SourceTree,
     (content, shown): (&Content, &[u8]),
     destination: &[u8],
     options: &CopyOptions,

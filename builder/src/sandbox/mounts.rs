@@ -12,7 +12,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{During as _, EtcFiles, Failure, Process, Security, Source, devices, root, stubs};
+use super::{During as _, EtcFiles, Failure, MountSource, Process, Security, devices, root, stubs};
 use crate::sys;
 
 /// The directories that every step has, on mounts of their own.
@@ -47,10 +47,10 @@ pub(super) enum Kind {
 }
 
 /// What the mount point of `source` must be.
-pub(super) fn kind_of(source: &Source) -> Result<Kind, Failure> {
+pub(super) fn kind_of(source: &MountSource) -> Result<Kind, Failure> {
     match source {
-        Source::Tmpfs { .. } => Ok(Kind::Shared),
-        Source::Bind { path, .. } => {
+        MountSource::Tmpfs { .. } => Ok(Kind::Shared),
+        MountSource::Bind { path, .. } => {
             let stat = rustix::fs::stat(path).during(|| format!("find the mount source {}", path.display()))?;
             Ok(kind_of_mode(stat.st_mode))
         }
@@ -124,9 +124,9 @@ enum Opened {
 }
 
 impl Opened {
-    fn new(source: &Source, security: Security) -> Result<Self, Failure> {
+    fn new(source: &MountSource, security: Security) -> Result<Self, Failure> {
         match source {
-            Source::Bind { path, read_only } => {
+            MountSource::Bind { path, read_only } => {
                 let tree = clone_tree(path)?;
                 let mut attributes = MountAttrFlags::empty();
                 attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, *read_only);
@@ -136,7 +136,7 @@ impl Opened {
                 sys::set_attributes(tree.as_fd(), attributes).during(action)?;
                 Ok(Self::Tree(tree))
             }
-            &Source::Tmpfs { size_bytes, mode, read_only } => Ok(Self::Tmpfs { size_bytes, mode, read_only }),
+            &MountSource::Tmpfs { size_bytes, mode, read_only } => Ok(Self::Tmpfs { size_bytes, mode, read_only }),
         }
     }
 
