@@ -235,11 +235,12 @@ fn a_layer_that_expands_without_end_meets_a_limit() {
 
 #[test]
 fn archives_of_add_stay_below_their_destination() {
-    use tar::EntryType::{Link, Regular, Symlink};
+    use tar::EntryType::{Directory, Link, Regular, Symlink};
     let bench = on_base(&Layout::of(&[]));
     let victim = bench.path("victim");
     let victim = victim.to_str().expect("text");
     let archive = tar_of(&[
+        (Directory, victim.trim_start_matches('/'), "", b""),
         (Regular, "../../../../../../nacre-was-here", "", b"harm"),
         (Regular, "/nacre-was-here", "", b"harm"),
         (Symlink, "out", victim, b""),
@@ -250,6 +251,8 @@ fn archives_of_add_stay_below_their_destination() {
     bench.file("a.tar", archive).dockerfile("FROM scratch\nADD a.tar /d/");
     bench.build(&[]).succeeds();
     assert_unharmed(&bench);
+    bench.file("a.tar", tar_of(&[(Symlink, "out", victim, b""), (Regular, "out/file", "", b"harm")]));
+    assert!(bench.build(&[]).fails(1).contains("the link /d/out leads to nothing"));
     bench.file("a.tar", tar_of(&[(Link, "here", "../../../../etc/passwd", b"")]));
     let error = bench.build(&[]).fails(1);
     assert!(error.contains("hard link to /d/etc/passwd, which is not there"), "{error}");
