@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Origin, Source, Stored};
@@ -406,8 +407,28 @@ impl Content for Moving<'_> {
         Ok(Box::new(Counted { moving: self, content, position_bytes: 0 }))
     }
 
+    fn fill(&self, draft: &mut Draft) -> io::Result<()> {
+        self.check()?;
+        self.transfer.source.fill_draft(self.descriptor, draft, &mut |position_bytes| self.moved(position_bytes))
+    }
+
     fn origin(&self) -> Option<Origin> {
         self.transfer.source.origin(self.descriptor)
+    }
+}
+
+impl Moving<'_> {
+    /// Breaks off when another blob failed.
+    fn check(&self) -> io::Result<()> {
+        if self.transfer.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(format!("copy the blob {}", self.descriptor.digest()), Cause::Stopped).into());
+        }
+        Ok(())
+    }
+
+    fn moved(&self, position_bytes: u64) -> io::Result<()> {
+        self.transfer.progress.blob_moved(self.descriptor.digest(), position_bytes);
+        self.check()
     }
 }
 
@@ -420,13 +441,10 @@ struct Counted<'a> {
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Moving { transfer, descriptor } = self.moving;
-        if transfer.stop.load(Ordering::Relaxed) {
-            return Err(Error::new(format!("copy the blob {}", descriptor.digest()), Cause::Stopped).into());
-        }
+        self.moving.check()?;
         let count = self.content.read(buffer)?;
         self.position_bytes += count as u64;
-        transfer.progress.blob_moved(descriptor.digest(), self.position_bytes);
+        self.moving.moved(self.position_bytes)?;
         Ok(count)
     }
 }

@@ -12,7 +12,7 @@
 //! directory of other things is left alone. (containers-transports(5); the form has no digests but SHA-256.)
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,7 +21,7 @@ use oci_spec::image::{Descriptor, Digest};
 use crate::digest::VerifyingReader;
 use crate::draft::Draft;
 use crate::error::{Cause, Error};
-use crate::layout::{Directory, Files, missing_or, pour, read_small, replace};
+use crate::layout::{Directory, Files, missing_or, read_small, replace};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
 use crate::signature;
@@ -81,12 +81,12 @@ impl ImageDirectory {
         Error::local(format!("write to {}", self.words()), Cause::Input(format!("{why}; name another directory")))
     }
 
-    fn write(&self, name: String, content: &mut dyn Read) -> Result<(), Error> {
+    fn write(&self, name: String, fill: impl FnOnce(&mut Draft) -> io::Result<()>) -> Result<(), Error> {
         self.prepare()?;
         let path = self.path.join(&name);
-        let mut write = || {
+        let write = || {
             let mut draft = Draft::new_in(&self.path)?;
-            pour(content, &mut draft)?;
+            fill(&mut draft)?;
             draft.publish(&path)
         };
         write().map_err(|error| self.disk(&path, error))?;
@@ -187,16 +187,16 @@ impl Destination for ImageDirectory {
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
         let name = hex(descriptor.digest(), || format!("write to {}", self.words()))?;
-        self.write(name.to_owned(), &mut content.open()?)?;
+        self.write(name.to_owned(), |draft| content.fill(draft))?;
         Ok(Stored::Sent)
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         if !is_top {
             let name = hex(manifest.digest(), || format!("write to {}", self.words()))?;
-            return self.write(format!("{name}.manifest.json"), &mut manifest.bytes());
+            return self.write(format!("{name}.manifest.json"), |draft| draft.write_all(manifest.bytes()));
         }
-        self.write(MANIFEST_FILE.to_owned(), &mut manifest.bytes())?;
+        self.write(MANIFEST_FILE.to_owned(), |draft| draft.write_all(manifest.bytes()))?;
         self.sweep().map_err(|error| self.disk(&self.path, error))
     }
 }

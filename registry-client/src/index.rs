@@ -5,13 +5,14 @@
 //! `platform.rs`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Mutex;
 
 use oci_spec::image::{Descriptor, Digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, OCI_INDEX};
 use crate::place::{Origin, Source};
@@ -337,6 +338,15 @@ impl Source for IndexSource<'_> {
 
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.source_of(descriptor)?.open_unverified_blob(descriptor)
+    }
+
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.source_of(descriptor)?.fill_draft(descriptor, draft, watch)
     }
 
     fn distrust(&self, descriptor: &Descriptor) {

@@ -4,10 +4,11 @@
 //! publishes only after a clean end of the content never publishes a wrong blob. Who asks for unverified content checks
 //! it himself, and fails with [`Cause::DigestMismatch`].
 
-use std::io::Read;
+use std::io::{self, Read};
 
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::draft::{Draft, pour, pour_watched};
 use crate::error::{Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::manifest::Manifest;
@@ -48,6 +49,21 @@ pub trait Source: Send + Sync {
     /// As [`Self::open_blob`].
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.open_blob(descriptor)
+    }
+
+    /// Fills an empty draft with the content of a blob, whole and verified. `watch` hears how many bytes have come, and
+    /// may end it. Content that lies in a file of its own by then may become the draft in place of being copied.
+    ///
+    /// # Errors
+    /// As [`Self::open_blob`], if the content is not what the descriptor says, that of `watch`, or if the draft cannot
+    /// be written.
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        pour_watched(&mut *self.open_blob(descriptor)?, draft, watch)
     }
 
     /// The content of a blob that came last was not what it should be: whoever else has it is asked next. Of a place
@@ -121,6 +137,14 @@ pub trait Content: Sync {
     /// As [`Source::open_blob`].
     fn open_unverified(&self) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.open()
+    }
+
+    /// Fills an empty draft with it, as [`Source::fill_draft`] does.
+    ///
+    /// # Errors
+    /// As [`Source::fill_draft`].
+    fn fill(&self, draft: &mut Draft) -> io::Result<()> {
+        pour(&mut *self.open()?, draft)
     }
 
     /// Where a registry might have it already.

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::archive::tar_files::{Slice, most_layer_bytes, too_much};
 use crate::copy::{Held, INDEX_DEPTH_LIMIT, PlatformChoice, choose_image, too_deep};
 use crate::digest::{Digester, VerifyingReader};
+use crate::draft::{Draft, pour_watched};
 use crate::error::Error;
 use crate::growing::BlobMaker;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Manifest, ManifestContent, OCI_INDEX, OCI_MANIFEST};
@@ -154,6 +155,18 @@ impl Source for RepackedSource<'_> {
         match self.blobs.contains_key(descriptor.digest()) {
             true => self.open_blob(descriptor),
             false => self.source.open_unverified_blob(descriptor),
+        }
+    }
+
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.blobs.contains_key(descriptor.digest()) {
+            true => pour_watched(&mut *self.open_blob(descriptor)?, draft, watch),
+            false => self.source.fill_draft(descriptor, draft, watch),
         }
     }
 

@@ -5,12 +5,13 @@
 //! copied, wherever the tag moves meanwhile.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use oci_spec::image::{Descriptor, Digest};
 
 use super::policy::{Demands, Policy};
+use crate::draft::Draft;
 use crate::error::Error;
 use crate::manifest::{Manifest, ManifestContent};
 use crate::place::{Origin, Source};
@@ -108,6 +109,15 @@ impl Source for Guarded<'_> {
 
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.source.open_unverified_blob(descriptor)
+    }
+
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.source.fill_draft(descriptor, draft, watch)
     }
 
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {

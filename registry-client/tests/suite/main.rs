@@ -17,3 +17,4 @@ mod sick;
 mod signatures;
 mod stream;
 mod support;
+mod taken;
