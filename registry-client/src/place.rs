@@ -5,6 +5,7 @@
 //! it himself, and fails with [`Cause::DigestMismatch`].
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest};
 
@@ -196,7 +197,7 @@ pub trait Destination: Send + Sync {
     /// If the blob comes to nothing, or as [`Self::put_blob`].
     fn put_growing_blob(
         &self,
-        blob: &GrowingBlob,
+        blob: &Arc<GrowingBlob>,
         progress: &dyn Progress,
     ) -> Result<Option<(Descriptor, Stored)>, Error> {
         let _ = (blob, progress);

@@ -2,6 +2,8 @@
 //!
 //! Invariant: the tag moves last, when everything that its manifest points to is there.
 
+use std::sync::Arc;
+
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
@@ -64,7 +66,7 @@ impl Destination for RegistryDestination {
 
     fn put_growing_blob(
         &self,
-        blob: &GrowingBlob,
+        blob: &Arc<GrowingBlob>,
         progress: &dyn Progress,
     ) -> Result<Option<(Descriptor, Stored)>, Error> {
         self.repository.put_growing_blob(blob, progress).map(Some)

@@ -3,6 +3,7 @@
 //! Invariant: a manifest that is returned has the digest that was asked for, or the one its registry named.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Deserialize;
@@ -350,7 +351,11 @@ impl Repository {
     ///
     /// # Errors
     /// If the blob is abandoned, or as [`Self::put_blob`].
-    pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<(Descriptor, Stored), Error> {
+    pub fn put_growing_blob(
+        &self,
+        blob: &Arc<GrowingBlob>,
+        progress: &dyn Progress,
+    ) -> Result<(Descriptor, Stored), Error> {
         let writer = self.clone().for_push();
         let (descriptor, stored) = Stream::new(&writer, blob, progress).run()?;
         for known in [descriptor.digest(), blob.recipe()] {
