@@ -38,6 +38,8 @@ pub struct CopyOptions {
     /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to
     /// that; also what cosign keeps under tags made from their digests, joined with what the destination has there.
     pub referrers: bool,
+    /// Whether the GPG signatures of the copied images are copied too.
+    pub gpg_signatures: bool,
 }
 
 impl CopyOptions {
@@ -50,7 +52,7 @@ impl CopyOptions {
 impl Default for CopyOptions {
     /// This machine's platform, four blobs at once: what crane does, and what registries allow without throttling.
     fn default() -> Self {
-        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4, referrers: false }
+        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4, referrers: false, gpg_signatures: false }
     }
 }
 
@@ -90,7 +92,11 @@ impl Held {
     /// If these are more than any image has.
     pub(crate) fn add(&mut self, source: &dyn Source, manifest: &Manifest) -> Result<(), Error> {
         self.manifests += 1;
-        self.bytes += manifest.bytes().len();
+        self.add_bytes(source, manifest.bytes().len())
+    }
+
+    fn add_bytes(&mut self, source: &dyn Source, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
         if self.manifests <= MANIFESTS_LIMIT && self.bytes <= MANIFESTS_LIMIT_BYTES {
             return Ok(());
         }
@@ -116,7 +122,8 @@ pub fn copy(
         PlatformChoice::One(platform) => chosen(source, named, platform)?,
         PlatformChoice::All => named,
     };
-    let mut plan = Plan { with_referrers: options.referrers, ..Plan::default() };
+    let mut plan =
+        Plan { with_referrers: options.referrers, with_signatures: options.gpg_signatures, ..Plan::default() };
     plan.seen.insert(top.digest().clone());
     plan.add(source, &top, 0)?;
     // The largest first: begun last, it would keep one lane busy while the others are idle.
@@ -127,6 +134,9 @@ pub fn copy(
     if let Some(there) = &there {
         plan.companions.iter().try_for_each(|(tag, companion)| check_companion(there.as_ref(), tag, companion))?;
     }
+    if !plan.signatures.is_empty() {
+        destination.keeps_gpg_signatures()?;
+    }
     progress.planned(&blobs);
     let results = Transfer::new(source, destination, progress, blobs.clone().into()).run(options.jobs);
     let results = results.inspect_err(|_| progress.abandoned(&blobs))?;
@@ -135,6 +145,9 @@ pub fn copy(
         for (tag, companion) in &plan.companions {
             put_companion(destination, there.as_ref(), tag, companion)?;
         }
+    }
+    for (subject, signatures) in &plan.signatures {
+        destination.put_gpg_signatures(subject, subject == top.digest(), signatures)?;
     }
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;
@@ -239,6 +252,9 @@ struct Plan {
     /// Whether there is more than the image: companions or referrers.
     has_more: bool,
     with_referrers: bool,
+    /// What GPG signed, with its signatures.
+    signatures: Vec<(Digest, Vec<Vec<u8>>)>,
+    with_signatures: bool,
 }
 
 impl Plan {
@@ -250,6 +266,13 @@ impl Plan {
                     return Err(too_deep(source));
                 }
                 self.add_children(source, manifests, depth)?;
+            }
+        }
+        if self.with_signatures {
+            let signatures = source.gpg_signatures(manifest.digest())?;
+            self.held.add_bytes(source, signatures.iter().map(Vec::len).sum())?;
+            if !signatures.is_empty() {
+                self.signatures.push((manifest.digest().clone(), signatures));
             }
         }
         if self.with_referrers {

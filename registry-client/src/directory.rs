@@ -115,10 +115,16 @@ impl ImageDirectory {
 
 /// Whether a file is a blob, a manifest below an index or a signature.
 fn is_of_image(name: &str) -> bool {
-    let hex = name.strip_suffix(".manifest.json").unwrap_or(name);
-    let is_digest = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    let number = name.strip_prefix("signature-").unwrap_or_default();
-    is_digest || (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    let is_digest =
+        |hex: &str| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let is_signature = |name: &str| {
+        let number = name.strip_prefix("signature-").unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    match name.split_once('.') {
+        Some((hex, kind)) => is_digest(hex) && (kind == "manifest.json" || is_signature(kind)),
+        None => is_digest(name) || is_signature(name),
+    }
 }
 
 /// The name of a blob.
@@ -191,6 +197,20 @@ impl Destination for ImageDirectory {
         Ok(Stored::Sent)
     }
 
+    fn keeps_gpg_signatures(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn put_gpg_signatures(&self, subject: &Digest, is_top: bool, signatures: &[Vec<u8>]) -> Result<(), Error> {
+        let of = match is_top {
+            true => String::new(),
+            false => format!("{}.", hex(subject, || format!("write to {}", self.words()))?),
+        };
+        signatures.iter().enumerate().try_for_each(|(number, signature)| {
+            self.write(format!("{of}signature-{}", number + 1), |draft| draft.write_all(signature))
+        })
+    }
+
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         if !is_top {
             let name = hex(manifest.digest(), || format!("write to {}", self.words()))?;
@@ -209,6 +229,7 @@ mod tests {
     fn only_files_of_an_image_are_swept() {
         let hex = "0123456789abcdef".repeat(4);
         assert!(is_of_image(&hex) && is_of_image(&format!("{hex}.manifest.json")) && is_of_image("signature-1"));
+        assert!(is_of_image(&format!("{hex}.signature-12")));
         for other in ["manifest.json", "version", "signature-", "signature-x", &hex[1..], &hex.to_uppercase(), ""] {
             assert!(!is_of_image(other), "{other}");
         }

@@ -359,6 +359,13 @@ impl Source for IndexSource<'_> {
         self.sources[self.owner(descriptor.digest())?].origin(descriptor)
     }
 
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        if subject == self.manifest.digest() {
+            return Ok(Vec::new());
+        }
+        Ok(self.at_owner(subject, |source| source.gpg_signatures(subject))?.0)
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         if subject == self.manifest.digest() {
             return Ok(Vec::new());

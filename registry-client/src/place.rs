@@ -211,6 +211,26 @@ pub trait Destination: Send + Sync {
     /// If the place refuses it.
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error>;
 
+    /// Whether the place, or a store that is named for it, keeps GPG signatures of images.
+    ///
+    /// # Errors
+    /// If it does not.
+    fn keeps_gpg_signatures(&self) -> Result<(), Error> {
+        let what =
+            "the image has GPG signatures, and these have no place there; --remove-signatures leaves them behind";
+        Err(Error::local(format!("copy to {}", self.name()), Cause::Input(what.to_owned())))
+    }
+
+    /// Puts GPG signatures of a manifest, ahead of that; `is_top` as of the manifest. Those that are there stay, but for a
+    /// place of one image that was another's.
+    ///
+    /// # Errors
+    /// If they cannot be written, or as [`Self::keeps_gpg_signatures`].
+    fn put_gpg_signatures(&self, subject: &Digest, is_top: bool, signatures: &[Vec<u8>]) -> Result<(), Error> {
+        let _ = (subject, is_top, signatures);
+        self.keeps_gpg_signatures()
+    }
+
     /// The same place to be read, for what lies beside the image: its tags and referrers. A place that holds one image
     /// only takes none of these.
     ///

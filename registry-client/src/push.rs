@@ -72,6 +72,14 @@ impl Destination for RegistryDestination {
         self.repository.put_growing_blob(blob, progress).map(Some)
     }
 
+    fn keeps_gpg_signatures(&self) -> Result<(), Error> {
+        self.repository.client().signature_directory(&self.reference).map(drop)
+    }
+
+    fn put_gpg_signatures(&self, subject: &Digest, _: bool, signatures: &[Vec<u8>]) -> Result<(), Error> {
+        self.repository.client().add_gpg_signatures(&self.reference, subject, signatures)
+    }
+
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         if !is_top {
             return self.repository.put_manifest(manifest, &Selector::Digest(manifest.digest().clone()));

@@ -128,6 +128,10 @@ impl Source for Guarded<'_> {
         self.source.tagged(tag)
     }
 
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        self.source.gpg_signatures(subject)
+    }
+
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {
         let found = self.source.referrers(subject)?;
         let mut companions = self.companions.lock().unwrap_or_else(PoisonError::into_inner);
