@@ -1,6 +1,7 @@
 //! The tests of this crate from outside: one program, so that it links once.
 
 mod access;
+mod bundles;
 mod companions;
 mod contract;
 mod faults;
