@@ -29,7 +29,7 @@ struct Group {
 
 /// Whom a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Identity {
+pub(crate) struct Account {
     pub(crate) owner: Owner,
     /// Supplementary groups, ascending.
     pub(crate) groups: Vec<u32>,
@@ -77,7 +77,7 @@ impl Accounts {
 
     /// Whom `USER text` means: `user`, `uid`, `user:group`, and so on; empty is root.
     /// What follows a second colon counts for nothing, as in runc.
-    pub(crate) fn identity(&self, text: &str) -> Result<Identity, UnknownAccount> {
+    pub(crate) fn identity(&self, text: &str) -> Result<Account, UnknownAccount> {
         let mut parts = text.split(':');
         let (user_text, group_text) =
             (parts.next().unwrap_or_default(), parts.next().filter(|group| !group.is_empty()));
@@ -91,7 +91,7 @@ impl Accounts {
         let home = known.map(|user| user.home.clone());
         if let Some(group_text) = group_text {
             let gid = self.gid(group_text).ok_or_else(|| UnknownAccount::Group(group_text.to_owned()))?;
-            return Ok(Identity { owner: Owner { uid, gid }, groups: vec![gid], home });
+            return Ok(Account { owner: Owner { uid, gid }, groups: vec![gid], home });
         }
         let gid = known.map_or(0, |user| user.gid);
         let mut groups = vec![gid];
@@ -100,7 +100,7 @@ impl Accounts {
         }
         groups.sort_unstable();
         groups.dedup();
-        Ok(Identity { owner: Owner { uid, gid }, groups, home })
+        Ok(Account { owner: Owner { uid, gid }, groups, home })
     }
 
     /// Whom `--chown=text` means, and whose a WORKDIR is. As in BuildKit a number is the group, too, whatever the files

@@ -29,7 +29,8 @@ use tempfile::TempDir;
 use crate::error::BuildError;
 use crate::export::{self, Ownership};
 use crate::image::RootFs;
-use crate::manifest::{Types, store_manifest};
+use crate::manifest::store_manifest;
+use crate::media::Types;
 use crate::place::{MOST_CONFIG_BYTES, StorePlace};
 
 /// What an exported cache mount has in the place of an image's configuration.

@@ -13,11 +13,11 @@ use crate::dockerfile::{
     Span, Stage, Warning, Word, finish, lint, lint_before,
 };
 use crate::error::BuildError;
+use crate::fetch::SourceKind;
 use crate::image::ImageConfig;
 use crate::origins;
 use crate::plan::{Plan, globals};
 use crate::request::BuildRequest;
-use crate::step::remote::SourceKind;
 use crate::surroundings::{Names, Surroundings, Text, texts};
 
 /// What the checks found.
@@ -345,7 +345,7 @@ impl<'a> Checker<'a> {
             };
             // One from the root is the same to COPY, but as in BuildKit not to the patterns.
             let root = if text.starts_with('/') { "/" } else { "" };
-            let path = [root.as_bytes(), &crate::changeset::clean(text.as_bytes())].concat();
+            let path = [root.as_bytes(), &crate::paths::clean(text.as_bytes())].concat();
             // The context itself is excluded only by a pattern that excludes all of it.
             let is_context = path.is_empty() || path == b"/";
             let probe = if is_context { b"\0" } else { path.as_slice() };

@@ -233,7 +233,8 @@ fn equals_below(changes: &ChangeSet, path: &[u8], node: &Node) -> io::Result<boo
     }
 }
 
-fn same_bytes(a: &mut impl Read, b: &mut impl Read) -> io::Result<bool> {
+/// Whether two readers yield the same.
+pub(crate) fn same_bytes(a: &mut impl Read, b: &mut impl Read) -> io::Result<bool> {
     /// Read at a time.
     const BLOCK: u64 = 64 << 10;
     loop {

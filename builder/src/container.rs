@@ -84,6 +84,9 @@ pub enum ContainerError {
     /// A path that is no absolute one.
     #[error("the working directory {0:?} is not absolute")]
     RelativeDirectory(String),
+    /// The files of two trees cannot be compared.
+    #[error("cannot compare the files of an image")]
+    Compare(#[source] std::io::Error),
     /// Something of the container's root cannot be read or made.
     #[error("cannot {action} in the image")]
     Root {

@@ -5,9 +5,9 @@
 
 use std::borrow::Cow;
 
-use crate::context::{Fetcher, GitReference, RemotePlace};
 use crate::dockerfile::{Add, Dockerfile, Expander, FileSource, Instruction, Stage};
 use crate::error::{BuildError, Site};
+use crate::fetch::{Fetcher, GitReference, RemotePlace};
 use crate::request::{BuildRequest, MainContext, NamedContext, Times};
 
 /// The argument's name. <https://reproducible-builds.org/specs/source-date-epoch/>

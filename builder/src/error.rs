@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use registry_client::in_full;
 
 use crate::causes::full_disk;
-use crate::context::GitError;
 use crate::dockerfile::{DockerfileError, Source, Span};
 
 /// A failed build.
@@ -62,6 +61,62 @@ pub enum BuildError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// Why git did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum GitError {
+    /// There is no git.
+    #[error("git was not found, and is needed for git sources")]
+    Missing,
+    /// The process could not be run.
+    #[error("cannot run git {verb}: {source}")]
+    Run {
+        /// The subcommand.
+        verb: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// git said no.
+    #[error("git {verb} failed for {repository}: {said}")]
+    Failed {
+        /// The subcommand.
+        verb: String,
+        /// The repository, without secrets.
+        repository: String,
+        /// The end of what it wrote.
+        said: String,
+    },
+    /// The repository is not as it was said to be.
+    #[error("{repository}: {what}")]
+    Repository {
+        /// The repository, without secrets.
+        repository: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+impl GitError {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some("install the package git, or give an archive of the repository instead"),
+            Self::Failed { said, .. }
+                if said.contains("Authentication failed") || said.contains("could not read Username") =>
+            {
+                Some("give a token: --secret id=GIT_AUTH_TOKEN,env=VARIABLE")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the other side, or the way to it, is at fault.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        matches!(self, Self::Failed { .. })
+    }
 }
 
 impl From<GitError> for BuildError {

@@ -10,7 +10,7 @@ use layerfs::{Store, StoreError, digest_of};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{StepKey, Work};
-use crate::step::content::{Difference, Listing};
+use crate::listing::{Difference, Listing};
 
 /// The steps of the last build, by their place in the Dockerfile.
 pub(crate) struct LastBuild {

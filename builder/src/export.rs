@@ -5,17 +5,20 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use layerfs::{Attributes, Entry, EntryKind, EntryPath, FileKind, TarWriter, Tree, TreeInode};
+use layerfs::{Attributes, Entry, EntryKind, EntryPath, FileKind, Store, TarWriter, Tree, TreeInode};
+use registry_client::Draft;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::changeset::{ChangeSet, Content, join};
+use crate::changeset::{ChangeSet, Content};
 use crate::error::BuildError;
+use crate::paths::join;
+use crate::place::StoredImage;
 
 /// Directory entries read at a time.
 const BATCH: usize = 4096;
@@ -277,6 +280,34 @@ fn open_directory(at: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
 fn remove_directory(tree: &Arc<dyn Tree>, at: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     keep_only(tree, None, open_directory(at, name)?.as_fd())?;
     Ok(rustix::fs::unlinkat(at, name, AtFlags::REMOVEDIR)?)
+}
+
+/// Writes the files of an image of a store as one tar, as `docker export` does those of a container.
+///
+/// # Errors
+/// If a layer cannot be read or the tar not be written.
+pub fn write_files(store: &Store, image: &StoredImage, writer: impl Write) -> io::Result<()> {
+    let tree: Arc<dyn Tree> = store.tree(&image.diff_ids()).map_err(io::Error::other)?;
+    to_tar(&tree, writer)
+}
+
+/// A file that appears whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written
+/// to.
+///
+/// # Errors
+/// What writing gives; nothing is left then.
+pub fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    const BUFFER_BYTES: usize = 1 << 20;
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::options().write(true).open(path)?);
+        write(&mut file)?;
+        return file.flush();
+    }
+    // A symbolic link to a file stays one.
+    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut draft = BufWriter::with_capacity(BUFFER_BYTES, Draft::beside(&path)?);
+    write(&mut draft)?;
+    draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&path)
 }
 
 /// Writes a whole tree as one tar.

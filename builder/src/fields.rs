@@ -2,6 +2,7 @@
 //!
 //! Invariant: a key that nobody takes is an error that names it.
 
+use layerfs::Packing;
 /// The fields of one text; what is taken is removed.
 #[derive(Debug)]
 pub(crate) struct Fields(Vec<(String, String)>);
@@ -96,6 +97,23 @@ fn quoted_field(text: &str) -> Option<(String, &str)> {
             None => return Some((field, behind)),
         }
         field.push('"');
+    }
+}
+
+/// `compression=` and `compression-level=`.
+pub(crate) fn packing(fields: &mut Fields) -> Result<Packing, String> {
+    let compression: Packing = match fields.take("compression") {
+        None => Packing::default(),
+        // A level is written in a field of its own.
+        Some(text) if text.contains(':') => return Err(format!("compression={text} is not supported")),
+        Some(text) => text.parse().map_err(|error: layerfs::PackingError| error.to_string())?,
+    };
+    match fields.take("compression-level") {
+        None => Ok(compression),
+        Some(level) => {
+            let number = level.parse().map_err(|_| format!("compression-level={level} is no level"))?;
+            Packing::new(compression.compression(), number).map_err(|error| error.to_string())
+        }
     }
 }
 

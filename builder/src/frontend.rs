@@ -10,6 +10,9 @@ use crate::dockerfile::is_own_frontend;
 use crate::error::BuildError;
 use crate::fields::truth;
 
+/// Build arguments for the scanner of packages, which are no variables.
+pub(crate) const SCAN_ARGUMENTS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
+
 /// What the arguments say.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct FrontendArguments {

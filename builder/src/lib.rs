@@ -1,10 +1,11 @@
 //! Builds container images from Dockerfiles, bit for bit reproducible.
 //!
 //! ```text
-//! dockerfile/  the language                   plan.rs     which stages, on what
-//! context/     the files a build may see      build.rs    plan, cache, steps, image: one readable page
-//! graph.rs     stages side by side            step/       one instruction carried out
-//! packing.rs   layers to blobs, meanwhile             sandbox/    where a RUN runs
+//! dockerfile/  the language                   plan.rs      which stages, on what
+//! context/     the files of a directory       build.rs     plan, cache, steps, image: one readable page
+//! fetch/       files from elsewhere           building.rs  one stage, and step/: one instruction carried out
+//! graph.rs     stages side by side            sandbox/     where a RUN runs
+//! packing.rs   layers to blobs, meanwhile
 //! ```
 //!
 //! Invariant: nothing here prints, exits or reads the environment; the binary `nacre` does.
@@ -26,6 +27,8 @@
 mod accounts;
 mod attestation;
 mod build;
+mod building;
+mod built;
 mod cache;
 mod cache_mounts;
 mod causes;
@@ -34,6 +37,7 @@ mod check;
 mod commit;
 mod container;
 pub mod context;
+pub mod difference;
 pub mod dockerfile;
 mod epoch;
 mod error;
@@ -41,21 +45,27 @@ mod events;
 mod explain;
 mod export;
 mod failure;
+pub mod fetch;
 pub mod fields;
 mod flights;
 mod frontend;
 mod graph;
 pub mod host;
 mod image;
+mod input;
+mod key;
+mod listing;
 mod machine;
 mod manifest;
 mod materials;
+mod media;
 mod names;
 mod open_files;
 mod origins;
 mod outline;
 mod output;
 mod packing;
+mod paths;
 mod place;
 mod plan;
 mod pulled;
@@ -64,6 +74,8 @@ mod request;
 pub mod rootless;
 pub mod sandbox;
 mod schedule;
+mod secret;
+mod shared;
 pub mod signals;
 mod stage;
 mod step;
@@ -71,15 +83,16 @@ mod surroundings;
 mod sys;
 mod upper;
 
-pub use attestation::{Attestations, Provenance};
-pub use build::{Built, BuiltImage, build};
+pub use build::build;
+pub use built::{Built, BuiltImage};
 pub use cache_mounts::{CacheMount, cache_mounts, export_cache_mount, import_cache_mount, remove_cache_mount};
 pub use causes::full_disk;
 pub use check::{Bases, Checked, check};
 pub use commit::CommitError;
 pub use container::{CommitRequest, Container, ContainerError, RunRequest, commit_image, open_image};
-pub use error::BuildError;
+pub use error::{BuildError, GitError};
 pub use events::{Events, StepEnd, StepNumber};
+pub use export::{write_files, write_whole};
 pub use failure::{FailedStep, OnFailure};
 pub use image::{Healthcheck, History, ImageConfig, RootFs, RunConfig};
 pub use names::{find, lookup, set};
@@ -88,6 +101,10 @@ pub use outline::{Argument, Lines, Needed, Outline, Target, outline, targets};
 pub use output::{Annotation, AnnotationPlace, Archive, Delivery, ImageForm, Naming, Output, OutputTarget};
 pub use place::{StorePlace, StoredImage};
 pub use pulled::{Pulled, pull};
-pub use remote_cache::{CacheExport, CacheImport, CachePlace, CacheRequest, CacheScope, export_cache};
-pub use request::{BuildRequest, EngineRequest, Entitlement, MainContext, NamedContext, SandboxRequest, Secret, Times};
+pub use remote_cache::export_cache;
+pub use request::{
+    Attestations, BuildRequest, CacheExport, CacheImport, CachePlace, CacheRequest, CacheScope, EngineRequest,
+    Entitlement, MainContext, NamedContext, Provenance, SandboxRequest, Times,
+};
+pub use secret::Secret;
 pub use upper::{UpperError, open_union, read_changes};

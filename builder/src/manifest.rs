@@ -3,28 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use layerfs::{Compression, Layer, Store};
+use layerfs::{Layer, Store};
 use oci_spec::image::{Descriptor, MediaType};
 use registry_client::Platform;
 use serde::Serialize;
 
-use crate::build::BuiltImage;
+use crate::built::BuiltImage;
 use crate::error::BuildError;
 use crate::image::ImageConfig;
-use crate::output::compression;
+use crate::media::Types;
 use crate::place::StoredImage;
-
-/// Whose media types the documents of an image have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Types {
-    /// OCI's.
-    Oci,
-    /// Docker's, which older registries want. They have none for zstd.
-    /// <https://github.com/distribution/distribution/blob/main/docs/content/spec/manifest-v2-2.md>
-    Docker,
-    /// OCI's around a configuration that is no image's.
-    Cache,
-}
 
 /// The documents of one image, in the store.
 pub(crate) struct Documents {
@@ -81,55 +69,6 @@ struct IndexPlatform<'a> {
     os_version: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     variant: Option<&'a str>,
-}
-
-/// Whether a document is that of several images, by its media type.
-pub(crate) fn is_index(document: &Descriptor) -> bool {
-    [Types::Oci, Types::Docker].iter().any(|types| types.index() == *document.media_type())
-}
-
-impl Types {
-    fn manifest(self) -> MediaType {
-        match self {
-            Self::Oci | Self::Cache => MediaType::ImageManifest,
-            Self::Docker => MediaType::from("application/vnd.docker.distribution.manifest.v2+json"),
-        }
-    }
-
-    fn index(self) -> MediaType {
-        match self {
-            Self::Oci | Self::Cache => MediaType::ImageIndex,
-            Self::Docker => MediaType::from("application/vnd.docker.distribution.manifest.list.v2+json"),
-        }
-    }
-
-    fn config(self, config: &Descriptor) -> MediaType {
-        match self {
-            Self::Oci => MediaType::ImageConfig,
-            Self::Docker => MediaType::from("application/vnd.docker.container.image.v1+json"),
-            Self::Cache => config.media_type().clone(),
-        }
-    }
-
-    /// The layer with the media type of these; what is no layer that we know stays as it is.
-    fn layer(self, layer: &Layer) -> Result<Layer, BuildError> {
-        let Some(compression) = compression(&layer.descriptor) else { return Ok(layer.clone()) };
-        let media_type = match (self, compression) {
-            (Self::Oci | Self::Cache, Compression::None) => MediaType::ImageLayer,
-            (Self::Oci | Self::Cache, Compression::Gzip) => MediaType::ImageLayerGzip,
-            (Self::Oci | Self::Cache, Compression::Zstd) => MediaType::ImageLayerZstd,
-            (Self::Docker, Compression::None) => MediaType::from("application/vnd.docker.image.rootfs.diff.tar"),
-            (Self::Docker, Compression::Gzip) => MediaType::from("application/vnd.docker.image.rootfs.diff.tar.gzip"),
-            (Self::Docker, Compression::Zstd) => {
-                let why = "zstd layers need OCI media types: leave oci-mediatypes=false away, or pack all of them \
-                    with compression=gzip,force-compression=true";
-                return Err(BuildError::Request(why.to_owned()));
-            }
-        };
-        let mut layer = layer.clone();
-        layer.descriptor.set_media_type(media_type);
-        Ok(layer)
-    }
 }
 
 /// Stores the documents of an image whose layers are there.

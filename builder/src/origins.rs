@@ -10,7 +10,6 @@ use registry_client::{
     Source, choose_image, copy,
 };
 
-use crate::build::Builder;
 use crate::context::{Patterns, ignore_file_names};
 use crate::error::{BuildError, Site};
 use crate::image::ImageConfig;
@@ -19,24 +18,25 @@ use crate::place::{MOST_CONFIG_BYTES, StorePlace, StoredImage, described};
 use crate::plan::Origin;
 use crate::pulled::pull;
 use crate::request::{BuildRequest, NamedContext};
+use crate::shared::Shared;
 
 /// The image of an origin, brought into the store if it is not there.
 pub(crate) fn image(
-    builder: &Builder<'_>,
+    shared: &Shared<'_>,
     origin: &Origin,
     platform: &Platform,
     site: Option<&Site>,
 ) -> Result<StoredImage, BuildError> {
-    let progress = builder.events.transfers();
+    let progress = shared.events.transfers();
     let key = (format!("{origin:?}"), platform.to_string());
-    let found = builder.shared.images.once(&key, || match origin {
-        Origin::Image(name) => named(builder, name, platform, progress),
-        Origin::Context(NamedContext::Image(name)) => named(builder, name, platform, progress),
+    let found = shared.images.once(&key, || match origin {
+        Origin::Image(name) => named(shared, name, platform, progress),
+        Origin::Context(NamedContext::Image(name)) => named(shared, name, platform, progress),
         Origin::Context(NamedContext::OciLayout(directory, name)) => {
             let place = ImageName::OciLayout { directory: directory.clone(), tag: name.clone() };
             let source = Box::new(OciLayout::new(directory, name.clone()));
-            let source = builder.request().trust.guard(source, &place, false)?;
-            fetch_to(builder, source.as_ref(), platform, progress)
+            let source = shared.request.trust.guard(source, &place, false)?;
+            fetch_to(shared, source.as_ref(), platform, progress)
         }
         Origin::Scratch | Origin::Stage(_) | Origin::Context(NamedContext::Directory(_) | NamedContext::Remote(_)) => {
             unreachable!("the callers deal with what is no image")
@@ -44,7 +44,7 @@ pub(crate) fn image(
     });
     let found =
         found.map_err(|source| BuildError::Image { at: site.map(|site| Box::new(site.error("FROM"))), source })?;
-    builder.shared.fetcher.note(material(origin, platform, &found.manifest)?);
+    shared.fetcher.note(material(origin, platform, &found.manifest)?);
     Ok(found)
 }
 
@@ -58,22 +58,17 @@ fn material(origin: &Origin, platform: &Platform, manifest: &Descriptor) -> Resu
     Ok(Material::new(uri, manifest.digest().algorithm().as_ref(), manifest.digest().digest()))
 }
 
-fn named(
-    builder: &Builder<'_>,
-    name: &str,
-    platform: &Platform,
-    progress: &dyn Progress,
-) -> Result<StoredImage, Error> {
+fn named(shared: &Shared<'_>, name: &str, platform: &Platform, progress: &dyn Progress) -> Result<StoredImage, Error> {
     let reference: Reference = name.parse()?;
-    if !builder.request().pull
-        && let Some(image) = stored(builder.store, &reference, platform)?
+    if !shared.request.pull
+        && let Some(image) = stored(shared.store, &reference, platform)?
     {
         return Ok(image);
     }
-    let place = StorePlace::new(builder.store, Some(&reference.familiar())).until(builder.shared.schedule.stop());
-    let policy = &builder.request().trust;
-    let pulled = pull(&place, builder.client, &reference, policy, &one(platform), progress)?;
-    StoredImage::open(builder.store, &pulled.manifest)
+    let place = StorePlace::new(shared.store, Some(&reference.familiar())).until(shared.schedule.stop());
+    let policy = &shared.request.trust;
+    let pulled = pull(&place, shared.client, &reference, policy, &one(platform), progress)?;
+    StoredImage::open(shared.store, &pulled.manifest)
 }
 
 fn one(platform: &Platform) -> CopyOptions {
@@ -141,14 +136,14 @@ fn in_layout(directory: &Path, tag: Option<&String>, platform: &Platform) -> Res
 
 /// Copies one image into the store, for a build, whose end is that of the copy.
 fn fetch_to(
-    builder: &Builder<'_>,
+    shared: &Shared<'_>,
     source: &dyn Source,
     platform: &Platform,
     progress: &dyn Progress,
 ) -> Result<StoredImage, Error> {
-    let place = StorePlace::new(builder.store, None).until(builder.shared.schedule.stop());
+    let place = StorePlace::new(shared.store, None).until(shared.schedule.stop());
     let copied = copy(source, &place, &one(platform), progress)?;
-    StoredImage::open(builder.store, &copied.manifest.descriptor())
+    StoredImage::open(shared.store, &copied.manifest.descriptor())
 }
 
 /// What the ignore file of a context leaves out: the Dockerfile's own, else the context's.

@@ -13,7 +13,6 @@ use registry_client::{
     VerifyingReader, companion_subject,
 };
 
-use crate::attestation::Attached;
 use crate::image::ImageConfig;
 use crate::schedule::Stop;
 
@@ -23,6 +22,9 @@ pub(crate) const MOST_CONFIG_BYTES: u64 = DOCUMENT_MAX_BYTES;
 const MOST_INDEXES_DEEP: usize = 4;
 // What comes in must be followed by whoever clears up.
 const _: () = assert!(MANIFEST_LIMIT_BYTES <= DOCUMENT_MAX_BYTES);
+
+/// A statement in the store, and the image that it is about.
+pub(crate) type Attached = (Digest, Descriptor);
 
 /// An image of the store, or the place of one that comes.
 #[derive(Debug, Clone)]

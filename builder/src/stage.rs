@@ -5,10 +5,10 @@
 use layerfs::{ChainId, DiffId, Layer};
 use oci_spec::image::Descriptor;
 
-use crate::changeset::clean;
 use crate::dockerfile::{Expander, ExpansionError, Word};
 use crate::error::{BuildError, Site};
 use crate::image::{DEFAULT_PATH, History, ImageConfig};
+use crate::paths::clean;
 
 /// The system whose images have another shell: their files and settings can be built here, though no RUN.
 const WINDOWS: &str = "windows";

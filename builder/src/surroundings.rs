@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::dockerfile::{BuildArgument, Expander, ExpansionError, FileSource, Files, Instruction, Pair, Span, Word};
+use crate::frontend::SCAN_ARGUMENTS;
 use crate::image::{DEFAULT_PATH, ImageConfig};
-use crate::step::config::SCAN_ARGUMENTS;
 
 /// Larger values are not kept, and so not known: values double, and no environment of a process takes such a one.
 const LARGEST_VALUE_BYTES: usize = 128 << 10;

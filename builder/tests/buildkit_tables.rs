@@ -8,16 +8,12 @@ use std::path::{Path, PathBuf};
 
 use builder::context::{Directory, Patterns, ignore_file_names};
 use builder::dockerfile::{Arguments, Dockerfile, Expander, Instruction, Source, Statement, Word, parse};
+use fixtures::read;
 use serde_json::Value;
 
 /// A folder of the shared conformance data.
 fn shared(folder: &str) -> Option<PathBuf> {
     fixtures::shared(&format!("conformance/{folder}"))
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    let path = path.as_ref();
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("read {}: {error}", path.display()))
 }
 
 /// The entries of a directory, sorted.

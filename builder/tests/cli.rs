@@ -3,97 +3,62 @@
 //! Invariant: a test has a store, a home and an image of its own, and leaves no mount, process or user behind. It needs
 //! root, /dev/fuse that everyone may open, busybox-static, fusermount3 and the programs of the package uidmap.
 
-mod ended;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Stdio;
 
 use fixtures::registry::{PASSWORD, Registry, USER};
 use fixtures::user::User;
+use fixtures::{Desk, Ended};
 use rustix::process::{Pid, Signal};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 use serde_json::Value;
-use tempfile::TempDir;
 
-use ended::Ended;
-
-/// One person with a store.
+/// One person with a build context and a directory to mount on.
 struct Person {
-    directory: TempDir,
+    desk: Desk,
     user: Option<User>,
+}
+
+impl Deref for Person {
+    type Target = Desk;
+
+    fn deref(&self) -> &Desk {
+        &self.desk
+    }
 }
 
 impl Person {
     fn new(user: Option<User>) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        let person = Self { directory, user };
-        fs::set_permissions(person.path(""), fs::Permissions::from_mode(0o755)).expect("permitted");
-        // An ordinary user may not reach the directory in which the program was built.
-        // Not by this process: a child forked meanwhile by another test would hold it open for writing (ETXTBSY).
-        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_nacre")).arg(person.path("nacre")).status();
-        assert!(copied.expect("cp runs").success());
-        for name in ["context", "mount"] {
-            fs::create_dir(person.path(name)).expect("a directory");
-        }
-        fs::copy("/bin/busybox", person.path("context/busybox")).expect("busybox (Debian package busybox-static)");
+        let desk = Desk::new(env!("CARGO_BIN_EXE_nacre"));
+        fs::create_dir(desk.path("mount")).expect("a directory");
         let dockerfile = "FROM scratch\nCOPY busybox /bin/busybox\n\
             RUN [\"/bin/busybox\", \"sh\", \"-c\", \"/bin/busybox --install -s /bin; mkdir -p /etc /home/app; \
             echo app:x:1000:1000::/home/app:/bin/sh > /etc/passwd; chown 1000:1000 /home/app\"]\n\
             ENV GREETING=hello\nCMD [\"sh\", \"-c\", \"echo $GREETING from $(id -u)\"]\n";
-        fs::write(person.path("context/Dockerfile"), dockerfile).expect("written");
-        if let Some(user) = &person.user {
-            for name in ["", "context", "mount"] {
-                chown(person.path(name), Some(user.uid()), Some(user.gid())).expect("owned");
-            }
-        }
-        person
+        desk.busybox("context/busybox").write("context/Dockerfile", dockerfile);
+        let desk = match &user {
+            Some(user) => desk.owned_by(user),
+            None => desk,
+        };
+        Self { desk, user }
     }
 
     /// One with the image `app` in the store.
     fn with_image(user: Option<User>) -> Self {
         let person = Self::new(user);
-        person.run(&["build", "-t", "app", &person.text("context")]).success();
+        person.run(&["build", "-t", "app", "context"]).success();
         person
     }
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    fn own<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        match &self.user {
-            Some(user) => user.runs(command),
-            None => command,
-        }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.path("nacre"));
-        command.args(arguments).stdin(Stdio::null()).current_dir("/");
-        command.env("NACRE_ROOT", self.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", self.path("home"));
-        command.env("REGISTRY_AUTH_FILE", self.path("auth.json")).env_remove("SOURCE_DATE_EPOCH");
-        self.own(&mut command);
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ended {
-        ended(&mut self.command(arguments))
-    }
-
-    /// What a shell of this person prints.
+    /// What a script prints in the mount.
     #[track_caller]
     fn shell(&self, script: &str) -> String {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).current_dir(self.path("mount"));
-        ended(self.own(&mut command)).success()
+        self.desk.shell(&format!("cd mount; {script}")).success()
     }
 
     fn mounts(&self) -> Vec<Value> {
@@ -114,10 +79,6 @@ impl Drop for Person {
             self.run(&["unmount", "--discard", mount["upper"].as_str().unwrap_or(directory)]);
         }
     }
-}
-
-fn ended(command: &mut Command) -> Ended {
-    command.output().expect("the program starts").into()
 }
 
 fn as_root_and_as_user(test: impl Fn(Person)) {
@@ -187,10 +148,10 @@ fn a_terminal_is_handed_on_with_its_size() {
 #[test]
 fn exit_codes_of_run_are_those_of_docker() {
     let person = Person::with_image(None);
-    assert_eq!(person.run(&["run", "app", "sh", "-c", "exit 7"]).code, 7);
-    assert_eq!(person.run(&["run", "app", "sh", "-c", "kill -9 $$"]).code, 137);
-    assert_eq!(person.run(&["run", "app", "/etc/passwd"]).code, 126);
-    assert_eq!(person.run(&["run", "app", "nothere"]).code, 127);
+    assert_eq!(person.run(&["run", "app", "sh", "-c", "exit 7"]).code, Some(7));
+    assert_eq!(person.run(&["run", "app", "sh", "-c", "kill -9 $$"]).code, Some(137));
+    assert_eq!(person.run(&["run", "app", "/etc/passwd"]).code, Some(126));
+    assert_eq!(person.run(&["run", "app", "nothere"]).code, Some(127));
     person.run(&["run", "-u", "stranger", "app"]).failure(125, "stranger");
     person.run(&["run", "--name", "x", "app"]).failure(125, "--name");
     person.run(&["run", "-v", "data:/data", "app"]).failure(125, "named volumes");
@@ -201,7 +162,6 @@ fn exit_codes_of_run_are_those_of_docker() {
 #[test]
 fn what_docker_has_and_this_does_not_is_told_with_the_way() {
     let person = Person::with_image(None);
-    person.run(&["export", "app", "-o", "x.tar"]).failure(2, "nacre copy IMAGE oci-archive:FILE");
     person.run(&["run", "-p", "80:80", "app"]).failure(125, "its ports are open as they are");
     person.run(&["build", "--provenance=version=v0.2", "."]).failure(2, "version=v0.2 is not supported");
     person.run(&["build", "nowhere"]).failure(1, "cannot find the build context nowhere");
@@ -289,6 +249,62 @@ fn changes_of_a_mount_can_be_committed_while_it_is_live_and_survive_it() {
 }
 
 #[test]
+fn changes_of_a_mount_a_layer_and_between_images_are_listed() {
+    as_root_and_as_user(|person| {
+        let mount = person.text("mount");
+        person.run(&["mount", "app", &mount]).success();
+        assert_eq!(person.run(&["diff", &mount]).success(), "");
+        person.shell("mkdir new; echo x > new/file; rm etc/passwd; chmod 700 home");
+        let expected = "D /etc/passwd\nC /home\nA /new\nA /new/file";
+        let listed = |target: &str| {
+            let text = person.run(&["diff", target]).success();
+            // What a change in a directory does to its time is a change, too.
+            text.lines().filter(|line| !matches!(*line, "C /" | "C /etc")).collect::<Vec<_>>().join("\n")
+        };
+        assert_eq!(listed(&mount), expected);
+        person.run(&["diff", &mount, "--long"]).failure(2, "--long");
+        person.run(&["commit", &mount, "app:two"]).success();
+        let id = person.run(&["unmount", &mount]).success();
+        for target in [&id, "app:two"] {
+            assert_eq!(listed(target), expected, "{target}");
+        }
+        let compared = person.run(&["diff", "app", "app:two", "--format", "json"]).json();
+        let of = |path: &str| {
+            let mut files = compared["files"].as_array().expect("a list").iter();
+            files.find(|file| file["path"] == path).cloned().unwrap_or_default()
+        };
+        assert_eq!(of("/etc/passwd"), serde_json::json!({"path": "/etc/passwd", "change": "removed"}));
+        assert_eq!(of("/home")["differs"][0], "mode");
+        assert!(
+            compared["config"].as_array().is_some_and(|at| at.contains(&"/rootfs/diff_ids/2".into())),
+            "{compared}"
+        );
+        let long = person.run(&["diff", "app", "app:two", "--long"]).success();
+        assert!(long.contains("C /home  (mode") && long.contains("config /history/"), "{long}");
+        person.run(&["diff", "app", "app", "--exit-code"]).success();
+        assert_eq!(person.run(&["diff", "app", "app:two", "--exit-code"]).code, Some(1));
+        person.run(&["diff", "nothere"]).failure(1, "nothere");
+        person.run(&["diff", "/nothere"]).failure(1, "/nothere");
+        person.run(&["unmount", "--discard", &id]).success();
+    });
+}
+
+#[test]
+fn files_of_an_image_are_exported_as_tar_reads_them_and_the_same_each_time() {
+    as_root_and_as_user(|person| {
+        let file = person.text("mount/app.tar");
+        person.run(&["export", "app", "-o", &file]).success();
+        let piped = fixtures::output(&mut person.command(&["export", "app"]));
+        assert_eq!(fs::read(&file).expect("written"), piped);
+        let listed = fixtures::run("tar", &["--numeric-owner", "-tvf", &file]);
+        let has = |owner: &str, name: &str| listed.lines().any(|line| line.contains(owner) && line.ends_with(name));
+        assert!(has("1000/1000", "home/app/") && has("0/0", "etc/passwd"), "{listed}");
+        person.run(&["export", "nothere", "-o", &file]).failure(1, "nothere");
+        assert_eq!(fs::read(&file).expect("still there"), piped);
+    });
+}
+
+#[test]
 fn files_that_come_and_go_meanwhile_hinder_no_commit() {
     as_root_and_as_user(|person| {
         let mount = person.text("mount");
@@ -348,7 +364,7 @@ fn both_planes_give_the_same_images_and_are_cleared_alike() {
         assert_eq!(person.mounts()[0]["plane"], shown);
         person.shell(changes);
         let commit = ["commit", &mount, &format!("app:{plane}")];
-        let image = ended(person.command(&commit).env("SOURCE_DATE_EPOCH", "5000")).success();
+        let image = Ended::of(person.command(&commit).env("SOURCE_DATE_EPOCH", "5000")).success();
         person.run(&["unmount", "--discard", &mount]).success();
         assert_eq!(person.shell("ls"), "");
         image
@@ -409,7 +425,7 @@ fn the_doctor_says_what_the_host_permits_and_leaves_nothing() {
     let unable = Person::new(None);
     let file = unable.text("context/Dockerfile");
     let ended = unable.run(&["--root", &file, "doctor", "--format", "json"]);
-    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(
         ended.stdout.contains("\"builds\": false") && ended.stdout.contains("name another place"),
         "{}",
@@ -441,7 +457,7 @@ fn files_of_other_users_of_the_image_show_as_the_ids_that_stand_for_them() {
     let upper = person.mounts()[0]["upper"].as_str().expect("an id").to_owned();
     let stored = fs::metadata(person.path("store/uppers").join(upper).join("upper/of-app")).expect("in the upper");
     assert_eq!(stored.uid(), first + 999);
-    let denied = ended(person.own(Command::new("chown").args(["0", &format!("{mount}/of-app")])));
+    let denied = person.desk.shell(&format!("chown 0 {mount}/of-app"));
     assert!(denied.stderr.contains("not permitted"), "{}", denied.stderr);
 }
 
@@ -466,7 +482,7 @@ fn what_cannot_be_mounted_or_unmounted_says_why() {
         let mount = person.text("mount");
         person.run(&["mount", "nothere", &mount]).failure(1, "nacre pull nothere");
         person.run(&["mount", "app", "/nothere"]).failure(1, "/nothere");
-        person.run(&["mount", "app", &person.text("nacre")]).failure(2, "no directory");
+        person.run(&["mount", "app", &person.text("context/busybox")]).failure(2, "no directory");
         person.run(&["mount", "app"]).failure(2, "nacre mount IMAGE DIR");
         person.run(&["mount", "--upper", "../../etc", &mount]).failure(1, "../../etc");
         person.run(&["unmount", &mount]).failure(1, "neither a mount");
@@ -478,12 +494,14 @@ fn what_cannot_be_mounted_or_unmounted_says_why() {
         person.run(&["commit", &mount, "x"]).failure(1, "neither a mount");
         person.run(&["mount", "app", &mount]).success();
         person.run(&["mount", "app", &mount]).failure(1, "already");
-        let mut busy = Command::new("sh")
+        let mut busy = person
+            .command_of("sh")
             .args(["-c", "echo here; cat"])
             .current_dir(&mount)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .spawn_as(&person);
+            .spawn()
+            .expect("started");
         let mut line = String::new();
         BufReader::new(busy.stdout.as_mut().expect("piped")).read_line(&mut line).expect("read");
         person.run(&["unmount", &mount]).failure(1, "in use");
@@ -491,17 +509,6 @@ fn what_cannot_be_mounted_or_unmounted_says_why() {
         busy.wait().expect("ended");
         person.run(&["unmount", &mount]).success();
     });
-}
-
-/// Starts a command as a person.
-trait SpawnAs {
-    fn spawn_as(&mut self, person: &Person) -> std::process::Child;
-}
-
-impl SpawnAs for Command {
-    fn spawn_as(&mut self, person: &Person) -> std::process::Child {
-        person.own(self).spawn().expect("started")
-    }
 }
 
 #[test]
@@ -529,7 +536,7 @@ fn an_oci_runtime_runs_a_bundle_whose_root_is_a_mount() {
         person.run(&["mount", "app", &person.text("mount")]).success();
         let bundle = person.path("context");
         let spec: &[&str] = if person.user.is_some() { &["spec", "--rootless"] } else { &["spec"] };
-        ended(person.own(Command::new("runc").args(spec).current_dir(&bundle))).success();
+        Ended::of(person.command_of("runc").args(spec).current_dir(&bundle)).success();
         let file = bundle.join("config.json");
         let mut config: Value = serde_json::from_slice(&fs::read(&file).expect("read")).expect("JSON");
         config["root"] = serde_json::json!({ "path": person.text("mount"), "readonly": false });
@@ -539,9 +546,9 @@ fn an_oci_runtime_runs_a_bundle_whose_root_is_a_mount() {
         config["process"]["args"] = serde_json::json!(["/bin/sh", "-c", "echo here > /ran; cat /ran"]);
         fs::write(&file, config.to_string()).expect("written");
         let name = format!("nacre-{}-{}", std::process::id(), person.user.is_some());
-        let mut command = Command::new("runc");
-        command.arg("--root").arg(bundle.join("state")).args(["run", &name]).current_dir(&bundle).stdin(Stdio::null());
-        assert_eq!(ended(person.own(&mut command)).success(), "here");
+        let mut command = person.command_of("runc");
+        command.arg("--root").arg(bundle.join("state")).args(["run", &name]).current_dir(&bundle);
+        assert_eq!(Ended::of(&mut command).success(), "here");
         assert_eq!(person.shell("cat ran"), "here");
     });
 }
@@ -578,6 +585,8 @@ fn an_image_is_shown_with_its_documents_byte_for_byte() {
     let raw = |document: &str| person.command(&["inspect", "app", "--raw", document]).output().expect("run").stdout;
     assert_eq!(shown["digest"], layerfs::digest_of(&raw("manifest")).to_string());
     assert_eq!(shown["config_digest"], layerfs::digest_of(&raw("config")).to_string());
+    assert_eq!(person.run(&["digest", "app"]).success(), shown["digest"]);
+    person.run(&["digest", "nothere"]).failure(1, "nothere");
     assert_eq!(shown["names"], serde_json::json!(["app"]));
     assert_eq!(shown["config"]["config"]["Env"][1], "GREETING=hello");
     let layers = shown["layers"].as_array().expect("a list");
@@ -600,13 +609,13 @@ fn a_password_is_verified_kept_used_and_forgotten() {
     let image = format!("{}/app", registry.address());
     person.run(&["push", "app", &image]).failure(3, "nacre login");
     person.run(&["login", registry.address(), "-u", USER, "-p", "wrong"]).failure(3, registry.address());
-    assert!(!person.path("auth.json").exists());
+    assert!(!person.path(".docker/config.json").exists());
     person.run(&["login", registry.address()]).failure(2, "--password-stdin");
     let mut login = person.command(&["login", registry.address(), "-u", USER, "--password-stdin"]);
     let mut login = login.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("started");
     login.stdin.take().expect("piped").write_all(format!("{PASSWORD}\n").as_bytes()).expect("written");
     assert!(login.wait().expect("ended").success());
-    assert_eq!(fs::metadata(person.path("auth.json")).expect("kept").permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(person.path(".docker/config.json")).expect("kept").permissions().mode() & 0o777, 0o600);
     person.run(&["push", "app", &image]).success();
     person.run(&["remove", "app"]).success();
     assert_eq!(person.run(&["run", &image]).success(), "hello from 0", "an image that the store lacks is pulled");
@@ -630,21 +639,14 @@ fn a_reader_that_goes_away_is_no_error_to_talk_about() {
 fn a_flag_that_is_not_there_is_named() {
     let person = Person::new(None);
     let ended = person.run(&["run", "--privileged", "app"]);
-    assert!(ended.code == 125 && ended.stderr.contains("--privileged"), "{}", ended.stderr);
+    assert!(ended.code == Some(125) && ended.stderr.contains("--privileged"), "{}", ended.stderr);
     assert!(Path::new("/dev/fuse").exists(), "the other tests need it");
 }
 
 #[test]
 fn files_without_a_name_are_bounded_by_the_hard_limit_and_a_step_has_the_one_it_was_started_with() {
     let person = Person::with_image(None);
-    let limited = |arguments: &str| {
-        let command = person.command(&[]);
-        let mut limited = Command::new("sh");
-        limited.args(["-c", &format!("ulimit -Sn 300; exec {} {arguments}", person.text("nacre"))]);
-        limited.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        limited.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").stdin(Stdio::null());
-        ended(&mut limited).success()
-    };
+    let limited = |arguments: &str| person.desk.shell(&format!("ulimit -Sn 300; exec $PROGRAM {arguments}")).success();
     assert_eq!(limited("run app sh -c 'ulimit -Sn'"), "300");
     let mount = person.path("mount");
     limited(&format!("mount app {}", mount.display()));

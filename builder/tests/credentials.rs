@@ -3,18 +3,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
 
 use fixtures::fault::{FaultServer, Reply};
+use fixtures::{Desk, Ended};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// A home with files of credentials, and a registry that wants one of them.
 struct Home {
-    directory: TempDir,
+    desk: Desk,
     server: FaultServer,
-    variables: Vec<(&'static str, PathBuf)>,
 }
 
 impl Home {
@@ -23,25 +20,20 @@ impl Home {
             None => Reply::new(401).header("WWW-Authenticate", "Basic realm=x"),
             Some(_) => Reply::new(200).body(r#"{"tags": ["there"]}"#),
         });
-        Self { directory: tempfile::tempdir().expect("a directory"), server, variables: Vec::new() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        let desk = Desk::new(env!("CARGO_BIN_EXE_nacre"));
+        let path = format!("{}:/usr/bin:/bin", desk.text("bin"));
+        Self { desk: desk.with("PATH", path).with("NACRE_PROGRESS", "plain"), server }
     }
 
     /// With an environment variable that leads to a path of this home.
-    fn with_variable(mut self, name: &'static str, path: &str) -> Self {
-        let path = self.path(path);
-        self.variables.push((name, path));
-        self
+    fn with_variable(self, name: &'static str, path: &str) -> Self {
+        let path = self.desk.path(path);
+        Self { desk: self.desk.with(name, path), ..self }
     }
 
     fn write(self, file: &str, document: Value) -> Self {
-        let path = self.path(file);
-        fs::create_dir_all(path.parent().expect("in the home")).expect("a directory");
         // R stands for the registry, whose port nobody knows before it runs.
-        fs::write(path, document.to_string().replace("\"R", &format!("\"{}", self.server.address()))).expect("written");
+        self.desk.write(file, document.to_string().replace("\"R", &format!("\"{}", self.server.address())));
         self
     }
 
@@ -52,35 +44,24 @@ impl Home {
 
     /// With a helper that knows `user` for every registry, or none.
     fn with_helper(self, name: &str, user: Option<&str>) -> Self {
-        let path = self.path("bin").join(format!("docker-credential-{name}"));
-        fs::create_dir_all(self.path("bin")).expect("a directory");
+        let path = format!("bin/docker-credential-{name}");
         let answer = match user {
             Some(user) => format!("cat > /dev/null; echo '{{\"Username\": \"{user}\", \"Secret\": \"pw\"}}'"),
             None => "echo 'credentials not found in native keychain'; exit 1".to_owned(),
         };
-        fs::write(&path, format!("#!/bin/sh\n{answer}\n")).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("made executable");
+        self.desk.write(&path, format!("#!/bin/sh\n{answer}\n"));
+        fs::set_permissions(self.desk.path(&path), fs::Permissions::from_mode(0o755)).expect("made executable");
         self
     }
 
-    fn run(&self, repository: &str) -> Output {
-        self.run_verb(&["tags", &format!("{}/{repository}", self.server.address())])
-    }
-
-    fn run_verb(&self, arguments: &[&str]) -> Output {
-        let path = format!("{}:/usr/bin:/bin", self.path("bin").display());
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(arguments);
-        command.env_clear().env("PATH", path).env("HOME", self.directory.path()).stdin(Stdio::null());
-        command.envs(self.variables.iter().map(|(name, path)| (name, path)));
-        command.output().expect("the program starts")
+    fn run(&self, repository: &str) -> Ended {
+        self.desk.run(&["tags", &format!("{}/{repository}", self.server.address())])
     }
 
     /// The user whose password came for a repository.
     #[track_caller]
     fn user_for(&self, repository: &str) -> String {
-        let output = self.run(repository);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.run(repository).success();
         let requests = self.server.requests();
         let header =
             requests.iter().rev().find_map(|request| request.header("authorization")).expect("it was asked for");
@@ -112,7 +93,7 @@ fn the_file_of_registry_auth_file_stands_for_all_others() {
     let home = Home::new().with_user("run/containers/auth.json", "b").with_user(".docker/config.json", "b");
     let home = home.with_variable("XDG_RUNTIME_DIR", "run").with_variable("REGISTRY_AUTH_FILE", "own.json");
     let home = home.write("own.json", json!({"auths": {"other.example": {"auth": auth("a")}}}));
-    assert!(!home.run("app").status.success());
+    assert_ne!(home.run("app").code, Some(0));
 }
 
 #[test]
@@ -177,9 +158,7 @@ fn the_helper_of_a_registry_comes_before_the_store_and_the_store_before_the_file
 #[test]
 fn without_credentials_nobody_is_made_up_and_the_next_step_is_told() {
     let home = Home::new();
-    let output = home.run("app");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(3), "{text}");
+    let text = home.run("app").fails(3);
     assert!(text.contains("hint: log in first: nacre login 127.0.0.1"), "{text}");
     assert!(home.server.requests().iter().all(|request| request.header("authorization").is_none()));
 }
@@ -188,8 +167,7 @@ fn without_credentials_nobody_is_made_up_and_the_next_step_is_told() {
 fn logging_out_leaves_the_files_of_other_tools_alone_and_says_so() {
     let home = Home::new().with_user(".docker/config.json", "a").with_user("run/containers/auth.json", "b");
     let home = home.with_variable("XDG_RUNTIME_DIR", "run");
-    let output = home.run_verb(&["logout", home.server.address()]);
-    let [stdout, stderr] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).expect("UTF-8"));
+    let Ended { stdout, stderr, .. } = home.desk.run(&["logout", home.server.address()]);
     assert!(stdout.starts_with("logged out of 127.0.0.1"), "{stdout}");
     assert!(stderr.contains("run/containers/auth.json still holds credentials"), "{stderr}");
     assert_eq!(home.user(), "b");
@@ -198,18 +176,15 @@ fn logging_out_leaves_the_files_of_other_tools_alone_and_says_so() {
 #[test]
 fn a_file_or_helper_that_is_broken_is_named_and_nothing_of_it_is_shown() {
     let home = Home::new().write(".docker/config.json", json!({"auths": {"R": {"auth": "c2VjcmV0"}}}));
-    let text = String::from_utf8(home.run("app").stderr).expect("UTF-8");
+    let text = home.run("app").stderr;
     assert!(text.contains(".docker/config.json") && !text.contains("c2VjcmV0") && !text.contains("secret"), "{text}");
     let home = Home::new().write(".docker/config.json", json!({"credHelpers": {"R": "nothere"}}));
-    let text = String::from_utf8(home.run("app").stderr).expect("UTF-8");
+    let text = home.run("app").stderr;
     assert!(text.contains("docker-credential-nothere get cannot be run"), "{text}");
 }
 
 /// Nothing that a program shows, and no file that it leaves, but those that are meant to keep them, holds a secret.
-struct Search {
-    home: Home,
-    store: PathBuf,
-}
+struct Search(Home);
 
 /// Passwords, tokens and signatures, plain and as they travel.
 const SECRETS: [&str; 5] = ["hunter2", "bWU6aHVudGVyMg", "T0ken", "S1gnature", "St0red"];
@@ -221,29 +196,20 @@ impl Search {
         let mut home = Home::new().write("auth.json", json!({"auths": {"R": {"auth": "bWU6aHVudGVyMg=="}}}));
         home.server = FaultServer::start(answer_with_secrets);
         let home = home.write("auth.json", json!({"auths": {"R": {"auth": "bWU6aHVudGVyMg=="}}}));
-        let home = home.with_variable("REGISTRY_AUTH_FILE", "auth.json").with_variable("NACRE_ROOT", "store");
-        let context = home.path("context");
-        fs::create_dir_all(&context).expect("a directory");
-        fs::write(context.join("file"), vec![7; 9_000_000]).expect("written");
-        fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
-        let store = home.path("store");
-        Self { home, store }
+        let mut home = home.with_variable("REGISTRY_AUTH_FILE", "auth.json");
+        home.desk = home.desk.with("RUST_LOG", "trace").with("RUST_BACKTRACE", "1");
+        home.desk.write("context/file", vec![7; 9_000_000]).write("context/Dockerfile", "FROM scratch\nCOPY file /\n");
+        Self(home)
     }
 
     /// Runs a command line in which R is the registry, and looks for secrets.
     #[track_caller]
     fn run(&self, line: &str) -> String {
-        let address = self.home.server.address();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(
-            line.split(' ')
-                .map(|word| word.replace("R/", &format!("{address}/")).replace("//R", &format!("//{address}"))),
-        );
-        command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home.directory.path()).stdin(Stdio::null());
-        command.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "1").current_dir(self.home.directory.path());
-        command.envs(self.home.variables.iter().map(|(name, path)| (name, path)));
-        let output = command.output().expect("the program starts");
-        let shown = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        let address = self.0.server.address();
+        let word = |word: &str| word.replace("R/", &format!("{address}/")).replace("//R", &format!("//{address}"));
+        let words: Vec<String> = line.split(' ').map(word).collect();
+        let ended = self.0.desk.run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        let shown = ended.stdout + &ended.stderr;
         for secret in SECRETS {
             assert!(!shown.contains(secret), "{line} shows {secret}: {shown}");
         }
@@ -253,7 +219,7 @@ impl Search {
 
     #[track_caller]
     fn check_files(&self, line: &str) {
-        for entry in walkdir::WalkDir::new(&self.store) {
+        for entry in walkdir::WalkDir::new(self.0.desk.store()) {
             // There may be no store yet.
             let Ok(Ok(bytes)) = entry.as_ref().map(|entry| fs::read(entry.path())) else { continue };
             let text = String::from_utf8_lossy(&bytes);
@@ -326,10 +292,10 @@ fn no_verb_shows_a_credential_or_leaves_one_on_disk() {
 #[test]
 fn a_password_that_was_typed_into_a_name_is_not_shown_again() {
     let search = Search::new();
-    fs::write(search.home.path("context/from"), "FROM me:hunter2@r.invalid/app\n").expect("written");
-    fs::write(search.home.path("context/add"), "FROM scratch\nADD http://me:hunter2@r.invalid/app?sig=S1gnature /x\n")
-        .expect("written");
-    fs::write(search.home.path("list"), "docker://me:hunter2@r.invalid/app docker://R/app\n").expect("written");
+    let desk = &search.0.desk;
+    desk.write("context/from", "FROM me:hunter2@r.invalid/app\n");
+    desk.write("context/add", "FROM scratch\nADD http://me:hunter2@r.invalid/app?sig=S1gnature /x\n");
+    desk.write("list", "docker://me:hunter2@r.invalid/app docker://R/app\n");
     for line in [
         "pull me:hunter2@R/app",
         "push me:hunter2@R/app",

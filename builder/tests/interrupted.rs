@@ -5,12 +5,12 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 
+use fixtures::Desk;
 use fixtures::fault::{FaultServer, Reading, Reply, Request};
 use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
 
 const LAYER_BYTES: usize = 4 << 20;
 
@@ -38,20 +38,20 @@ fn slow_registry() -> FaultServer {
     })
 }
 
-struct Desk {
-    directory: TempDir,
+struct Slow {
+    desk: Desk,
     registry: FaultServer,
 }
 
-impl Desk {
+impl Slow {
     fn new() -> Self {
-        let desk = Self { directory: tempfile::tempdir().expect("a directory"), registry: slow_registry() };
+        let desk = Desk::new(env!("CARGO_BIN_EXE_nacre")).with("NACRE_PROGRESS", "plain");
         fs::create_dir(desk.path("out")).expect("a directory");
-        desk
+        Self { desk, registry: slow_registry() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+        self.desk.path(name)
     }
 
     fn name(&self) -> String {
@@ -59,10 +59,8 @@ impl Desk {
     }
 
     fn start(&self, arguments: &[&str]) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(arguments).current_dir(self.directory.path()).env("NACRE_ROOT", self.path("store"));
-        command.env("NACRE_PROGRESS", "plain").env("HOME", self.path("home"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs")
+        let mut command = self.desk.command(arguments);
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("runs")
     }
 
     fn wait_for_draft(&self, child: &mut Child) {
@@ -118,7 +116,7 @@ fn files(directory: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn an_interrupted_copy_leaves_no_unfinished_file_beside_its_place() {
-    let desk = Desk::new();
+    let desk = Slow::new();
     let config = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
     for (place, left) in [
         ("oci:out", &["oci-layout", config][..]),
@@ -142,7 +140,7 @@ fn an_interrupted_copy_leaves_no_unfinished_file_beside_its_place() {
 
 #[test]
 fn what_a_killed_copy_left_beside_an_archive_goes_with_the_next_one() {
-    let desk = Desk::new();
+    let desk = Slow::new();
     for kind in ["oci-archive", "docker-archive"] {
         let place = |name: &str| format!("{kind}:out/{name}.tar");
         desk.kill(desk.start(&["copy", &desk.name(), &place("first")]));
@@ -162,7 +160,7 @@ fn what_a_killed_copy_left_beside_an_archive_goes_with_the_next_one() {
 
 #[test]
 fn every_verb_that_moves_an_image_says_that_it_was_interrupted_and_leaves_a_swept_store() {
-    let desk = Desk::new();
+    let desk = Slow::new();
     fs::create_dir_all(desk.path("store/tmp")).expect("a directory");
     fs::write(desk.path("list"), format!("{} app\n", desk.name())).expect("written");
     let (name, store) = (desk.name(), desk.path("store"));
@@ -196,7 +194,7 @@ fn registry_that_is_streamed_to() -> (FaultServer, mpsc::Receiver<()>) {
 
 #[test]
 fn an_interrupted_push_ends_the_upload_of_what_is_still_being_made() {
-    let desk = Desk::new();
+    let desk = Slow::new();
     // Far more than is compressed before the signal comes.
     let mut noise = fs::File::open("/dev/urandom").expect("opened").take(64 << 20);
     io::copy(&mut noise, &mut fs::File::create(desk.path("out/noise")).expect("made")).expect("written");

@@ -3,30 +3,23 @@
 //!
 //! Invariant: nothing is built, mounted or fetched here; a test has a store and a home of its own.
 
-mod ended;
-
 use std::fs;
-use std::process::{Command, Stdio};
 
-use ended::Ended;
-use tempfile::TempDir;
+use fixtures::{Desk, Ended};
 
-struct Shell(TempDir);
+struct Shell(Desk);
 
 impl Shell {
     fn new() -> Self {
-        let shell = Self(tempfile::tempdir().expect("a directory"));
-        fs::write(shell.0.path().join("Dockerfile"), "FROM scratch\nCOPY Dockerfile /\n").expect("written");
-        shell
+        let desk = Desk::new(env!("CARGO_BIN_EXE_nacre"));
+        desk.write("Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+        Self(desk)
     }
 
     /// A line as a person types it; no word of it has blanks.
+    #[track_caller]
     fn run(&self, line: &str) -> Ended {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(line.split_whitespace()).stdin(Stdio::null()).current_dir(self.0.path());
-        command.env("NACRE_ROOT", self.0.path().join("store")).env("NACRE_PROGRESS", "quiet");
-        command.env("HOME", self.0.path()).env_remove("SOURCE_DATE_EPOCH");
-        command.output().expect("the program starts").into()
+        self.0.run(&line.split_whitespace().collect::<Vec<_>>())
     }
 }
 
@@ -130,13 +123,13 @@ fn what_scripts_of_dockers_users_say_is_understood() {
 fn nothing_is_cleared_up_below_a_manifest_that_is_damaged() {
     let shell = Shell::new();
     let digest = shell.run("build -t app .").success();
-    let blobs = shell.0.path().join("store/blobs/sha256");
+    let blobs = shell.0.path("store/blobs/sha256");
     let count = || fs::read_dir(&blobs).expect("listed").count();
     let before = count();
     fs::write(blobs.join(digest.trim_start_matches("sha256:")), "{").expect("written");
     shell.run("prune --all").failure(1, "`nacre verify` tells");
     assert_eq!(count(), before);
-    assert_ne!(shell.run("verify").code, 0);
+    assert_ne!(shell.run("verify").code, Some(0));
     shell.run("rmi app").success();
     shell.run("prune --all").success();
     assert_eq!(count(), 0);
@@ -145,7 +138,7 @@ fn nothing_is_cleared_up_below_a_manifest_that_is_damaged() {
 #[test]
 fn a_list_that_is_too_long_is_refused_and_not_cut() {
     let shell = Shell::new();
-    fs::write(shell.0.path().join("list"), "# a comment\n".repeat(1_500_000)).expect("written");
+    fs::write(shell.0.path("list"), "# a comment\n".repeat(1_500_000)).expect("written");
     shell.run("sync list").failure(2, "the list list is longer than 16.0 MB");
 }
 

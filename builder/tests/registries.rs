@@ -2,74 +2,20 @@
 //!
 //! Invariant: a test has a store and a registry of its own. It needs docker-registry and skopeo.
 
-mod ended;
-
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fixtures::fault::{FaultServer, Reply};
-use fixtures::registry::Registry;
+use fixtures::{Desk, Ended, SmallDisk, run};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use ended::Ended;
-
-struct Desk {
-    directory: TempDir,
-    registry: Registry,
-}
-
-impl Desk {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().expect("a directory"), registry: Registry::open() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    /// A name at the registry.
-    fn at(&self, name: &str) -> String {
-        format!("{}/{name}", self.registry.address())
-    }
-
-    fn place(&self, name: &str) -> String {
-        format!("docker://{}", self.at(name))
-    }
-
-    fn run(&self, arguments: &[&str]) -> Ended {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_nacre"));
-        command.args(arguments).stdin(Stdio::null()).current_dir(self.directory.path());
-        command.env("NACRE_ROOT", self.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", self.path("home"));
-        command.env("REGISTRY_AUTH_FILE", self.path("auth.json")).env_remove("SOURCE_DATE_EPOCH");
-        command.output().expect("the program starts").into()
-    }
-
-    /// Pushes an image of one file for a platform, and gives its digest.
-    fn push(&self, name: &str, platform: &str, content: &str) -> String {
-        let context = self.path("context");
-        fs::create_dir_all(&context).expect("a directory");
-        fs::write(context.join("file"), content).expect("written");
-        fs::write(context.join("Dockerfile"), "FROM scratch\nCOPY file /\n").expect("written");
-        let name = self.at(name);
-        self.run(&["build", "--platform", platform, "-t", &name, &self.text("context")]).success();
-        self.run(&["push", &name]).success()
-    }
-}
-
-fn skopeo(arguments: &[&str]) -> Ended {
-    Command::new("skopeo").args(arguments).output().expect("skopeo runs (Debian package skopeo)").into()
+fn desk() -> Desk {
+    Desk::new(env!("CARGO_BIN_EXE_nacre")).with_registry()
 }
 
 #[test]
 fn tags_are_listed_and_deleted_without_the_image_that_they_lead_to() {
-    let desk = Desk::new();
+    let desk = desk();
     let digest = desk.push("app:1.0", "linux/amd64", "one");
     for tag in ["1.1", "2.0"] {
         desk.run(&["copy", &desk.place("app:1.0"), &desk.place(&format!("app:{tag}"))]).success();
@@ -78,7 +24,7 @@ fn tags_are_listed_and_deleted_without_the_image_that_they_lead_to() {
     assert_eq!(tags(&[]), "1.0\n1.1\n2.0");
     assert_eq!(tags(&["--filter", "1.*"]), "1.0\n1.1");
     assert_eq!(tags(&["--last", "1.0", "--limit", "1"]), "1.1");
-    assert_eq!(desk.run(&["catalog", desk.registry.address()]).success(), "app");
+    assert_eq!(desk.run(&["catalog", desk.address()]).success(), "app");
     desk.run(&["delete", &desk.at("app")]).failure(2, "which tag");
     desk.run(&["delete", &desk.at("app:1.1")]).success();
     assert_eq!(tags(&["--format", "json"]), "[\n  \"1.0\",\n  \"2.0\"\n]");
@@ -89,19 +35,20 @@ fn tags_are_listed_and_deleted_without_the_image_that_they_lead_to() {
     for verb in [&["pull"][..], &["manifest", "inspect"]] {
         desk.run(&[verb, &[&desk.at("app:nosuch")]].concat()).failure(3, &way);
     }
-    desk.run(&["tags", &desk.at("nope")]).failure(3, &format!("`nacre catalog {}`", desk.registry.address()));
+    desk.run(&["tags", &desk.at("nope")]).failure(3, &format!("`nacre catalog {}`", desk.address()));
     desk.run(&["tags", &desk.at("app:1.0")]).failure(2, "leave its tag");
 }
 
 #[test]
 fn an_index_is_made_at_a_registry_from_what_lies_there_and_changed() {
-    let desk = Desk::new();
+    let desk = desk();
     let [one, two] = ["linux/amd64", "linux/arm64"]
         .map(|platform| desk.push(&format!("app:{}", &platform[6..]), platform, platform));
     let (list, amd, arm) = (desk.place("app:1"), desk.place("app:amd64"), desk.place("app:arm64"));
     let made = desk.run(&["manifest", "create", &list, &amd, &arm, "-t", "latest"]).success();
     assert_eq!(desk.run(&["manifest", "create", &desk.place("app:again"), &amd, &arm]).success(), made);
-    let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &desk.place("app:latest")]).json();
+    let raw = run("skopeo", &["inspect", "--raw", "--tls-verify=false", &desk.place("app:latest")]);
+    let raw: Value = serde_json::from_str(&raw).expect("JSON");
     let platform = |entry: usize| raw["manifests"][entry]["platform"]["architecture"].as_str().map(str::to_owned);
     assert_eq!((platform(0).as_deref(), platform(1).as_deref()), (Some("amd64"), Some("arm64")));
     let shown = desk.run(&["manifest", "inspect", &list]).success();
@@ -126,7 +73,7 @@ fn an_index_is_made_at_a_registry_from_what_lies_there_and_changed() {
 
 #[test]
 fn an_index_of_the_store_is_pushed_with_all_its_images() {
-    let desk = Desk::new();
+    let desk = desk();
     let digests =
         ["linux/amd64", "linux/arm/v6"].map(|platform| desk.push(&format!("one:{}", platform.len()), platform, "x"));
     let (one, two) = (desk.at("one:11"), desk.at("one:12"));
@@ -139,7 +86,7 @@ fn an_index_of_the_store_is_pushed_with_all_its_images() {
     let copy = ["copy", "--platform", "linux/s390x", &desk.place("all:1"), "oci:x"];
     desk.run(&copy).failure(1, "no image for linux/s390x, only for linux/amd64, linux/arm/v6");
     let target = format!("oci:{}:all", desk.text("layout"));
-    skopeo(&["copy", "-q", "--all", "--src-tls-verify=false", &desk.place("all:1"), &target]).success();
+    run("skopeo", &["copy", "-q", "--all", "--src-tls-verify=false", &desk.place("all:1"), &target]);
     assert_eq!(
         desk.run(&["manifest", "create", &desk.place("back:1"), &target, "--annotation", "k=v"]).success(),
         made
@@ -148,7 +95,7 @@ fn an_index_of_the_store_is_pushed_with_all_its_images() {
 
 #[test]
 fn what_is_attached_is_listed_and_travels_with_its_image() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.push("app:1", "linux/amd64", "x");
     fs::write(desk.path("sbom.json"), "{}").expect("written");
     let name = desk.at("app:1");
@@ -183,7 +130,7 @@ fn what_is_attached_is_listed_and_travels_with_its_image() {
 
 #[test]
 fn what_refers_to_an_image_of_the_store_stays_as_long_as_that_does() {
-    let desk = Desk::new();
+    let desk = desk();
     let image = desk.push("app:1", "linux/amd64", "x");
     fs::write(desk.path("sbom.json"), "{}").expect("written");
     let attach = |name: &str| desk.run(&["attach", name, "sbom.json:application/json", "--artifact-type", "a/b"]);
@@ -209,7 +156,7 @@ fn what_refers_to_an_image_of_the_store_stays_as_long_as_that_does() {
 
 #[test]
 fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
-    let desk = Desk::new();
+    let desk = desk();
     for tag in ["1.0", "1.1", "1.2-rc1", "2.0"] {
         desk.push(&format!("app:{tag}"), "linux/amd64", tag);
     }
@@ -244,7 +191,7 @@ fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
 
 #[test]
 fn an_image_that_is_named_by_digest_moves_no_tag() {
-    let desk = Desk::new();
+    let desk = desk();
     let (old, new) = (desk.push("app:1", "linux/amd64", "old"), desk.push("copy:latest", "linux/amd64", "new"));
     let (app, copy, layout) = (desk.place(&format!("app@{old}")), desk.place("copy"), desk.text("layout"));
     fs::write(desk.path("list"), format!("{app} {copy}\n{app} oci:{layout}\n{app} {}\n", desk.at("copy")))
@@ -261,7 +208,7 @@ fn an_image_that_is_named_by_digest_moves_no_tag() {
 
 #[test]
 fn an_image_is_the_one_that_came_last_however_its_name_was_spelled() {
-    let desk = Desk::new();
+    let desk = desk();
     let old = desk.push("app:latest", "linux/amd64", "old");
     desk.push("other:1", "linux/amd64", "new");
     let new = desk.run(&["copy", &desk.place("other:1"), &desk.place("app:latest")]).success();
@@ -319,7 +266,7 @@ fn registry_of_an_index(is_other: &'static AtomicBool) -> FaultServer {
 #[test]
 fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
     static IS_OTHER: AtomicBool = AtomicBool::new(false);
-    let (desk, server) = (Desk::new(), registry_of_an_index(&IS_OTHER));
+    let (desk, server) = (desk(), registry_of_an_index(&IS_OTHER));
     let name = format!("{}/app", server.address());
     fs::write(desk.path("Dockerfile"), format!("FROM {name}\nLABEL a=b\n")).expect("written");
     let old = desk.run(&["pull", &name]).success();
@@ -328,7 +275,7 @@ fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
     assert_eq!(desk.run(&["pull", &name]).success(), old);
     assert_eq!(desk.run(&["pull", "-q", &format!("{name}:latest")]).success(), old);
     desk.run(&["build", "--pull", "."]).success();
-    assert_eq!(desk.run(&["run", "--pull", "always", &name, "x"]).code, 127, "it has no such program");
+    assert_eq!(desk.run(&["run", "--pull", "always", &name, "x"]).code, Some(127), "it has no such program");
     assert_eq!((fetched(), server.count("HEAD", "/manifests/")), (2, 4));
     // Another platform, the whole index, or another image under the tag is fetched.
     assert_eq!(desk.run(&["pull", "--platform", "linux/riscv64", &name]).success(), old);
@@ -348,7 +295,7 @@ fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
 
 #[test]
 fn an_image_is_inspected_wherever_it_lies() {
-    let desk = Desk::new();
+    let desk = desk();
     let digest = desk.push("app:1", "linux/amd64", "one");
     let (there, stored) = (desk.place("app:1"), desk.at("app:1"));
     desk.run(&["copy", &stored, "oci:layout:x"]).success();
@@ -372,7 +319,7 @@ fn an_image_is_inspected_wherever_it_lies() {
 
 #[test]
 fn an_image_is_saved_and_loaded_as_docker_does_it() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.push("team/app:1", "linux/amd64", "one");
     let name = desk.at("team/app:1");
     let diff_ids = |name: &str| desk.run(&["inspect", "--format", "json", name]).json()["config"]["rootfs"].clone();
@@ -383,7 +330,7 @@ fn an_image_is_saved_and_loaded_as_docker_does_it() {
         assert_eq!(desk.run(&["load", "-i", "app.tar"]).success(), name);
         assert_eq!(diff_ids(&name), whole, "{format}");
     }
-    let skopeo = |to: &str| skopeo(&["copy", "--src-tls-verify=false", &desk.place("team/app:1"), to]).success();
+    let skopeo = |to: &str| run("skopeo", &["copy", "--src-tls-verify=false", &desk.place("team/app:1"), to]);
     skopeo(&format!("docker-archive:{}:other:2", desk.text("other.tar")));
     assert_eq!(desk.run(&["image", "load", "--input", "other.tar"]).success(), "other:2");
     skopeo(&format!("oci-archive:{}:1", desk.text("unnamed.tar")));
@@ -393,35 +340,41 @@ fn an_image_is_saved_and_loaded_as_docker_does_it() {
     assert!(!desk.path("x.tar").exists());
     // Through pipes; what ends too early is no image, and changes nothing.
     let piped = |script: &str| {
-        let mut shell = Command::new("sh");
-        shell.args(["-c", script, "-", env!("CARGO_BIN_EXE_nacre"), &name]).current_dir(desk.path(""));
-        shell.env("NACRE_ROOT", desk.path("store")).env("NACRE_PROGRESS", "quiet").env("HOME", desk.path("home"));
-        Ended::from(shell.output().expect("sh runs"))
+        desk.shell(&format!(
+            "set -- nacre {name}
+{script}"
+        ))
     };
-    assert_eq!(piped(r#""$1" save "$2" > out.tar && "$1" rmi "$2" > gone && "$1" load < out.tar"#).success(), name);
+    assert_eq!(
+        piped(r#""$PROGRAM" save "$2" > out.tar && "$PROGRAM" rmi "$2" > gone && "$PROGRAM" load < out.tar"#).success(),
+        name
+    );
     assert_eq!(diff_ids(&name), whole);
-    assert_eq!(piped(r#""$1" save --format oci-archive -o - "$2" | gzip | "$1" load -q -i -"#).success(), name);
-    piped(r#"head -c 700 out.tar | "$1" load"#).failure(1, "");
+    assert_eq!(
+        piped(r#""$PROGRAM" save --format oci-archive -o - "$2" | gzip | "$PROGRAM" load -q -i -"#).success(),
+        name
+    );
+    piped(r#"head -c 700 out.tar | "$PROGRAM" load"#).failure(1, "");
     assert_eq!(diff_ids(&name), whole);
-    piped(r#""$1" save "$2" | true"#).success();
+    piped(r#""$PROGRAM" save "$2" | true"#).success();
     let left: Vec<_> = fs::read_dir(desk.path("store/tmp")).expect("a directory").flatten().collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
 fn a_store_is_no_layout_to_write_to() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.push("app:1", "linux/amd64", "one");
     let store = format!("oci:{}:x", desk.text("store"));
     desk.run(&["copy", &desk.place("app:1"), &store]).failure(1, "named without a prefix");
     desk.run(&["copy", &desk.at("app:1"), "oci:out:x"]).success();
-    skopeo(&["inspect", &format!("oci:{}:{}", desk.text("store"), desk.at("app:1"))]).success();
+    run("skopeo", &["inspect", &format!("oci:{}:{}", desk.text("store"), desk.at("app:1"))]);
 }
 
 #[test]
 fn limits_are_told_and_their_absence_too() {
-    let desk = Desk::new();
-    let words = desk.run(&["limits", desk.registry.address()]).success();
+    let desk = desk();
+    let words = desk.run(&["limits", desk.address()]).success();
     assert!(words.ends_with("tells of no limits"), "{words}");
     let server = FaultServer::start(|_| {
         let reply = Reply::new(200).header("ratelimit-limit", "100;w=21600");
@@ -434,7 +387,7 @@ fn limits_are_told_and_their_absence_too() {
 
 #[test]
 fn layers_are_compressed_otherwise_only_if_that_is_asked_for() {
-    let desk = Desk::new();
+    let desk = desk();
     let one = desk.push("app:1", "linux/amd64", &"many words ".repeat(10_000));
     let two = desk.push("app:2", "linux/arm64", "few words");
     desk.run(&["manifest", "create", &desk.place("app:all"), &desk.place("app:1"), &desk.place("app:2")]).success();
@@ -449,13 +402,10 @@ fn layers_are_compressed_otherwise_only_if_that_is_asked_for() {
         one
     );
     let (from, to) = (desk.place("app:1"), desk.place("zstd:1"));
-    let ended = Command::new(env!("CARGO_BIN_EXE_nacre"))
-        .args(["copy", "--compression", "zstd", "--compression-level", "9", &from, &to])
-        .env("NACRE_ROOT", desk.path("unused"))
-        .output()
-        .expect("the program starts");
-    assert!(String::from_utf8_lossy(&ended.stderr).contains(&format!("{one} is now sha256:")), "{ended:?}");
-    let made = String::from_utf8(ended.stdout).expect("UTF-8").trim_end().to_owned();
+    let recompress = ["--progress", "plain", "copy", "--compression", "zstd", "--compression-level", "9", &from, &to];
+    let ended = desk.run(&recompress);
+    assert!(ended.stderr.contains(&format!("{one} is now sha256:")), "{ended:?}");
+    let made = ended.success();
     let again =
         desk.run(&["push", &desk.at("app:1"), &desk.at("zstd:2"), "--compression", "zstd", "--compression-level", "9"]);
     assert_eq!(again.success(), made, "the same bytes wherever it is made");
@@ -474,14 +424,14 @@ fn layers_are_compressed_otherwise_only_if_that_is_asked_for() {
     assert!(entries.iter().all(|entry| entry["digest"] != *one && entry["digest"] != *two), "{entries:?}");
     // Docker's media types have no zstd: the image becomes one of OCI.
     let docker = desk.place("docker:1");
-    skopeo(&["copy", "-q", "--format", "v2s2", "--src-tls-verify=false", "--dest-tls-verify=false", &from, &docker])
-        .success();
+    let insecure = ["--src-tls-verify=false", "--dest-tls-verify=false"];
+    run("skopeo", &[&["copy", "-q", "--format", "v2s2"][..], &insecure, &[&from, &docker]].concat());
     desk.run(&["copy", "--compression", "none", &docker, &plain]).success();
     assert_eq!(types(&plain), "application/vnd.docker.image.rootfs.diff.tar");
     desk.run(&["copy", "--compression", "zstd", &docker, &plain]).success();
     assert_eq!(raw(&plain)["mediaType"], "application/vnd.oci.image.manifest.v1+json");
     assert_eq!(raw(&plain)["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
-    skopeo(&["inspect", "--tls-verify=false", &plain]).success();
+    run("skopeo", &["inspect", "--tls-verify=false", &plain]);
     desk.run(&["copy", "--compression", "lzma", &docker, &plain]).failure(2, "lzma");
     desk.run(&["copy", "--compression", "gzip", "--compression-level", "99", &docker, &plain]).failure(2, "99");
     desk.run(&["copy", "--compression-level", "1", &docker, &plain]).failure(2, "--compression");
@@ -489,13 +439,12 @@ fn layers_are_compressed_otherwise_only_if_that_is_asked_for() {
 
 #[test]
 fn compressed_archives_are_read() {
-    let desk = Desk::new();
+    let desk = desk();
     let digest = desk.push("app:1", "linux/amd64", "x");
     for (transport, program, ending) in [("oci-archive", "gzip", "gz"), ("docker-archive", "zstd", "zst")] {
         let plain = format!("{transport}:{}", desk.text("image.tar"));
         desk.run(&["copy", &desk.place("app:1"), &plain]).success();
-        let made = Command::new(program).args(["-q", "-f", "-k"]).arg(desk.path("image.tar")).status();
-        assert!(made.expect("it runs").success());
+        run(program, &["-q", "-f", "-k", &desk.text("image.tar")]);
         let packed = desk.run(&["copy", &format!("{plain}.{ending}"), &desk.place("back:1")]).success();
         assert_eq!(packed, desk.run(&["copy", &plain, &desk.place("plain:1")]).success());
         assert!(transport == "docker-archive" || packed == digest);
@@ -504,7 +453,7 @@ fn compressed_archives_are_read() {
 
 #[test]
 fn an_image_that_was_copied_is_told_with_both_places() {
-    let desk = Desk::new();
+    let desk = desk();
     desk.push("app:1", "linux/amd64", "x");
     let said = |arguments: &[&str]| desk.run(&[&["--progress", "plain"], arguments].concat()).stderr;
     let told = said(&["pull", &desk.at("app:1")]);
@@ -521,7 +470,7 @@ fn an_image_that_was_copied_is_told_with_both_places() {
 
 #[test]
 fn an_image_that_is_damaged_is_no_index() {
-    let desk = Desk::new();
+    let desk = desk();
     let digest = desk.push("app:1", "linux/amd64", "x");
     desk.push("app:2", "linux/arm64", "y");
     desk.run(&["manifest", "create", "all", &desk.at("app:1"), &desk.at("app:2")]).success();
@@ -539,38 +488,19 @@ fn an_image_that_is_damaged_is_no_index() {
     assert_eq!((listed.lines().count(), listed.matches("damaged").count()), (3, 1), "{listed}");
     assert_eq!(desk.run(&["images", "--quiet", &desk.at("app:1")]).success(), digest);
     let verified = desk.run(&["verify", "--format", "json"]);
-    assert_eq!(verified.code, 1);
+    assert_eq!(verified.code, Some(1));
     let damage: Value = serde_json::from_str(&verified.stdout).expect("JSON");
     assert_eq!(damage[0]["path"].as_str(), blob.to_str());
     assert!(desk.run(&["doctor"]).stdout.contains(&format!("these are damaged: {}", desk.at("app:1"))));
 }
 
-/// A small file system, taken away when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: PathBuf) -> Self {
-        fs::create_dir(&at).expect("a directory");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "none"]).arg(&at).status();
-        assert!(mounted.expect("mount runs").success());
-        Self(at)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let ended = Command::new("umount").arg(&self.0).status();
-        assert!(ended.expect("umount runs").success());
-    }
-}
-
 #[test]
 fn a_full_disk_is_told_with_the_file_and_the_way_out() {
-    let desk = Desk::new();
+    let desk = desk();
     // A layer of 9 MB whose blob is small: its tar fills the disk, and not the blob.
     desk.push("app:1", "linux/amd64", &"x".repeat(9 << 20));
     desk.run(&["copy", "--compression", "none", &desk.place("app:1"), &desk.place("app:plain")]).success();
-    let disk = SmallDisk::mount(desk.path("small"));
+    let disk = SmallDisk::mount(desk.path("small"), "3m");
     let store = desk.text("small/store");
     for name in ["app:1", "app:plain"] {
         let ended = desk.run(&["--root", &store, "pull", &desk.at(name)]);
@@ -588,15 +518,14 @@ fn a_full_disk_is_told_with_the_file_and_the_way_out() {
 
 #[test]
 fn a_store_that_cannot_be_written_is_read() {
-    let desk = Desk::new();
+    let desk = desk();
     let digest = desk.push("app:1", "linux/amd64", "content");
     let (name, store) = (desk.at("app:1"), desk.text("store"));
     // A mount namespace of its own, in which the store is read-only.
     let run = |arguments: &[&str]| -> Ended {
-        let mut command = Command::new("unshare");
+        let mut command = desk.command_of("unshare");
         command.args(["--mount", "sh", "-ec", "mount --bind -o ro \"$0\" \"$0\"; exec \"$@\"", &store]);
-        command.arg(env!("CARGO_BIN_EXE_nacre")).args(["--root", &store, "--progress", "quiet"]).args(arguments);
-        command.env("HOME", desk.path("home")).output().expect("unshare runs").into()
+        Ended::of(command.arg(env!("CARGO_BIN_EXE_nacre")).args(arguments))
     };
     assert_eq!(run(&["images", "--quiet"]).success(), digest);
     assert!(run(&["inspect", &name]).success().contains(&digest));
@@ -610,7 +539,7 @@ fn a_store_that_cannot_be_written_is_read() {
 
 #[test]
 fn a_command_runs_in_the_image_of_its_platform_pulled_as_it_is_asked_for() {
-    let desk = Desk::new();
+    let desk = desk();
     let context = desk.path("context");
     fs::create_dir_all(&context).expect("a directory");
     fs::copy("/bin/busybox", context.join("sh")).expect("busybox (Debian package busybox-static)");
@@ -638,7 +567,7 @@ fn a_command_runs_in_the_image_of_its_platform_pulled_as_it_is_asked_for() {
 
 #[test]
 fn files_are_pushed_as_an_artifact_and_come_back_under_plain_names_only() {
-    let desk = Desk::new();
+    let desk = desk();
     let contents = [("one.txt", vec![1; 100]), ("two.bin", vec![2; 6_000_000])];
     contents.iter().for_each(|(name, bytes)| fs::write(desk.path(name), bytes).expect("written"));
     let name = desk.at("files:1");
@@ -678,7 +607,7 @@ fn names_of_files_in_an_artifact_never_lead_out_of_the_directory() {
             }
             false => Reply::new(200).body("{}"),
         });
-        let desk = Desk::new();
+        let desk = desk();
         let name = format!("{}/a:1", server.address());
         desk.run(&["artifact", "pull", &name, "-o", &desk.text("out")]).failure(1, "cannot write the files of");
         assert!(!desk.path("out").exists() && !desk.path("x").exists(), "{titles:?}");

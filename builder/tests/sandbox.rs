@@ -6,22 +6,27 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use builder::sandbox::{
-    self, Error, Exit, Limits, Mount, Network, Process, Security, Source, Step, Streams, Ulimit, User,
+    self, Error, Exit, Limits, Mount, MountSource, Network, Process, Security, Step, Streams, Ulimit, User,
 };
+use fixtures::Desk;
 use fixtures::user::User as OrdinaryUser;
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// Where the helper program is: beside this test when it runs as the ordinary user, who cannot read the build
 /// directory.
 fn helper() -> PathBuf {
-    let copy = std::env::current_exe().unwrap().with_file_name("nacre-helper");
-    if copy.exists() { copy } else { env!("CARGO_BIN_EXE_nacre").into() }
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_nacre"));
+    if !in_user_namespace() {
+        return program;
+    }
+    std::env::current_exe().unwrap().with_file_name(program.file_name().unwrap())
 }
 
 /// A root file system with busybox as every program.
@@ -34,7 +39,7 @@ impl Root {
         for name in ["bin", "etc", "tmp"] {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
-        fs::copy("/bin/busybox", dir.path().join("bin/busybox")).unwrap();
+        fs::copy(fixtures::BUSYBOX, dir.path().join("bin/busybox")).unwrap();
         let root = Self(dir);
         for applet in [
             "sh", "cat", "id", "ls", "env", "hostname", "sleep", "su", "mount", "unshare", "ps", "mkdir", "stat", "ip",
@@ -226,7 +231,7 @@ fn setuid_programs_work() {
     let root = Root::new();
     let program = root.path().join("bin/su");
     fs::remove_file(&program).unwrap();
-    fs::copy("/bin/busybox", &program).unwrap();
+    fs::copy(fixtures::BUSYBOX, &program).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
     fs::write(root.path().join("etc/passwd"), "root::0:0::/:/bin/sh\nann::1000:1000::/:/bin/sh\n").unwrap();
     let mut process = root.shell("");
@@ -279,8 +284,8 @@ fn devices_work() {
         "echo gone > /dev/null; head -c 3 /dev/zero | wc -c; head -c 5 /dev/urandom | wc -c; echo x > /dev/full
         ls /dev; echo mine > /dev/shm/file; cat < /dev/stdin; readlink /dev/ptmx
         while read _ target kind options _; do case $target in /dev/*) echo $target $kind;; esac; done < /proc/mounts";
-    fs::copy("/bin/busybox", root.path().join("bin/head")).unwrap();
-    fs::copy("/bin/busybox", root.path().join("bin/wc")).unwrap();
+    fs::copy(fixtures::BUSYBOX, root.path().join("bin/head")).unwrap();
+    fs::copy(fixtures::BUSYBOX, root.path().join("bin/wc")).unwrap();
     let text = root.run(script).text;
     for part in [
         "3\n5\n",
@@ -337,13 +342,13 @@ fn no_signal_is_ignored_and_no_device_link_leads_nowhere() {
 }
 
 fn bind(path: impl Into<PathBuf>, target: &str, read_only: bool) -> Mount {
-    Mount { target: target.into(), source: Source::Bind { path: path.into(), read_only } }
+    Mount { target: target.into(), source: MountSource::Bind { path: path.into(), read_only } }
 }
 
 fn tmpfs(target: &str) -> Mount {
     Mount {
         target: target.into(),
-        source: Source::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o700), read_only: false },
+        source: MountSource::Tmpfs { size_bytes: Some(1 << 20), mode: Some(0o700), read_only: false },
     }
 }
 
@@ -520,6 +525,41 @@ fn helper_that_is_another_program_is_an_error() {
     assert!(missing.err().unwrap().to_string().contains("/no/helper"));
 }
 
+/// The parent of a process: field 4 of /proc/PID/stat.
+fn parent(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 1..].split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn steps_of_one_starter_end_each_by_itself_and_a_starter_that_was_killed_is_replaced() {
+    let root = Root::new();
+    let starter = sandbox::Starter::new(&helper());
+    let (stdin, stdin_writer) = std::io::pipe().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let streams = Streams { stdin: Some(stdin.as_fd()), stdout: None, stderr: None };
+    let short = starter.run(&root.shell("read line; exit 3"), streams).unwrap();
+    // Starts when the starter holds what is the first one's.
+    let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: None };
+    let long = starter.run(&root.shell("echo up; exec sleep 1000123"), streams).unwrap();
+    reader.read_exact(&mut [0; 3]).unwrap();
+    drop((stdin, stdin_writer));
+    assert_eq!(short.wait().unwrap(), Exit::Code(3));
+
+    let sleeps =
+        |entry: &fs::DirEntry| fs::read(entry.path().join("cmdline")).is_ok_and(|c| c == b"sleep\x001000123\0");
+    let command = fs::read_dir("/proc").unwrap().map(Result::unwrap).find(sleeps).unwrap();
+    let command: i32 = command.file_name().to_str().unwrap().parse().unwrap();
+    let process = rustix::process::Pid::from_raw(parent(parent(parent(command)))).unwrap();
+    let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_send_signal(&process, Signal::KILL).unwrap();
+    rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], None).unwrap();
+    let streams = Streams { stdin: None, stdout: None, stderr: None };
+    assert_eq!(starter.run(&root.shell("exit 4"), streams).unwrap().wait().unwrap(), Exit::Code(4));
+    long.killer().kill();
+    assert_eq!(long.wait().unwrap(), Exit::Signal(9));
+}
+
 /// Not a fact of its own: the caller that `killed_caller_leaves_nothing` kills. Without a root in the environment it is
 /// idle.
 #[test]
@@ -536,8 +576,7 @@ fn caller_for_other_tests() {
 fn killed_caller_leaves_nothing() {
     let root = Root::new();
     let (reader, writer) = std::io::pipe().unwrap();
-    let mut caller = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "caller_for_other_tests", "--nocapture"])
+    let mut caller = fixtures::this_test("caller_for_other_tests")
         .env("SANDBOX_TEST_ROOT", root.path())
         .stdout(writer.try_clone().unwrap())
         .stderr(writer)
@@ -558,32 +597,15 @@ fn killed_caller_leaves_nothing() {
     assert!(!mounts.contains(root.path().to_str().unwrap()), "{mounts}");
 }
 
-fn command(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A directory that every user can enter, with this test and the helper as programs in it.
-fn programs() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    for (program, name) in [(std::env::current_exe().unwrap(), "tests"), (helper(), "nacre-helper")] {
-        // Not by this process: a child forked meanwhile by another test would hold it open for writing (ETXTBSY).
-        command("cp", &[program.to_str().unwrap(), dir.path().join(name).to_str().unwrap()]);
-    }
-    dir
-}
-
 fn in_user_namespace() -> bool {
     fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().ne(["0", "0", "4294967295"])
 }
 
-/// `nacre unshare ...` as `user`, with /tmp as the place for temporary files.
-fn unshare((uid, gid): (u32, u32), programs: &TempDir, arguments: &[&str]) -> Command {
-    let mut command = Command::new(programs.path().join("nacre-helper"));
-    command.arg("unshare").args(arguments).uid(uid).gid(gid).current_dir("/").env("TMPDIR", "/tmp");
-    command
+/// Where somebody runs the helper, and this test, which lies beside it.
+fn desk_of(owner: impl Into<(u32, u32)>) -> Desk {
+    let desk = Desk::new(helper());
+    fixtures::run("cp", &[std::env::current_exe().unwrap(), desk.path("tests")]);
+    desk.owned_by(owner).with("TMPDIR", "/tmp")
 }
 
 #[test]
@@ -591,12 +613,9 @@ fn every_fact_here_also_holds_for_an_ordinary_user() {
     if in_user_namespace() {
         return;
     }
-    let (user, programs) = (OrdinaryUser::new(), programs());
-    let tests = programs.path().join("tests");
-    let output =
-        unshare((user.uid(), user.gid()), &programs, &[tests.to_str().expect("text")]).output().expect("it starts");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let user = OrdinaryUser::new();
+    let desk = desk_of(&user);
+    let text = desk.run(&["unshare", &desk.text("tests")]).success();
     assert!(text.contains("test capabilities_are_those_of_docker ... ok"), "{text}");
 }
 
@@ -605,13 +624,13 @@ fn ordinary_user_is_root_with_the_subordinate_ids_inside() {
     if in_user_namespace() {
         return;
     }
-    let (user, programs) = (OrdinaryUser::new(), programs());
+    let user = OrdinaryUser::new();
+    let desk = desk_of(&user);
     let script = "id -u; id -g; id -G; set -- $(cat /proc/self/uid_map); echo $2 $3 $4; touch /tmp/$$; chown 1000 /tmp/$$; \
                   stat -c %u /tmp/$$; rm /tmp/$$; exit 9";
-    let output = unshare((user.uid(), user.gid()), &programs, &["/bin/sh", "-c", script]).output().expect("it starts");
+    let ended = desk.run(&["unshare", "/bin/sh", "-c", script]);
     let expected = format!("0\n0\n0\n{} 1 1\n1000\n", user.uid());
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.status.code(), Some(9));
+    assert_eq!((ended.code, ended.stdout), (Some(9), expected), "{}", ended.stderr);
 }
 
 #[test]
@@ -619,11 +638,10 @@ fn user_without_subordinate_ids_is_told_what_to_do() {
     if in_user_namespace() {
         return;
     }
-    let programs = programs();
     // No user of this number exists, nor any range.
-    let output = unshare((64_999, 64_999), &programs, &["/bin/true"]).output().expect("it starts");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success());
+    let ended = desk_of((64_999, 64_999)).run(&["unshare", "/bin/true"]);
+    let text = ended.stderr;
+    assert_ne!(ended.code, Some(0));
     assert!(text.contains("no subordinate ids for user 64999 in /etc/subuid") && text.contains("hint: "), "{text}");
 }
 
@@ -632,10 +650,12 @@ fn signals_to_the_outer_process_reach_the_program_and_its_death_ends_it() {
     if in_user_namespace() {
         return;
     }
-    let (user, programs) = (OrdinaryUser::new(), programs());
+    let user = OrdinaryUser::new();
+    let desk = desk_of(&user);
     let script = "trap 'exit 5' TERM; echo up; read line";
     for signal in [Signal::TERM, Signal::KILL] {
-        let mut outer = unshare((user.uid(), user.gid()), &programs, &["/bin/sh", "-c", script])
+        let mut outer = desk
+            .command(&["unshare", "/bin/sh", "-c", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -695,8 +715,7 @@ fn a_step_that_took_too_much_memory_says_so_and_its_groups_are_gone() {
         Ok(exit) => assert!(matches!(exit, Exit::OutOfMemory(3 | 137)), "{exit:?}"),
         Err(error) => without_cgroups(&error.to_string()),
     }
-    let left = Command::new("find").args(["/sys/fs/cgroup", "-path", &format!("*{parent}*")]).output().unwrap();
-    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+    assert_eq!(fixtures::run("find", &["/sys/fs/cgroup", "-path", &format!("*{parent}*")]), "");
 }
 
 #[test]
@@ -704,15 +723,10 @@ fn single_id_is_enough_for_a_step_as_root_and_names_the_id_it_lacks() {
     if in_user_namespace() {
         return;
     }
-    let (user, programs) = (OrdinaryUser::new(), programs());
-    let tests = programs.path().join("tests");
-    let run = |test: &str| {
-        let arguments = ["--single-id", tests.to_str().unwrap(), "--exact", test];
-        unshare((user.uid(), user.gid()), &programs, &arguments).output().expect("it starts")
-    };
-    let output = run("devices_work");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
-    let output = run("working_directory_host_name_and_ids_are_those_asked_for");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(!output.status.success() && text.contains("supplementary groups"), "{text}");
+    let user = OrdinaryUser::new();
+    let desk = desk_of(&user);
+    let run = |test: &str| desk.run(&["unshare", "--single-id", &desk.text("tests"), "--exact", test]);
+    run("devices_work").success();
+    let ended = run("working_directory_host_name_and_ids_are_those_asked_for");
+    assert!(ended.code != Some(0) && ended.stdout.contains("supplementary groups"), "{}", ended.stdout);
 }

@@ -6,58 +6,49 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
 };
 
 use fixtures::user::User;
-use rustix::{
-    event::{PollFd, PollFlags, Timespec},
-    process::{Pid, PidfdFlags, Signal},
-};
+use fixtures::{Desk, Ended, ends};
+use rustix::process::{Pid, Signal};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_layerfs");
 
 /// A temporary directory with two layers in `a` and `b`, and the places of an upper.
-struct Place(tempfile::TempDir);
+struct Place(Desk);
 
 impl Place {
     fn new() -> Self {
-        let place = Self(tempfile::Builder::new().prefix("dropin").tempdir().expect("a temporary directory"));
+        let place = Self(Desk::new(PROGRAM));
         place.sh("mkdir a b upper work mnt; echo a >a/top; mkdir a/dir b/dir; echo b >b/low; echo b >b/dir/file
              chown 7:8 b/low; touch b/.wh.gone a/.wh.hidden b/hidden");
         place
     }
 
     fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn run(&self, command: &mut Command) -> Output {
-        command.current_dir(self.0.path()).output().expect("the program starts")
+        self.0.path(name)
     }
 
     /// Runs a script and returns what it printed.
+    #[track_caller]
     fn sh(&self, script: &str) -> String {
-        let output = self.run(Command::new("bash").args(["-ec", script]));
-        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{script}\n{printed}{}", String::from_utf8_lossy(&output.stderr));
-        printed
+        self.0.shell(&format!("set -e; {script}")).succeeds().stdout
     }
 
     /// Runs the program, which must succeed, and returns what it said.
+    #[track_caller]
     fn layerfs(&self, words: &[&str]) -> String {
-        let output = self.run(Command::new(PROGRAM).args(words));
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{words:?}: {said}");
-        said
+        self.0.run(words).succeeds().stderr
     }
 
     /// Runs the program, which must fail, and returns what it said.
+    #[track_caller]
     fn refused(&self, words: &[&str]) -> String {
-        let output = self.run(Command::new(PROGRAM).args(words));
-        assert!(!output.status.success(), "{words:?}");
+        let ended = self.0.run(words);
+        assert_ne!(ended.code, Some(0), "{words:?}");
         assert!(!self.is_mounted(), "{words:?}");
-        String::from_utf8_lossy(&output.stderr).into_owned()
+        ended.stderr
     }
 
     fn mount(&self, more: &str) {
@@ -73,14 +64,14 @@ impl Place {
         let mounts = fs::read_to_string("/proc/mounts").expect("readable");
         let mut paths: Vec<PathBuf> =
             mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Into::into).collect();
-        paths.retain(|path| path.starts_with(self.0.path()));
+        paths.retain(|path| path.starts_with(self.path("")));
         paths.reverse();
         paths
     }
 
     /// The process that serves `mnt`.
     fn server(&self) -> Pid {
-        let is_below = |link: PathBuf| fs::read_link(link).is_ok_and(|file| file.starts_with(self.0.path()));
+        let is_below = |link: PathBuf| fs::read_link(link).is_ok_and(|file| file.starts_with(self.path("")));
         let is_ours = |process: &Path| {
             fs::read_link(process.join("exe")).is_ok_and(|path| path == Path::new(PROGRAM))
                 && fs::read_dir(process.join("fd"))
@@ -100,16 +91,6 @@ impl Drop for Place {
             drop(Command::new("umount").arg("-l").arg(path).output());
         }
     }
-}
-
-/// Does something that ends a process, and waits for that end; half a minute is far more than it takes.
-fn ends(process: Pid, act: impl FnOnce()) {
-    let watched = rustix::process::pidfd_open(process, PidfdFlags::empty()).expect("the process is there");
-    act();
-    let mut events = [PollFd::new(&watched, PollFlags::IN)];
-    let patience = Timespec { tv_sec: 30, tv_nsec: 0 };
-    let ended = rustix::event::poll(&mut events, Some(&patience)).expect("a descriptor can be polled");
-    assert_eq!(ended, 1, "process {process} goes on");
 }
 
 #[test]
@@ -140,7 +121,7 @@ fuse.layerfs
 #[test]
 fn the_kernel_s_mount_command_starts_it() {
     let place = Place::new();
-    let at = place.0.path().display();
+    let at = place.0.text("");
     place.sh(&format!(
         "mount -t fuse3 {PROGRAM}#layerfs mnt -orw -olowerdir={at}/a:{at}/b,upperdir={at}/upper,workdir={at}/work
          grep -q ' {at}/mnt fuse[.]' /proc/mounts; cat mnt/low; umount mnt"
@@ -211,9 +192,8 @@ fn an_upper_that_is_in_use_is_refused_with_its_user() {
     place.mount("");
     let server = place.server().to_string();
     place.sh("mkdir second");
-    let output = place.run(Command::new(PROGRAM).args(["-o", "lowerdir=b,upperdir=upper,workdir=work", "second"]));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && said.contains(&server) && said.contains("in use"), "{said}");
+    let Ended { code, stderr: said, .. } = place.0.run(&["-o", "lowerdir=b,upperdir=upper,workdir=work", "second"]);
+    assert!(code != Some(0) && said.contains(&server) && said.contains("in use"), "{said}");
     assert_eq!(place.sh("cat mnt/top"), "a\n", "the first goes on");
 }
 
@@ -331,8 +311,8 @@ fn mistakes_are_errors_that_name_them() {
 fn the_version_begins_as_callers_expect() {
     let place = Place::new();
     for word in ["-V", "--version"] {
-        let output = place.run(Command::new(PROGRAM).arg(word));
-        assert!(output.stdout.starts_with(b"fuse-overlayfs: version "), "{output:?}");
+        let printed = place.0.run(&[word]).stdout;
+        assert!(printed.starts_with("fuse-overlayfs: version "), "{printed}");
     }
 }
 

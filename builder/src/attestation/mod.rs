@@ -13,11 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use layerfs::{Store, Tree};
-use oci_spec::image::{Descriptor, Digest, MediaType};
+use oci_spec::image::{Descriptor, MediaType};
 use registry_client::{Artifact, Reference};
 use serde_json::{Value, json};
 
-use crate::build::{Built, BuiltImage};
+use crate::built::{Built, BuiltImage, Predicate};
 use crate::error::BuildError;
 use crate::materials::{Materials, image_uri};
 use crate::place::{StorePlace, described};
@@ -27,39 +27,6 @@ const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 const MEDIA_TYPE: &str = "application/vnd.in-toto+json";
 /// On the blob, where BuildKit and cosign look for it, and on the manifest, where registries show it in lists.
 const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
-
-/// Which statements are asked for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Attestations {
-    /// How the image was built.
-    pub provenance: Option<Provenance>,
-    /// Which packages it holds.
-    pub packages: bool,
-}
-
-/// What is said of a build.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Provenance {
-    /// The values of build arguments, labels, the ids of secrets and the Dockerfile, too.
-    pub is_whole: bool,
-    /// Who says that it was built: a URI.
-    pub builder: String,
-}
-
-impl Attestations {
-    /// Whether nothing is asked for.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.provenance.is_none() && !self.packages
-    }
-}
-
-/// A statement without the image that it is about.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Predicate {
-    kind: &'static str,
-    content: Value,
-}
 
 /// What was asked to be said about the image of a build.
 pub(crate) fn predicates(
@@ -88,9 +55,6 @@ pub(crate) fn predicates(
     }
     Ok(predicates)
 }
-
-/// A statement in the store, and the image that it is about.
-pub(crate) type Attached = (Digest, Descriptor);
 
 /// Puts what is said about the images of a build beside them. What an earlier build said of the same image stays there,
 /// but goes nowhere with this one: it need not be true of it, nor be meant for others.

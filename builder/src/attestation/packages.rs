@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use layerfs::{FileKind, Tree};
 
-use crate::changeset::{ChangeSet, join};
+use crate::changeset::ChangeSet;
+use crate::paths::join;
 
 /// In all databases of an image: some ten times what a machine with everything on it has.
 const MOST_BYTES: u64 = 32 << 20;

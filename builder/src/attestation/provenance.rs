@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
-use super::Provenance;
 use crate::materials::Material;
+use crate::request::Provenance;
 use crate::request::{BuildRequest, MainContext};
 
 pub(super) const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
@@ -84,7 +84,7 @@ fn parameters(request: &BuildRequest, is_whole: bool) -> Value {
 mod tests {
     use super::*;
     use crate::dockerfile::Source;
-    use crate::request::Secret;
+    use crate::secret::Secret;
 
     fn request() -> BuildRequest {
         let dockerfile = Source::new("Dockerfile", b"FROM scratch\n");

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 
 use super::packages::{Package, Packages};
-use crate::build::BuiltImage;
+use crate::built::BuiltImage;
 use crate::materials::escaped;
 
 pub(super) const PREDICATE_TYPE: &str = "https://spdx.dev/Document";

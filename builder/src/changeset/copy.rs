@@ -10,10 +10,11 @@ use std::sync::Arc;
 
 use layerfs::{FileKind, Time, Tree, TreeInode};
 
-use super::select::{Filter, Selected, Source};
-use crate::changeset::{ChangeSet, Node, NodeId, Owner, base_name, clean, join, parent};
+use super::select::{Filter, Selected, SourceTree};
+use crate::changeset::{ChangeSet, Node, NodeId, Owner};
 use crate::context::Patterns;
 use crate::dockerfile::ModeChange;
+use crate::paths::{base_name, clean, join, parent};
 
 /// What the flags of a COPY or ADD ask for.
 pub(crate) struct CopyOptions {
@@ -83,7 +84,7 @@ struct Passed {
 }
 
 impl<'a> Copier<'a> {
-    pub(crate) fn new(changes: &'a mut ChangeSet, options: &'a CopyOptions, source: &'a Source) -> Self {
+    pub(crate) fn new(changes: &'a mut ChangeSet, options: &'a CopyOptions, source: &'a SourceTree) -> Self {
         let filter = Filter { include: None, exclude: options.exclude.as_ref() };
         Self { changes, options, tree: source.tree(), links: HashMap::new(), filter, passed: Vec::new() }
     }

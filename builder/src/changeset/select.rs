@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use layerfs::{FileKind, Tree, TreeInode};
 
-use crate::changeset::{ChangeSet, clean, components, join};
+use crate::changeset::ChangeSet;
 use crate::context::{BadPattern, Glob, Patterns};
+use crate::paths::{clean, components, join};
 
 /// A tree to copy from.
-pub(crate) struct Source {
+pub(crate) struct SourceTree {
     /// The tree without changes; a change set knows how to follow links inside a root.
     view: ChangeSet,
 }
@@ -83,7 +84,7 @@ impl Filter<'_> {
     }
 }
 
-impl Source {
+impl SourceTree {
     /// Copies come from `tree`.
     pub(crate) fn new(tree: Arc<dyn Tree>) -> Self {
         Self { view: ChangeSet::new(tree) }
@@ -115,7 +116,7 @@ impl Source {
     /// pivot is followed: it is copied itself.
     ///
     /// # Errors
-    /// As [`Source::select`], and a pattern without wildcards that nothing matches which `exclude` leaves.
+    /// As [`SourceTree::select`], and a pattern without wildcards that nothing matches which `exclude` leaves.
     pub(crate) fn select_parents(
         &self,
         source: &[u8],

@@ -13,8 +13,9 @@ use layerfs::{Attributes, FileKind, Time};
 use tar::EntryType;
 
 use super::copy::{Copier, CopyError, CopyOptions};
-use super::select::Source;
-use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join, parent};
+use super::select::SourceTree;
+use crate::changeset::{ChangeSet, Content, Node, Owner};
+use crate::paths::{clean, join, parent};
 
 /// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
 const MOST_MEMBERS: usize = 4 << 20;
@@ -38,7 +39,7 @@ struct Unpacked<'a> {
 /// what its members refer to lies in `spool`, without names.
 pub(crate) fn unpack(
     changes: &mut ChangeSet,
-    source: &Source,
+    source: &SourceTree,
     (content, shown): (&Content, &[u8]),
     destination: &[u8],
     options: &CopyOptions,
@@ -314,7 +315,7 @@ fn number<N: Default>(read: io::Result<N>, field: &[u8]) -> io::Result<N> {
 /// Where a member goes: links in its directories are followed inside the destination, its last name is kept.
 fn below(changes: &ChangeSet, top: &[u8], wanted: &[u8]) -> io::Result<Vec<u8>> {
     let directory = changes.resolve_below(top, parent(wanted))?;
-    Ok(join(&directory, crate::changeset::base_name(wanted)))
+    Ok(join(&directory, crate::paths::base_name(wanted)))
 }
 
 /// Directories that no member names are root's, whatever --chown says.

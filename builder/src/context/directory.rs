@@ -60,7 +60,7 @@ pub enum EntryKind {
 
 /// Which file it is, whatever its name: entries of one identity are hard links of each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity {
+pub struct FileId {
     /// The file system's number.
     pub device: u64,
     /// The inode's number.
@@ -89,7 +89,7 @@ pub struct Entry {
     /// The rest of that time.
     pub ctime_nanoseconds: u32,
     /// Which file it is.
-    pub identity: Identity,
+    pub identity: FileId,
     /// How many names the file has, in the context or elsewhere.
     pub link_count: u64,
 }
@@ -459,7 +459,7 @@ fn entry(path: PathBuf, stat: &Stat, target: impl FnOnce() -> Result<CString, Er
         mtime_nanoseconds: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
         ctime_seconds: stat.st_ctime,
         ctime_nanoseconds: u32::try_from(stat.st_ctime_nsec).unwrap_or(0),
-        identity: Identity { device: stat.st_dev, inode: stat.st_ino },
+        identity: FileId { device: stat.st_dev, inode: stat.st_ino },
         link_count: stat.st_nlink,
     })
 }

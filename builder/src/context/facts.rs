@@ -13,7 +13,7 @@
 use std::fs::File;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::directory::{Entry, EntryKind, Identity};
+use super::directory::{Entry, EntryKind, FileId};
 
 /// Changes with the form of the records.
 const MAGIC: &[u8; 8] = b"nacrefs3";
@@ -40,7 +40,7 @@ pub(crate) const MOST_WRITTEN_BACK: usize = 256;
 /// The status of a file: what changes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Status {
-    identity: Identity,
+    identity: FileId,
     size_bytes: u64,
     modified: (i64, u32),
     changed: (i64, u32),
@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn status(seconds: i64, nanoseconds: u32) -> Status {
-        let identity = Identity { device: 1, inode: u64::MAX };
+        let identity = FileId { device: 1, inode: u64::MAX };
         let time = (seconds, nanoseconds);
         Status { identity, size_bytes: 7, modified: (-5, 3), changed: time, mode: 0o644 }
     }

@@ -5,6 +5,7 @@
 
 use super::error::{BadPattern, IgnoreError};
 use super::glob::{Class, Glob, first_character};
+use crate::paths::go_clean;
 
 /// No path that the kernel takes is longer (PATH_MAX), so no longer pattern can be meant.
 const LONGEST_PATTERN_BYTES: usize = 4096;
@@ -84,7 +85,7 @@ impl Patterns {
             if text.is_empty() {
                 return Err(error("illegal exclusion pattern: \"!\"".to_owned()));
             }
-            let cleaned = clean(text);
+            let cleaned = go_clean(text);
             let relative = cleaned.strip_prefix('/').filter(|rest| !rest.is_empty()).unwrap_or(&cleaned);
             patterns.extend(Pattern::new(&format!("{bang}{relative}")).map_err(|bad| error(bad.to_string()))?);
         }
@@ -173,7 +174,7 @@ impl Pattern {
             return Ok(None);
         }
         let bad = || BadPattern { pattern: text.to_owned() };
-        let cleaned = clean(text);
+        let cleaned = go_clean(text);
         if text.len() > LONGEST_PATTERN_BYTES {
             return Err(bad());
         }
@@ -326,27 +327,6 @@ fn run(tokens: &[Token], path: &[u8]) -> Vec<usize> {
     states.list
 }
 
-/// As Go's path.Clean: <https://pkg.go.dev/path#Clean>.
-pub(crate) fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    let is_absolute = path.starts_with('/');
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." if parts.last().is_some_and(|last| *last != "..") => {
-                parts.pop();
-            }
-            ".." if is_absolute => {}
-            _ => parts.push(part),
-        }
-    }
-    match (is_absolute, parts.is_empty()) {
-        (true, _) => format!("/{}", parts.join("/")),
-        (false, true) => ".".to_owned(),
-        (false, false) => parts.join("/"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -422,12 +402,5 @@ mod tests {
         );
         assert!(can("dir\n!dir/sub/c", "dir") && can("dir\n!dir/sub/c", "dir/sub") && can("*\n!**/x", "dir"));
         assert!(can("*\n!*/x", "dir") && !can("*\n!*/x", "dir/sub") && can("*\n!src/**", "src"));
-    }
-
-    #[test]
-    fn clean_is_gos() {
-        for (path, cleaned) in [("a//b/./c/..", "a/b"), ("../a", "../a"), ("/..", "/"), ("a/..", "."), ("", ".")] {
-            assert_eq!(clean(path), cleaned);
-        }
     }
 }

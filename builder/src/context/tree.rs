@@ -16,7 +16,7 @@ use std::time::SystemTime;
 
 use layerfs::{Attributes, Digester, DirectoryEntry, FileKind, Time, Tree, TreeInode};
 
-use super::directory::{Directory, Entry, EntryKind, Identity};
+use super::directory::{Directory, Entry, EntryKind, FileId};
 use super::error::ContextError;
 use super::facts::{self, Facts, KnownFacts, Status};
 use crate::sys;
@@ -68,7 +68,7 @@ impl ContextTree {
             clean: Mutex::default(),
             written_back: AtomicUsize::new(0),
         };
-        let mut by_identity: HashMap<Identity, usize> = HashMap::new();
+        let mut by_identity: HashMap<FileId, usize> = HashMap::new();
         // The directories that lead to the last entry: where their paths end, and their inodes.
         let mut above = vec![(0, 0)];
         let entries = tree.directory.walk(Path::new(""), threads)?;

@@ -5,7 +5,7 @@
 
 use super::expansion::{Expander, Raw};
 use super::source::Span;
-use crate::changeset::{clean, components};
+use crate::paths::{clean, components};
 
 /// A here-document of RUN, COPY or ADD.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -31,8 +31,8 @@ pub use expansion::{Expander, ExpansionError, Lookup};
 pub use heredoc::{FileNameError, Heredoc};
 pub use instructions::{
     Add, BaseImage, BuildArgument, CacheMount, Command, Copy, FileOwnership, FileSource, Files, Healthcheck,
-    Instruction, InvalidMode, ModeChange, Mount, MountError, MountKind, MountOption, Network, ParsedTrigger, Placed,
-    Run, Script, Security, Sharing, parse_trigger,
+    Instruction, InvalidMode, ModeChange, MountError, MountFlag, MountKind, MountOption, Network, ParsedTrigger,
+    Placed, Run, Script, Security, Sharing, parse_trigger,
 };
 pub(crate) use lint::{Below, finish, lint, lint_before};
 pub use lint::{CheckOptions, Warning};

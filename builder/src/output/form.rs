@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use layerfs::{Compression, Packing, Store};
-use oci_spec::image::{Descriptor, MediaType};
+use layerfs::{Packing, Store};
 use registry_client::Platform;
 
 use super::annotations::{self, Annotation, AnnotationPlace};
-use crate::build::{Built, BuiltImage};
+use crate::built::{Built, BuiltImage};
 use crate::error::BuildError;
-use crate::manifest::{self, Types};
+use crate::manifest;
+use crate::media::Types;
+use crate::media::compression;
 use crate::place::StoredImage;
 
 /// How an image is written.
@@ -115,21 +116,5 @@ impl ImageForm {
         let image =
             StoredImage { manifest: documents.manifest, config: built.image.config.clone(), layers: documents.layers };
         Ok(BuiltImage { config: documents.config, image, ..built.clone() })
-    }
-}
-
-/// What a media type says of a layer; `None` for those that are no layers of ours.
-pub(crate) fn compression(descriptor: &Descriptor) -> Option<Compression> {
-    match descriptor.media_type() {
-        MediaType::ImageLayer => Some(Compression::None),
-        MediaType::ImageLayerGzip => Some(Compression::Gzip),
-        MediaType::ImageLayerZstd => Some(Compression::Zstd),
-        MediaType::Other(other) => match other.as_str() {
-            "application/vnd.docker.image.rootfs.diff.tar" => Some(Compression::None),
-            "application/vnd.docker.image.rootfs.diff.tar.gzip" => Some(Compression::Gzip),
-            "application/vnd.docker.image.rootfs.diff.tar.zstd" => Some(Compression::Zstd),
-            _ => None,
-        },
-        _ => None,
     }
 }

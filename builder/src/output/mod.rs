@@ -7,23 +7,19 @@ mod form;
 mod parse;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use layerfs::{Store, Tree};
 use registry_client::{
-    Client, CopyOptions, Destination, DockerArchiveDestination, Draft, Error, OciArchiveDestination, OciLayout,
-    Platform, PlatformChoice, Progress, Reference, RegistryDestination, copy,
+    Client, CopyOptions, Destination, DockerArchiveDestination, Error, OciArchiveDestination, OciLayout, Platform,
+    PlatformChoice, Progress, Reference, RegistryDestination, copy,
 };
 
 pub use self::annotations::{Annotation, AnnotationPlace};
 pub use self::form::ImageForm;
-pub(crate) use self::form::compression;
-pub(crate) use self::parse::packing;
 use crate::attestation;
-use crate::build::{Built, BuiltImage};
+use crate::built::{Built, BuiltImage};
 use crate::error::BuildError;
 use crate::export::{self, Ownership};
 use crate::frontend::FrontendArguments;
@@ -333,27 +329,11 @@ fn write_tar(store: &Store, built: &Built, path: &Path) -> Result<(), BuildError
         trees.push((directory_name(&image.platform), tree(store, image)?));
     }
     trees.sort_by(|(one, _), (other, _)| one.cmp(other));
-    write_whole(path, |writer| match trees.as_slice() {
+    export::write_whole(path, |writer| match trees.as_slice() {
         [(_, tree)] if !is_split => export::to_tar(tree, writer),
         several => export::to_tar_of_several(several, writer),
     })
     .map_err(BuildError::file("write", path))
-}
-
-/// A file that appears whole or not at all; but what is there and no file, as `/dev/stdout` or a named pipe, is written
-/// to.
-fn write_whole(path: &Path, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    const BUFFER_BYTES: usize = 1 << 20;
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, File::options().write(true).open(path)?);
-        write(&mut file)?;
-        return file.flush();
-    }
-    // A symbolic link to a file stays one.
-    let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let mut draft = BufWriter::with_capacity(BUFFER_BYTES, Draft::beside(&path)?);
-    write(&mut draft)?;
-    draft.into_inner().map_err(io::IntoInnerError::into_error)?.publish(&path)
 }
 
 /// Refuses images of several platforms that have a file of the same name: one directory cannot hold both.

@@ -6,10 +6,11 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use layerfs::{Compression, Packing};
+use layerfs::Compression;
 
 use super::{Annotation, Archive, ImageForm, Naming, Output, OutputTarget};
 use crate::fields::Fields;
+use crate::fields::packing;
 
 impl FromStr for Output {
     type Err = String;
@@ -133,23 +134,6 @@ fn docker_form(fields: &mut Fields) -> Result<(), String> {
     match fields.boolean("oci-mediatypes")? {
         None | Some(false) => Ok(()),
         Some(true) => Err("oci-mediatypes=true is not supported with type=docker: use type=oci".to_owned()),
-    }
-}
-
-/// `compression=` and `compression-level=`.
-pub(crate) fn packing(fields: &mut Fields) -> Result<Packing, String> {
-    let compression: Packing = match fields.take("compression") {
-        None => Packing::default(),
-        // A level is written in a field of its own.
-        Some(text) if text.contains(':') => return Err(format!("compression={text} is not supported")),
-        Some(text) => text.parse().map_err(|error: layerfs::PackingError| error.to_string())?,
-    };
-    match fields.take("compression-level") {
-        None => Ok(compression),
-        Some(level) => {
-            let number = level.parse().map_err(|_| format!("compression-level={level} is no level"))?;
-            Packing::new(compression.compression(), number).map_err(|error| error.to_string())
-        }
     }
 }
 

@@ -8,12 +8,13 @@ use layerfs::DiffId;
 use registry_client::{CopyOptions, Destination, OciLayout, PlatformChoice, RegistryDestination, copy};
 
 use super::document;
-use super::location::{CacheExport, CachePlace, CacheScope};
-use crate::build::Built;
+use crate::built::Built;
 use crate::error::BuildError;
-use crate::manifest::{Types, store_manifest};
+use crate::manifest::store_manifest;
+use crate::media::Types;
 use crate::output::Delivery;
 use crate::place::StorePlace;
+use crate::request::{CacheExport, CachePlace, CacheScope};
 
 /// Writes the steps of a build to a place. An inline cache is in the image and needs no writing.
 ///

@@ -12,12 +12,12 @@ use registry_client::{
 };
 
 use super::document::{self, Offered, Offers};
-use super::location::{CacheImport, CachePlace};
 use crate::cache;
 use crate::error::BuildError;
 use crate::events::Events;
-use crate::output::compression;
+use crate::media::compression;
 use crate::place::{MOST_CONFIG_BYTES, StorePlace};
+use crate::request::{CacheImport, CachePlace};
 
 /// Images of an index that are looked into for inline caches; no build has more platforms.
 const MOST_IMAGES: usize = 64;

@@ -6,7 +6,6 @@
 //! step's secrets.
 //!
 //! ```text
-//! location.rs   --cache-from and --cache-to                        what is asked for
 //! document.rs   the documents of a cache                           what is at the registry
 //! import.rs     finding a step's layer in them                     before a step
 //! export.rs     writing the steps of a build                       after the build
@@ -17,7 +16,6 @@
 mod document;
 mod export;
 mod import;
-mod location;
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -25,28 +23,11 @@ use layerfs::{DiffId, Layer, Store};
 use registry_client::Client;
 
 pub use self::export::export_cache;
-pub use self::location::{CacheExport, CacheImport, CachePlace, CacheScope};
+use crate::built::StepResult;
 use crate::error::BuildError;
 use crate::events::Events;
 use crate::image::ImageConfig;
 use crate::request::BuildRequest;
-
-/// What a build asks of remote caches.
-#[derive(Debug, Clone, Default)]
-pub struct CacheRequest {
-    /// Where steps are looked for that this machine has not carried out, the first place first.
-    pub imports: Vec<CacheImport>,
-    /// Whether the image's configuration says which steps made its layers, for `type=registry,ref=IMAGE` of later
-    /// builds.
-    pub is_inline: bool,
-}
-
-/// A step of a build and its layer.
-#[derive(Debug, Clone)]
-pub(crate) struct StepResult {
-    pub(crate) key: String,
-    pub(crate) diff_id: DiffId,
-}
 
 /// The remote caches of one build, and what there is to tell them. May be used from several threads.
 pub(crate) struct RemoteCaches<'a> {

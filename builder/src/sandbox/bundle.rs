@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::cgroup_files::{PERIOD_US, Version, settings};
 use super::devices::INSECURE_NODES;
-use super::{During as _, EtcFiles, Failure, Network, Process, Security, Source, mounts, privileges, seccomp};
+use super::{During as _, EtcFiles, Failure, MountSource, Network, Process, Security, mounts, privileges, seccomp};
 use crate::rootless::is_first_namespace;
 
 /// Writes the bundle of `process` into a directory that is empty.
@@ -28,8 +28,8 @@ pub(super) fn write(process: &Process, directory: &Path) -> Result<(), Failure> 
     let mut mounts = kernel_mounts(process)?;
     mounts.extend(files.iter().map(|(target, path)| bind(target, path, process.etc_files == EtcFiles::Step)));
     mounts.extend(process.mounts.iter().map(|mount| match &mount.source {
-        Source::Bind { path, read_only } => bind(&mount.target, path, *read_only),
-        Source::Tmpfs { size_bytes, mode, read_only } => {
+        MountSource::Bind { path, read_only } => bind(&mount.target, path, *read_only),
+        MountSource::Tmpfs { size_bytes, mode, read_only } => {
             let mut options = vec!["nosuid".to_owned(), "nodev".into()];
             // Without one a runtime takes that of the directory.
             options.extend(mode.map(|mode| format!("mode={mode:o}")));
@@ -188,10 +188,10 @@ mod tests {
         let mut process = Process::new("/r", ["sh"]);
         process.network = Network::None;
         process.mounts = vec![
-            Mount { target: "/a".into(), source: Source::Bind { path: "/b".into(), read_only: true } },
+            Mount { target: "/a".into(), source: MountSource::Bind { path: "/b".into(), read_only: true } },
             Mount {
                 target: "/t".into(),
-                source: Source::Tmpfs { size_bytes: Some(7), mode: Some(0o700), read_only: true },
+                source: MountSource::Tmpfs { size_bytes: Some(7), mode: Some(0o700), read_only: true },
             },
         ];
         process.limits = Limits {

@@ -48,6 +48,12 @@ pub struct Ulimit {
 }
 
 impl Ulimit {
+    /// What the key of a step has of it; another word is another key.
+    pub(crate) fn key_word(&self) -> String {
+        let show = |limit: Option<u64>| limit.map_or("unlimited".to_owned(), |limit| limit.to_string());
+        format!("ulimit {} {} {}", self.name, show(self.soft), show(self.hard))
+    }
+
     /// Sets the limit on this process.
     pub(super) fn apply(&self) -> Result<(), Failure> {
         let Self { name, soft, hard } = self;

@@ -12,7 +12,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
 };
 
-use super::{During as _, EtcFiles, Failure, Process, Security, Source, devices, root, stubs};
+use super::{During as _, EtcFiles, Failure, MountSource, Process, Security, devices, root, stubs};
 use crate::sys;
 
 /// The directories that every step has, on mounts of their own.
@@ -47,10 +47,10 @@ pub(super) enum Kind {
 }
 
 /// What the mount point of `source` must be.
-pub(super) fn kind_of(source: &Source) -> Result<Kind, Failure> {
+pub(super) fn kind_of(source: &MountSource) -> Result<Kind, Failure> {
     match source {
-        Source::Tmpfs { .. } => Ok(Kind::Shared),
-        Source::Bind { path, .. } => {
+        MountSource::Tmpfs { .. } => Ok(Kind::Shared),
+        MountSource::Bind { path, .. } => {
             let stat = rustix::fs::stat(path).during(|| format!("find the mount source {}", path.display()))?;
             Ok(kind_of_mode(stat.st_mode))
         }
@@ -122,16 +122,16 @@ enum Opened {
 }
 
 impl Opened {
-    fn new(source: &Source) -> Result<Self, Failure> {
+    fn new(source: &MountSource) -> Result<Self, Failure> {
         match source {
-            Source::Bind { path, read_only } => {
+            MountSource::Bind { path, read_only } => {
                 let tree = clone_tree(path)?;
                 if *read_only {
                     sys::make_read_only(tree.as_fd()).during(|| format!("make {} read-only", path.display()))?;
                 }
                 Ok(Self::Tree(tree))
             }
-            &Source::Tmpfs { size_bytes, mode, read_only } => Ok(Self::Tmpfs { size_bytes, mode, read_only }),
+            &MountSource::Tmpfs { size_bytes, mode, read_only } => Ok(Self::Tmpfs { size_bytes, mode, read_only }),
         }
     }
 

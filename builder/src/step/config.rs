@@ -7,6 +7,7 @@ use serde_json::json;
 use super::Evaluation;
 use crate::dockerfile::{BuildArgument, Command, Healthcheck, Pair, Word, check_signal, exposed_ports};
 use crate::error::{BuildError, Site};
+use crate::frontend::SCAN_ARGUMENTS;
 use crate::image::Healthcheck as ConfigHealthcheck;
 use crate::stage::StageState;
 
@@ -24,9 +25,6 @@ pub(crate) const PROXY_ARGUMENTS: [&str; 10] = [
     "ALL_PROXY",
     "all_proxy",
 ];
-
-/// Build arguments for the scanner of packages, which are no variables.
-pub(crate) const SCAN_ARGUMENTS: [&str; 2] = ["BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"];
 
 /// ARG: the value given to the build, else the default, else that of a global ARG of the same name.
 pub(crate) fn arg(

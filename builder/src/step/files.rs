@@ -6,18 +6,22 @@ use std::sync::Arc;
 use layerfs::{FileKind, Time, Tree};
 
 use super::content::{self, ContentRules};
-use super::remote::{self, Remote, SourceKind};
+use super::remote::{self, Remote};
 use crate::accounts::Accounts;
-use crate::build::{Builder, Identity, Input};
+use crate::building::Builder;
 use crate::cache::{NamedContent, Work};
 use crate::changeset::copy::{Copier, CopyError, CopyOptions};
-use crate::changeset::select::{Filter, Include, SelectError, Selected, Source};
+use crate::changeset::select::{Filter, Include, SelectError, Selected, SourceTree};
 use crate::changeset::unpack;
-use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
+use crate::changeset::{ChangeSet, Content, Node, Owner};
 use crate::commit::commit_changeset;
-use crate::context::{Patterns, without_passwords};
+use crate::context::Patterns;
 use crate::dockerfile::{Add, Copy, Expander, FileSource, Files, Heredoc, InvalidMode, ModeChange, Word};
 use crate::error::{BuildError, Site};
+use crate::fetch::SourceKind;
+use crate::fetch::without_passwords;
+use crate::input::{Input, KnownBy};
+use crate::paths::{clean, join};
 use crate::plan::SourceName;
 use crate::stage::StageState;
 
@@ -36,7 +40,8 @@ pub(crate) fn copy(
         Some(from) => builder.input(SourceName::Copy(&from.text), &site.at(from.span))?,
         None => builder.context()?,
     };
-    Job::new(builder, stage, (&copy.files, copy.parents), input, None, site)?.carry_out(builder, stage, text, site)
+    FilesStep::new(builder, stage, (&copy.files, copy.parents), input, None, site)?
+        .carry_out(builder, stage, text, site)
 }
 
 /// ADD.
@@ -61,11 +66,11 @@ pub(crate) fn add(
         }
     }
     let sources = remote::Sources { builder, checksum, keep_git_dir: add.keep_git_dir, epoch: stage.epoch };
-    let job = Job::new(builder, stage, (&add.files, false), builder.context()?, Some(&sources), site)?;
+    let job = FilesStep::new(builder, stage, (&add.files, false), builder.context()?, Some(&sources), site)?;
     let unpacks = Unpacks { local: add.unpack.unwrap_or(true), remote: add.unpack.unwrap_or(false) };
     // Neither the progress nor the history says what only a server is to know.
     let text = without_passwords(text);
-    Job { unpacks, ..job }.carry_out(builder, stage, &text, site)
+    FilesStep { unpacks, ..job }.carry_out(builder, stage, &text, site)
 }
 
 /// What the sources of an ADD are, in order.
@@ -125,9 +130,9 @@ pub(crate) fn workdir(
 }
 
 /// What a COPY or ADD comes to once everything is expanded and found.
-struct Job {
+struct FilesStep {
     input: Input,
-    source: Source,
+    source: SourceTree,
     items: Vec<Item>,
     destination: Vec<u8>,
     is_link: bool,
@@ -160,10 +165,10 @@ enum Item {
     },
     Remote(Box<Remote>),
     /// All files of a repository.
-    Repository(Source, NamedContent),
+    Repository(SourceTree, NamedContent),
 }
 
-impl Job {
+impl FilesStep {
     fn new(
         builder: &Builder<'_>,
         stage: &StageState,
@@ -173,7 +178,7 @@ impl Job {
         site: &Site,
     ) -> Result<Self, BuildError> {
         let expand = |word: &Word| builder.evaluation.expand(stage, word, site);
-        let source = Source::new(Arc::clone(&input.tree));
+        let source = SourceTree::new(Arc::clone(&input.tree));
         // As in BuildKit, here-documents come after all other sources: they win where several go to one file.
         let (paths, documents): (Vec<_>, Vec<_>) =
             files.sources.iter().partition(|source| matches!(source, FileSource::Path(_)));
@@ -184,21 +189,8 @@ impl Job {
             .chain(documents)
             .map(|item| match item {
                 FileSource::Path(word) => {
-                    let (text, site) = (expand(word)?, site.at(word.span));
-                    match (SourceKind::of(&text).map_err(site.because())?, remote) {
-                        (SourceKind::Local, _) => {
-                            select(&source, &text, parents.then_some(exclude.as_ref()), (&input, &site))
-                        }
-                        (SourceKind::Web, Some(remote)) => Ok(Item::Remote(Box::new(remote.file(&text, &site)?))),
-                        (SourceKind::Git(reference), Some(remote)) => {
-                            let name = reference.to_string();
-                            let fetched = remote.repository(reference, &site)?;
-                            let known = NamedContent { name, content: format!("repository {}", fetched.key_words) };
-                            Ok(Item::Repository(Source::new(fetched.tree), known))
-                        }
-                        (SourceKind::Web, None) => Err(site.error("source can't be a URL for COPY").into()),
-                        (SourceKind::Git(_), None) => Err(site.error("source can't be a git ref for COPY").into()),
-                    }
+                    let taken = parents.then_some(exclude.as_ref());
+                    named(&expand(word)?, (&input, &source), taken, remote, &site.at(word.span))
                 }
                 FileSource::Heredoc(heredoc) => inline(stage, heredoc, site),
             })
@@ -218,7 +210,7 @@ impl Job {
                 other => other,
             })?),
         };
-        let is_context = input.identity == Identity::Content;
+        let is_context = input.known_by == KnownBy::Content;
         let epoch = stage.epoch.map(|seconds| Time { seconds, nanoseconds: 0 });
         let options =
             CopyOptions { owner, mode, exclude, modified: epoch.filter(|_| is_context), made: made_time(stage) };
@@ -298,12 +290,11 @@ impl Job {
     }
 
     fn option_words(&self) -> Vec<String> {
-        let mut words = vec![
-            format!("to {}", self.destination.escape_ascii()),
-            format!("owner {:?}", self.options.owner),
-            format!("mode {:?}", self.options.mode),
-            format!("link {} parents {} unpack {:?}", self.is_link, self.parents, self.unpacks),
-        ];
+        let Unpacks { local, remote } = self.unpacks;
+        let mut words = vec![format!("to {}", self.destination.escape_ascii())];
+        words.extend(self.options.owner.map(|Owner { uid, gid }| format!("owner {uid}:{gid}")));
+        words.extend(self.options.mode.as_ref().map(|mode| format!("mode {}", mode.key_word())));
+        words.push(format!("link {} parents {} unpack {local} {remote}", self.is_link, self.parents));
         words.extend(self.excludes.iter().map(|pattern| format!("exclude {pattern}")));
         words
     }
@@ -374,9 +365,31 @@ fn shown(path: &[u8]) -> String {
     }
 }
 
+/// What a word of COPY or ADD names; only ADD has other places than the input.
+fn named(
+    text: &str,
+    (input, source): (&Input, &SourceTree),
+    parents: Option<Option<&Patterns>>,
+    remote: Option<&remote::Sources<'_>>,
+    site: &Site,
+) -> Result<Item, BuildError> {
+    match (SourceKind::of(text).map_err(site.because())?, remote) {
+        (SourceKind::Local, _) => select(source, text, parents, (input, site)),
+        (SourceKind::Web, Some(remote)) => Ok(Item::Remote(Box::new(remote.file(text, site)?))),
+        (SourceKind::Git(reference), Some(remote)) => {
+            let name = reference.to_string();
+            let fetched = remote.repository(reference, site)?;
+            let known = NamedContent { name, content: format!("repository {}", fetched.key_words) };
+            Ok(Item::Repository(SourceTree::new(fetched.tree), known))
+        }
+        (SourceKind::Web, None) => Err(site.error("source can't be a URL for COPY").into()),
+        (SourceKind::Git(_), None) => Err(site.error("source can't be a git ref for COPY").into()),
+    }
+}
+
 /// The files of one source; `exclude` is what a path that is named under `--parents` must not be.
 fn select(
-    source: &Source,
+    source: &SourceTree,
     pattern: &str,
     parents: Option<Option<&Patterns>>,
     (input, site): (&Input, &Site),
@@ -428,7 +441,7 @@ pub(crate) fn whole(tree: &Arc<dyn Tree>, epoch: Option<i64>, empty: Arc<dyn Tre
     let time = |seconds| Time { seconds, nanoseconds: 0 };
     let mut options = CopyOptions::keeping_all(time(epoch.unwrap_or(0)));
     options.modified = epoch.map(time);
-    let (mut changes, source) = (ChangeSet::new(empty), Source::new(Arc::clone(tree)));
+    let (mut changes, source) = (ChangeSet::new(empty), SourceTree::new(Arc::clone(tree)));
     Copier::new(&mut changes, &options, &source).copy(&Selected::root(), b"/").map_err(std::io::Error::other)?;
     Ok(changes)
 }

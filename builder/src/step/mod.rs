@@ -5,6 +5,7 @@ pub(crate) mod config;
 pub(crate) mod content;
 pub(crate) mod dated;
 pub(crate) mod files;
+mod mount_keys;
 pub(crate) mod mounts;
 pub(crate) mod remote;
 pub(crate) mod run;

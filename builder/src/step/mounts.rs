@@ -11,20 +11,20 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use layerfs::{MountOptions, Tree, TreeInode, Union, UpperLife, mount};
+use layerfs::{MountOptions, Tree, Union, UpperLife, mount};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::agent::Agent;
-use super::content::{self, ContentRules};
-use crate::build::{Builder, Identity, Input};
-use crate::cache::NamedContent;
+use super::mount_keys::identity;
+use crate::building::Builder;
 use crate::cache_mounts::Claimed;
-use crate::changeset::clean;
-use crate::changeset::select::{Filter, Source};
-use crate::context::clean_path;
-use crate::dockerfile::{CacheMount, FileOwnership, Mount, MountKind, Sharing};
+use crate::changeset::select::SourceTree;
+use crate::dockerfile::{CacheMount, FileOwnership, MountFlag, MountKind, Sharing};
 use crate::error::{BuildError, Site};
 use crate::export;
+use crate::input::Input;
+use crate::paths::clean;
+use crate::paths::go_clean;
 use crate::plan::SourceName;
 use crate::sandbox;
 use crate::stage::StageState;
@@ -34,7 +34,7 @@ const CACHE_MODE: u32 = 0o755;
 
 /// All mounts of one RUN.
 pub(crate) struct StepMounts {
-    kinds: Vec<(MountKind, Site)>,
+    pub(super) kinds: Vec<(MountKind, Site)>,
 }
 
 /// Mounts that are ready; dropping them takes them away.
@@ -79,7 +79,7 @@ impl StepMounts {
     pub(crate) fn new(
         builder: &Builder<'_>,
         stage: &StageState,
-        mounts: &[Mount],
+        mounts: &[MountFlag],
         site: &Site,
     ) -> Result<Self, BuildError> {
         let lookup = |name: &str| stage.variable(name);
@@ -104,38 +104,6 @@ impl StepMounts {
         self.kinds.iter().any(|(kind, _)| matches!(kind, MountKind::Cache(_)))
     }
 
-    /// What of the mounts goes into the step's key: what they show, but neither secrets nor what caches hold by now.
-    /// All stages that they need are built then: a step that runs has a turn, and may wait for no other.
-    pub(crate) fn key_words(&self, builder: &Builder<'_>) -> Result<Vec<NamedContent>, BuildError> {
-        let mut words = Vec::new();
-        for (kind, site) in &self.kinds {
-            if let MountKind::Cache(CacheMount { from: Some(from), source, target, .. }) = kind {
-                let content =
-                    identity(builder, &builder.input(SourceName::Mount(from), site)?, source.as_deref(), site)?;
-                words.push(NamedContent { name: format!("what the cache mount {target} begins with"), content });
-            }
-            words.push(match kind {
-                MountKind::Bind { from, source, target, is_writable } => {
-                    let input = input(builder, from.as_deref(), site)?;
-                    let shown = identity(builder, &input, source.as_deref(), site)?;
-                    // The content alone in its place: its files are listed under it.
-                    let name = format!("the {} mount {target}", if *is_writable { "writable" } else { "bind" });
-                    NamedContent { name, content: shown }
-                }
-                MountKind::Cache(cache) => {
-                    // As in BuildKit, which cache it is and who else may use it change no result; of the usual one the
-                    // name counts, in which the frontend's namespace is.
-                    let is_usual = cache.sharing == Sharing::Shared && cache.id.as_ref() == Some(&cache.target);
-                    let id = is_usual.then(|| builder.shared.frontend.cache_id(&cache.target));
-                    let word = MountKind::Cache(CacheMount { id, sharing: Sharing::Shared, ..cache.clone() });
-                    NamedContent { name: "a mount".to_owned(), content: format!("{word:?}") }
-                }
-                other => NamedContent { name: "a mount".to_owned(), content: format!("{other:?}") },
-            });
-        }
-        Ok(words)
-    }
-
     /// Makes everything ready, with `scratch` as a directory for mount points and sockets.
     pub(crate) fn prepare(&self, builder: &Builder<'_>, scratch: &Path) -> Result<Prepared, BuildError> {
         let mut prepared = Prepared::default();
@@ -153,7 +121,11 @@ impl StepMounts {
                 MountKind::Cache(cache) => prepared.cache(builder, cache, &place, site)?,
                 MountKind::Tmpfs { target, size_bytes, is_read_only } => prepared.mounts.push(sandbox::Mount {
                     target: target.into(),
-                    source: sandbox::Source::Tmpfs { size_bytes: *size_bytes, mode: None, read_only: *is_read_only },
+                    source: sandbox::MountSource::Tmpfs {
+                        size_bytes: *size_bytes,
+                        mode: None,
+                        read_only: *is_read_only,
+                    },
                 }),
                 MountKind::Secret { id, target, env, is_required, ownership } => {
                     let Some(secret) = builder.request().secrets.get(id) else {
@@ -234,7 +206,7 @@ impl Prepared {
         self.served.push(mounted);
         self.mounts.push(sandbox::Mount {
             target: target.into(),
-            source: sandbox::Source::Bind { path: shown, read_only: !is_writable },
+            source: sandbox::MountSource::Bind { path: shown, read_only: !is_writable },
         });
         Ok(())
     }
@@ -274,7 +246,7 @@ impl Prepared {
         };
         self.mounts.push(sandbox::Mount {
             target: PathBuf::from(&cache.target),
-            source: sandbox::Source::Bind { path, read_only: cache.is_read_only },
+            source: sandbox::MountSource::Bind { path, read_only: cache.is_read_only },
         });
         Ok(())
     }
@@ -331,8 +303,10 @@ impl Prepared {
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         file.write_all(bytes)?;
         own(&path, ownership, 0o400)?;
-        self.mounts
-            .push(sandbox::Mount { target: target.into(), source: sandbox::Source::Bind { path, read_only: true } });
+        self.mounts.push(sandbox::Mount {
+            target: target.into(),
+            source: sandbox::MountSource::Bind { path, read_only: true },
+        });
         Ok(())
     }
 
@@ -351,13 +325,14 @@ impl Prepared {
         }
         self.mounts.push(sandbox::Mount {
             target: target.into(),
-            source: sandbox::Source::Bind { path: place.to_owned(), read_only: false },
+            source: sandbox::MountSource::Bind { path: place.to_owned(), read_only: false },
         });
         Ok(())
     }
 }
 
-fn input(builder: &Builder<'_>, from: Option<&str>, site: &Site) -> Result<Input, BuildError> {
+/// What a mount is of: the context, or what `from` names.
+pub(super) fn input(builder: &Builder<'_>, from: Option<&str>, site: &Site) -> Result<Input, BuildError> {
     match from {
         Some(from) => builder.input(SourceName::Mount(from), site),
         None => builder.context(),
@@ -365,35 +340,14 @@ fn input(builder: &Builder<'_>, from: Option<&str>, site: &Site) -> Result<Input
 }
 
 /// The path that a mount's `source` leads to, links followed inside the input.
-fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Result<Vec<u8>, BuildError> {
+pub(super) fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Result<Vec<u8>, BuildError> {
     let given = source.unwrap_or_default();
-    let view = Source::new(Arc::clone(&input.tree));
+    let view = SourceTree::new(Arc::clone(&input.tree));
     let found = view.select_literal(given.as_bytes()).map_err(site.because())?;
     found.map(|(path, _)| path).ok_or_else(|| {
         let path = String::from_utf8_lossy(&clean(given.as_bytes())).into_owned();
         site.error(format!("\"/{path}\": not found in {}", input.label)).into()
     })
-}
-
-fn identity(builder: &Builder<'_>, input: &Input, source: Option<&str>, site: &Site) -> Result<String, BuildError> {
-    let path = resolved(input, source, site)?;
-    let view = Source::new(Arc::clone(&input.tree));
-    let found = view.select_literal(&path).map_err(site.because())?;
-    let inode = found.map_or(TreeInode::ROOT, |(_, inode)| inode);
-    match &input.identity {
-        // A whole image is known by its layers: digesting all of it would take longer than most steps.
-        Identity::Chain(chain) if inode == TreeInode::ROOT => Ok(chain.clone()),
-        _ => {
-            let rules = ContentRules {
-                keeps_times: false,
-                counts_top: true,
-                threads: builder.request().threads,
-                filter: Filter::default(),
-                filter_words: &[],
-            };
-            content::identify(builder.store, input, inode, rules).map_err(site.because())
-        }
-    }
 }
 
 /// Mounts a tree on a new directory; what a step writes goes to an upper beside it and is dropped.
@@ -480,7 +434,7 @@ fn absolute(kind: MountKind, working_dir: &str) -> MountKind {
             MountKind::Bind { from, source, target: absolute(target), is_writable }
         }
         MountKind::Cache(cache) => {
-            let id = cache.id.clone().unwrap_or_else(|| clean_path(&cache.target));
+            let id = cache.id.clone().unwrap_or_else(|| go_clean(&cache.target));
             MountKind::Cache(CacheMount { target: absolute(cache.target), id: Some(id), ..cache })
         }
         MountKind::Tmpfs { target, size_bytes, is_read_only } => {

@@ -11,35 +11,13 @@ use layerfs::{Digest, Time};
 use oci_spec::image::{Descriptor, DigestAlgorithm, MediaType};
 use registry_client::VerifyingReader;
 
-use crate::build::Builder;
+use crate::building::Builder;
 use crate::changeset::{Content, Node, Owner};
-use crate::context::{Fetched, GitReference, GitUrlError, RemotePlace, shown};
 use crate::error::{BuildError, Site};
+use crate::fetch::{Fetched, GitReference, shown};
 
 /// The name of a file whose URL has none, as in BuildKit.
 const UNNAMED: &str = "__unnamed__";
-
-/// What a source of ADD is, by its text alone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum SourceKind {
-    /// A path of the build context.
-    Local,
-    /// A file at a web server.
-    Web,
-    /// A git repository.
-    Git(GitReference),
-}
-
-impl SourceKind {
-    /// As BuildKit tells them apart. `github.com/...` is a path here.
-    pub(crate) fn of(text: &str) -> Result<Self, GitUrlError> {
-        Ok(match RemotePlace::parse(text)? {
-            Some(RemotePlace::Git(reference)) if !reference.is_like_a_path => Self::Git(reference),
-            Some(RemotePlace::Web(_)) => Self::Web,
-            _ => Self::Local,
-        })
-    }
-}
 
 /// How the sources of one ADD are fetched.
 pub(crate) struct Sources<'a> {
@@ -214,6 +192,7 @@ fn percent_decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fetch::SourceKind;
 
     #[test]
     fn a_file_is_called_by_the_end_of_its_path_and_never_leads_elsewhere() {

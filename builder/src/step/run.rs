@@ -11,8 +11,8 @@ use layerfs::{DiffId, MountOptions, Plane, Tree, UpperLife, mount};
 use super::config::PROXY_ARGUMENTS;
 use super::files::accounts;
 use super::mounts::StepMounts;
-use crate::accounts::Identity;
-use crate::build::Builder;
+use crate::accounts::Account;
+use crate::building::Builder;
 use crate::cache::Work;
 use crate::changeset::ChangeSet;
 use crate::commit::{Removed, commit_upper};
@@ -23,7 +23,7 @@ use crate::failure::FailedStep;
 use crate::machine;
 use crate::request::Entitlement;
 use crate::sandbox::{self, Process, Streams};
-use crate::schedule::Schedule;
+use crate::shared::Shared;
 use crate::stage::StageState;
 use crate::upper::{has_trusted_marks, make_directory, open_union, read_changes};
 
@@ -34,7 +34,7 @@ const TAIL_LINES: usize = 40;
 const SCRIPT_DIRECTORY: &str = "/dev/pipes";
 
 /// A RUN with everything expanded.
-struct Job {
+struct RunStep {
     argv: Vec<String>,
     env: Vec<String>,
     /// Variables for proxies that no ARG declares: they change no result, so that they are not in the step's key.
@@ -54,22 +54,22 @@ pub(crate) fn run(
     text: &str,
     site: &Site,
 ) -> Result<(), BuildError> {
-    let job = Job::new(builder, stage, run, site)?;
+    let job = RunStep::new(builder, stage, run, site)?;
     let created_by = job.created_by(stage, text);
     let work = Work::Run {
         argv: job.argv.clone(),
         env: job.env.clone(),
         cwd: stage.working_dir(),
         user: stage.config.config.user.clone(),
-        network: format!("{:?}", job.network),
-        security: format!("{:?}", job.security),
+        network: job.network.key_word().to_owned(),
+        security: job.security.key_word().to_owned(),
         mounts: job.mounts.key_words(builder)?,
         sandbox: job.sandbox_words(builder),
     };
     builder.cached(stage, text, &created_by, &work, |stage, number| job.carry_out(builder, stage, number, site))
 }
 
-impl Job {
+impl RunStep {
     fn new(builder: &Builder<'_>, stage: &StageState, run: &Run, site: &Site) -> Result<Self, BuildError> {
         let (argv, script) = command(stage, run.script().map_err(site.because())?);
         let request = builder.request();
@@ -114,7 +114,7 @@ impl Job {
     fn sandbox_words(&self, builder: &Builder<'_>) -> Vec<String> {
         let sandbox = &builder.request().sandbox;
         let mut words: Vec<String> = sandbox.extra_hosts.iter().map(|(at, name)| format!("host {name} {at}")).collect();
-        words.extend(sandbox.ulimits.iter().map(|limit| format!("{limit:?}")));
+        words.extend(sandbox.ulimits.iter().map(sandbox::Ulimit::key_word));
         words.extend(sandbox.shm_size_bytes.map(|size| format!("shm {size}")));
         words.extend(builder.shared.frontend.hostname.iter().map(|name| format!("hostname {name}")));
         words.extend(self.script.iter().map(|(_, text)| format!("script {text}")));
@@ -174,7 +174,7 @@ impl Job {
         process: &Process,
         site: &Site,
     ) -> Result<(), BuildError> {
-        let ended = execute(process, builder.shared.schedule, |bytes| builder.events.step_output(number, bytes));
+        let ended = execute(process, builder.shared, |bytes| builder.events.step_output(number, bytes));
         let (exit, tail) = ended.map_err(|error| step_error(site, &error))?;
         if exit.code() == 0 {
             return Ok(());
@@ -204,7 +204,7 @@ impl Job {
         stage: &StageState,
         root: &Path,
         scratch: &Path,
-        identity: &Identity,
+        identity: &Account,
     ) -> Process {
         let mut process = Process::new(root, self.argv.iter().cloned());
         builder.request().sandbox.apply(&mut process, scratch);
@@ -239,7 +239,7 @@ impl Job {
         file.write_all(text.as_bytes())?;
         // Whatever the umask.
         file.set_permissions(std::fs::Permissions::from_mode(0o755))?;
-        let source = sandbox::Source::Bind { path: directory, read_only: true };
+        let source = sandbox::MountSource::Bind { path: directory, read_only: true };
         mounts.push(sandbox::Mount { target: SCRIPT_DIRECTORY.into(), source });
         Ok(())
     }
@@ -302,15 +302,15 @@ pub(crate) fn without_devices(mount_point: &Path) -> io::Result<()> {
 /// Runs the process, passing on what it writes, and keeps the last lines.
 fn execute(
     process: &Process,
-    schedule: &Schedule,
+    shared: &Shared<'_>,
     mut output: impl FnMut(&[u8]),
 ) -> Result<(sandbox::Exit, Vec<String>), sandbox::Error> {
     let setup = |cause: io::Error| sandbox::Error::Describe(format!("cannot make a pipe: {cause}"));
     let (mut reader, writer) = io::pipe().map_err(setup)?;
     let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
-    let step = sandbox::run(process, streams)?;
+    let step = shared.starter.run(process, streams)?;
     let killer = step.killer();
-    let _watched = schedule.watch(move || killer.kill());
+    let _watched = shared.schedule.watch(move || killer.kill());
     drop(writer);
     let mut tail = Tail::default();
     let mut buffer = vec![0; 1 << 16];

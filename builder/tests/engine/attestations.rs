@@ -3,9 +3,10 @@
 use std::fs;
 
 use fixtures::registry::Registry;
+use fixtures::{names, run};
 use serde_json::{Value, json};
 
-use crate::support::{Bench, names, run};
+use crate::support::Bench;
 
 const PROVENANCE: &str = "https://slsa.dev/provenance/v1";
 const PACKAGES: &str = "https://spdx.dev/Document";
@@ -28,18 +29,14 @@ fn bench(registry: &Registry) -> Bench {
 
 /// The statement of a kind about an image at a registry, by way of what a user would do.
 fn statement(bench: &Bench, name: &str, kind: &str) -> Value {
-    let listed = bench.nacre(&["referrers", name, "--format", "json"]).succeeds().stdout;
+    let listed = bench.run(&["referrers", name, "--format", "json"]).succeeds().stdout;
     let listed: Vec<Value> = serde_json::from_str(&listed).expect("JSON");
     let found: Vec<_> =
         listed.iter().filter(|entry| entry["annotations"]["in-toto.io/predicate-type"] == kind).collect();
     assert_eq!(found.len(), 1, "{listed:?}");
     assert_eq!(found[0]["artifactType"], "application/vnd.in-toto+json");
-    let manifest = bench.nacre(&[
-        "manifest",
-        "inspect",
-        "--raw",
-        &format!("{name}@{}", found[0]["digest"].as_str().expect("text")),
-    ]);
+    let manifest =
+        bench.run(&["manifest", "inspect", "--raw", &format!("{name}@{}", found[0]["digest"].as_str().expect("text"))]);
     let manifest: Value = serde_json::from_str(&manifest.succeeds().stdout).expect("JSON");
     let layer = &manifest["layers"][0];
     assert_eq!(layer["annotations"]["in-toto.io/predicate-type"], kind);
@@ -55,7 +52,7 @@ fn statements_are_pushed_beside_an_image_whose_digest_they_do_not_change() {
     let secret = format!("id=key,src={}", bench.path("key").display());
     let plain = ["--build-arg", "TOKEN=spoken", "--secret", &secret, "-t", &name, "--push"];
     let digest = bench.build(&plain).digest();
-    assert_eq!(bench.nacre(&["referrers", &name, "--format", "json"]).succeeds().stdout.trim(), "[]");
+    assert_eq!(bench.run(&["referrers", &name, "--format", "json"]).succeeds().stdout.trim(), "[]");
     for _ in 0..2 {
         let said = bench
             .build(&[&plain[..], &["--provenance=mode=max,builder-id=https://example.com/ci", "--sbom=true"]].concat());
@@ -114,9 +111,9 @@ fn a_layout_and_the_store_hold_the_statements_and_the_same_build_says_the_same()
         let index = index["manifests"].as_array().expect("entries").clone();
         // One for each image and kind.
         assert_eq!(index.iter().filter(|entry| entry["artifactType"] == "application/vnd.in-toto+json").count(), 4);
-        let pruned = bench.nacre(&["prune", "--all"]);
+        let pruned = bench.run(&["prune", "--all"]);
         pruned.succeeds();
-        bench.nacre(&["verify"]).succeeds();
+        bench.run(&["verify"]).succeeds();
         index
     });
     assert_eq!(written[0], written[1]);

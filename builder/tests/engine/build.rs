@@ -5,12 +5,9 @@ use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::process::Stdio;
 
-use crate::support::{Bench, SHELL, run};
+use fixtures::{read, run};
 
-fn read(path: impl AsRef<std::path::Path>) -> String {
-    let path = path.as_ref();
-    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
+use crate::support::{Bench, SHELL};
 
 #[test]
 fn instructions_of_the_configuration_are_in_the_image() {
@@ -281,7 +278,7 @@ fn a_fetched_file_is_checked_against_a_longer_digest_too() {
     let bench = Bench::new();
     fs::write(bench.path("f"), "from the web").expect("written");
     for kind in ["sha384", "sha512"] {
-        let sum = run(&format!("{kind}sum"), &[bench.path("f").to_str().expect("text")]);
+        let sum = run(format!("{kind}sum"), &[bench.path("f").to_str().expect("text")]);
         let sum = sum.split(' ').next().expect("a digest").to_owned();
         for (sum, is_right) in [(&sum, true), (&sum.replace(|c: char| c.is_ascii_digit(), "0"), false)] {
             let (url, server) = serve("from the web", 1);
@@ -377,7 +374,7 @@ fn mistakes_name_their_place_and_cost_exit_code_1() {
     }
     fs::remove_file(bench.path("context/Dockerfile")).expect("removed");
     assert!(bench.build(&[]).fails(1).contains("cannot read the Dockerfile context/Dockerfile"));
-    assert!(bench.nacre(&["build", "nowhere"]).fails(1).contains("nowhere"));
+    assert!(bench.run(&["build", "nowhere"]).fails(1).contains("nowhere"));
 }
 
 #[test]

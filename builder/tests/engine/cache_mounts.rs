@@ -6,6 +6,7 @@ use std::path::Path;
 use fixtures::registry::Registry;
 use serde_json::Value;
 
+use fixtures::names;
 use fixtures::user::User;
 
 use crate::support::{Bench, SHELL};
@@ -31,7 +32,7 @@ fn a_cache_mount_arrives_as_it_was_on_another_machine() {
     let first = machine(FILL);
     first.build(&[]).succeeds();
     for place in places {
-        first.nacre(&["cache-mount", "export", ID, &place]).succeeds();
+        first.run(&["cache-mount", "export", ID, &place]).succeeds();
         let second = machine(CHECK);
         assert!(second.build(&[]).stderr.contains("exit code"), "nothing is there yet");
         if place.starts_with("oci-archive") {
@@ -39,15 +40,15 @@ fn a_cache_mount_arrives_as_it_was_on_another_machine() {
         }
         // Of an import that was killed.
         let mounts = second.store().join("cache-mounts");
-        let draft = mounts.join(&crate::support::names(&mounts)[0]).join("draft-killed");
+        let draft = mounts.join(&names(&mounts)[0]).join("draft-killed");
         fs::create_dir_all(draft.join("content")).expect("directories");
-        second.nacre(&["cache-mount", "import", ID, &place]).succeeds();
+        second.run(&["cache-mount", "import", ID, &place]).succeeds();
         assert!(!draft.exists());
         second.build(&[]).succeeds();
         second.assert_clean();
         // What was imported gives the same export.
-        second.nacre(&["cache-mount", "export", ID, "oci-archive:again.tar"]).succeeds();
-        first.nacre(&["cache-mount", "export", ID, "oci-archive:again.tar"]).succeeds();
+        second.run(&["cache-mount", "export", ID, "oci-archive:again.tar"]).succeeds();
+        first.run(&["cache-mount", "export", ID, "oci-archive:again.tar"]).succeeds();
         let read = |bench: &Bench| fs::read(bench.path("again.tar")).expect("written");
         assert!(read(&first) == read(&second), "{place}");
     }
@@ -58,10 +59,10 @@ fn an_ordinary_user_carries_files_of_many_owners() {
     let user = User::new();
     let first = machine(FILL).owned_by(&user);
     first.build(&[]).succeeds();
-    first.nacre(&["cache-mount", "export", ID, "oci:layout:cache"]).succeeds();
+    first.run(&["cache-mount", "export", ID, "oci:layout:cache"]).succeeds();
     let second = machine(CHECK);
     let place = format!("oci:{}:cache", first.path("layout").display());
-    second.nacre(&["cache-mount", "import", ID, &place]).succeeds();
+    second.run(&["cache-mount", "import", ID, &place]).succeeds();
     second.build(&[]).succeeds();
 }
 
@@ -70,17 +71,17 @@ fn cache_mounts_are_listed_emptied_and_pruned() {
     let bench = machine(FILL);
     bench.build(&["-t", "app"]).succeeds();
     let listed = || -> Value {
-        let done = bench.nacre(&["cache-mount", "list", "--format", "json"]).succeeds();
+        let done = bench.run(&["cache-mount", "list", "--format", "json"]).succeeds();
         serde_json::from_str(&done.stdout).expect("JSON")
     };
     assert_eq!(listed()[0]["id"], ID);
     assert!(listed()[0]["size_bytes"].as_u64().is_some_and(|size| size > 0));
-    bench.nacre(&["cache-mount", "remove", ID]).succeeds();
+    bench.run(&["cache-mount", "remove", ID]).succeeds();
     assert_eq!(listed(), serde_json::json!([]));
-    assert!(bench.nacre(&["cache-mount", "remove", ID]).fails(1).contains(ID));
-    assert!(bench.nacre(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains(ID));
+    assert!(bench.run(&["cache-mount", "remove", ID]).fails(1).contains(ID));
+    assert!(bench.run(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains(ID));
     bench.build(&["--no-cache"]).succeeds();
-    bench.nacre(&["prune", "--cache-mounts"]).succeeds();
+    bench.run(&["prune", "--cache-mounts"]).succeeds();
     assert_eq!(listed(), serde_json::json!([]));
     // The build cache is not what was pruned.
     assert_eq!(bench.build(&[]).cached(), 3);
@@ -90,8 +91,8 @@ fn cache_mounts_are_listed_emptied_and_pruned() {
 fn what_is_no_cache_mount_changes_none() {
     let bench = machine(FILL);
     bench.build(&["-o", "type=oci,dest=image,tar=false"]).succeeds();
-    assert!(bench.nacre(&["cache-mount", "import", ID, "oci:image"]).fails(1).contains("no cache mount"));
-    assert!(bench.nacre(&["cache-mount", "import", ID, "app"]).fails(2).contains("app"));
+    assert!(bench.run(&["cache-mount", "import", ID, "oci:image"]).fails(1).contains("no cache mount"));
+    assert!(bench.run(&["cache-mount", "import", ID, "app"]).fails(2).contains("app"));
     bench.dockerfile(&format!("{SHELL}RUN --mount=type=cache,target=/cache,uid=7,mode=0711 {CHECK}\n"));
     bench.build(&[]).succeeds();
     // A name that would remove others from a layer is no reason to lose it silently.
@@ -99,7 +100,7 @@ fn what_is_no_cache_mount_changes_none() {
         .dockerfile(&format!("{SHELL}RUN --mount=type=cache,target=/cache,uid=7,mode=0711 echo > /cache/d/.wh.a\n"))
         .build(&[])
         .succeeds();
-    assert!(bench.nacre(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains("d/.wh.a"));
+    assert!(bench.run(&["cache-mount", "export", ID, "oci:layout"]).fails(1).contains("d/.wh.a"));
     assert!(!Path::new(&bench.path("layout")).exists());
 }
 

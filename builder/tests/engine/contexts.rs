@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use fixtures::fault::{FaultServer, Reply};
+use fixtures::{Ended, names, read, run};
 
-use crate::support::{Bench, Done, names, run};
+use crate::support::{Bench, SHELL};
 
 /// `git daemon` for the repositories in a directory, one process a connection.
 struct GitServer {
@@ -73,8 +74,8 @@ impl Repository {
     }
 }
 
-fn build(bench: &Bench, arguments: &[&str]) -> Done {
-    bench.nacre(&[&["build", "--progress", "plain"], arguments].concat())
+fn build(bench: &Bench, arguments: &[&str]) -> Ended {
+    bench.run(&[&["build", "--progress", "plain"], arguments].concat())
 }
 
 /// Builds to a directory.
@@ -82,10 +83,6 @@ fn tree(bench: &Bench, arguments: &[&str]) -> PathBuf {
     _ = std::fs::remove_dir_all(bench.path("out"));
     build(bench, &[&["-o", "type=local,dest=out"], arguments].concat()).succeeds();
     bench.path("out")
-}
-
-fn text(path: impl AsRef<Path>) -> String {
-    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.as_ref().display()))
 }
 
 #[test]
@@ -131,13 +128,13 @@ fn a_reference_a_tag_and_a_directory_choose_what_is_built() {
     repository.file("sub/name", "two").file("other.Dockerfile", "FROM scratch\nCOPY sub/name /renamed\n").commit();
     repository.git(&["checkout", "-q", "master"]);
     let server = GitServer::start(&bench.path("repositories"));
-    let name = |rest: &str| text(tree(&bench, &[&server.url(rest)]).join("name"));
+    let name = |rest: &str| read(tree(&bench, &[&server.url(rest)]).join("name"));
     assert_eq!(name("app#v1:sub"), "one");
     assert_eq!(name("app#:sub"), "one");
     assert_eq!(name("app?branch=other/branch&subdir=sub"), "two");
     assert_eq!(name(&format!("app?tag=v1&checksum={}#:/sub", &tag[..9])), "one");
     let renamed = tree(&bench, &["-f", "other.Dockerfile", &server.url("app#other/branch")]);
-    assert_eq!(text(renamed.join("renamed")), "two");
+    assert_eq!(read(renamed.join("renamed")), "two");
     for (rest, said) in [
         ("app#missing", "repository does not contain ref missing"),
         ("app#v1:nowhere", "no directory of the repository"),
@@ -157,12 +154,12 @@ fn a_branch_is_asked_for_in_each_build_and_a_commit_is_fetched_once() {
     let repository = Repository::new(&bench, "app");
     let first = repository.file("Dockerfile", "FROM scratch\nCOPY name /\n").file("name", "one").commit();
     let server = GitServer::start(&bench.path("repositories"));
-    assert_eq!(text(tree(&bench, &[&server.url("app")]).join("name")), "one");
+    assert_eq!(read(tree(&bench, &[&server.url("app")]).join("name")), "one");
     repository.file("name", "two").commit();
-    assert_eq!(text(tree(&bench, &[&server.url("app")]).join("name")), "two");
+    assert_eq!(read(tree(&bench, &[&server.url("app")]).join("name")), "two");
     // The commit is not at the tip of any branch any more, and the repository is gone.
     std::fs::remove_dir_all(&repository.0).expect("removed");
-    assert_eq!(text(tree(&bench, &[&server.url(&format!("app#{first}"))]).join("name")), "one");
+    assert_eq!(read(tree(&bench, &[&server.url(&format!("app#{first}"))]).join("name")), "one");
 }
 
 #[test]
@@ -180,7 +177,7 @@ fn add_takes_a_repository_and_its_kept_directory_is_the_same_every_time() {
             bench.dockerfile(&format!("FROM scratch\nADD --keep-git-dir=true {url} /src/\nADD {url} /plain\n"));
             let out = bench.tree(&[]);
             assert_eq!(names(&out.join("plain")), ["dir", "file"]);
-            assert_eq!(text(out.join("src/file")), "one");
+            assert_eq!(read(out.join("src/file")), "one");
             let src = out.join("src");
             let git = |arguments: &[&str]| {
                 run("git", &[&["-c", "safe.directory=*", "-C", src.to_str().expect("text")], arguments].concat())
@@ -188,7 +185,7 @@ fn add_takes_a_repository_and_its_kept_directory_is_the_same_every_time() {
             assert_eq!(git(&["status", "--porcelain"]), "");
             assert_eq!(git(&["describe", "--tags"]).trim(), "v1");
             run("chmod", &["-R", "u+w", src.to_str().expect("text")]);
-            let config = text(src.join(".git/config")).replace(&server.address, "HOST");
+            let config = read(src.join(".git/config")).replace(&server.address, "HOST");
             std::fs::write(src.join(".git/config"), config).expect("written");
             std::fs::remove_file(src.join(".git/index")).expect("git refreshed it");
             let sum = format!("cd {} && find . -type f -print0 | sort -z | xargs -0 sha256sum", src.display());
@@ -281,7 +278,7 @@ fn a_repository_on_a_plain_web_server_is_fetched_with_the_token_that_is_a_secret
     let url = format!("http://{}/app.git#master", server.address());
     std::fs::write(bench.path("token"), "hidden\n").expect("written");
     let out = tree(&bench, &["--secret", "id=GIT_AUTH_TOKEN,src=token", &url]);
-    assert_eq!(text(out.join("name")), "two");
+    assert_eq!(read(out.join("name")), "two");
     std::fs::write(bench.path("token"), "wrong").expect("written");
     let error = build(&bench, &["--secret", "id=GIT_AUTH_TOKEN,src=token", &url]).fails(3);
     assert!(error.contains("hint: give a token") && !error.contains("wrong"), "{error}");
@@ -301,9 +298,9 @@ fn standard_input_is_an_archive_or_a_dockerfile() {
         bench.done(child.wait_with_output().expect("it ends"))
     };
     with_input(&["-"], b"FROM scratch\nCOPY <<E /a\nx\nE\n").succeeds();
-    assert_eq!(text(bench.path("out/a")), "x\n");
+    assert_eq!(read(bench.path("out/a")), "x\n");
     with_input(&["-f", "-", "context"], b"FROM scratch\nCOPY name /b\n").succeeds();
-    assert_eq!(text(bench.path("out/b")), "one");
+    assert_eq!(read(bench.path("out/b")), "one");
     let error = with_input(&["-"], b"FROM scratch\nCOPY name /b\n");
     assert!(error.stderr.contains("\"/name\": not found"), "{}", error.stderr);
     assert!(with_input(&["-f", "-", "-"], b"").fails(2).contains("both"));
@@ -325,10 +322,10 @@ fn a_dockerfile_comes_from_the_web_with_the_secret_of_its_host() {
     let url = format!("http://{}/Dockerfile", server.address());
     std::fs::write(bench.path("token"), "hidden").expect("written");
     let secret = format!("id=HTTP_AUTH_TOKEN_{},src=token", server.address());
-    assert_eq!(text(tree(&bench, &["--secret", &secret, "-f", &url, "context"]).join("b")), "one");
+    assert_eq!(read(tree(&bench, &["--secret", &secret, "-f", &url, "context"]).join("b")), "one");
     let only = FaultServer::start(|_| Reply::new(200).body("FROM scratch\nCOPY context /c\n"));
     let out = tree(&bench, &[&format!("http://{}/any", only.address())]);
-    assert_eq!(text(out.join("c")), "FROM scratch\nCOPY context /c\n");
+    assert_eq!(read(out.join("c")), "FROM scratch\nCOPY context /c\n");
     // Such a context is the Dockerfile, whatever --file calls it.
     tree(&bench, &["-f", "any.Dockerfile", &format!("http://{}/any", only.address())]);
     build(&bench, &["-f", &url, "context"]).fails(3);
@@ -364,14 +361,14 @@ fn named_contexts_are_repositories_archives_and_files_and_may_be_for_one_platfor
     ];
     let arguments: Vec<&str> = contexts.iter().flat_map(|text| ["--build-context", text.as_str()]).collect();
     let out = tree(&bench, &[arguments.as_slice(), &["context"]].concat());
-    assert_eq!(text(out.join("git")), "of git");
-    assert_eq!(text(out.join("tar")), "of the archive");
-    assert_eq!(text(out.join("one")), "single");
-    assert_eq!(text(out.join("dir")), "of the archive");
+    assert_eq!(read(out.join("git")), "of git");
+    assert_eq!(read(out.join("tar")), "of the archive");
+    assert_eq!(read(out.join("one")), "single");
+    assert_eq!(read(out.join("dir")), "of the archive");
     // A stage can begin with any of them.
     bench.dockerfile("FROM git\nCOPY archive/name /copied\n");
     let out = tree(&bench, &[arguments.as_slice(), &["context"]].concat());
-    assert_eq!([text(out.join("name")), text(out.join("copied"))], ["of git", "of the archive"]);
+    assert_eq!([read(out.join("name")), read(out.join("copied"))], ["of git", "of the archive"]);
 }
 
 #[test]
@@ -469,9 +466,9 @@ fn the_time_of_a_build_comes_from_a_number_a_commit_a_server_or_an_archive() {
 #[test]
 fn the_builders_own_arguments_do_what_they_say() {
     let bench = Bench::with_busybox();
-    bench.dockerfile(&format!("{}RUN hostname > /name\n", crate::support::SHELL));
+    bench.dockerfile(&format!("{}RUN hostname > /name\n", SHELL));
     let out = bench.tree(&["--build-arg", "BUILDKIT_SANDBOX_HOSTNAME=elsewhere"]);
-    assert_eq!(text(out.join("name")), "elsewhere\n");
+    assert_eq!(read(out.join("name")), "elsewhere\n");
     bench.dockerfile("FROM scratch AS A\nCOPY <<E /a\nx\nE\n");
     let done = bench.build(&["--build-arg", "BUILDKIT_MULTI_PLATFORM=1"]).succeeds();
     assert_eq!(done.document(&done.stdout)["manifests"].as_array().map(Vec::len), Some(1));

@@ -5,8 +5,9 @@ use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
 
 use fixtures::user::User;
+use fixtures::{BUSYBOX, run};
 
-use crate::support::{BUSYBOX, Bench, SHELL, run};
+use crate::support::{Bench, SHELL};
 
 /// Everything that goes into a layer: files, modes, links, archives, steps, whiteouts.
 fn dockerfile() -> String {

@@ -3,11 +3,9 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use crate::support::{Bench, SHELL, names};
+use fixtures::{names, read};
 
-fn text(path: impl AsRef<std::path::Path>) -> String {
-    std::fs::read_to_string(path).expect("a file")
-}
+use crate::support::{Bench, SHELL};
 
 #[test]
 fn a_directory_made_for_a_copy_has_nothing_of_its_source() {
@@ -76,7 +74,7 @@ fn a_here_document_may_have_blanks_before_its_delimiter() {
     let bench = Bench::with_busybox();
     bench.dockerfile(&format!("{SHELL}RUN cat << EOT > /x && \\\n  cat /x\nhello\nEOT\nRUN <<  'E'\necho y > /y\nE\n"));
     let out = bench.tree(&[]);
-    assert_eq!((text(out.join("x")).as_str(), text(out.join("y")).as_str()), ("hello\n", "y\n"));
+    assert_eq!((read(out.join("x")).as_str(), read(out.join("y")).as_str()), ("hello\n", "y\n"));
     bench.dockerfile("FROM scratch\nRUN echo $((1 << 3))\n");
     assert!(bench.build(&[]).fails(1).contains("unterminated heredoc"));
 }
@@ -90,7 +88,7 @@ fn the_source_of_a_cache_without_from_is_a_part_of_the_cache() {
          RUN {mount},source=part/deep,target=/t echo 1 > /t/file\n\
          RUN {mount},source=/link,target=/t cat /t/deep/file > /seen\n"
     ));
-    assert_eq!(text(bench.tree(&[]).join("seen")), "1\n");
+    assert_eq!(read(bench.tree(&[]).join("seen")), "1\n");
     for part in ["out", "missing", "part/deep/file"] {
         bench.dockerfile(&format!("{SHELL}RUN {mount},source={part},target=/t true\n"));
         assert!(bench.build(&[]).fails(1).contains("cannot mount the directory"), "{part}");

@@ -9,7 +9,9 @@ use flate2::write::GzEncoder;
 use oci_spec::image::Digest;
 use serde_json::json;
 
-use crate::support::{Bench, SHELL, names};
+use fixtures::names;
+
+use crate::support::{Bench, SHELL};
 
 /// A member of a tar: kind, name, link target, content.
 type Member<'a> = (tar::EntryType, &'a str, &'a str, &'a [u8]);

@@ -2,35 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, Signal, kill_process};
 
 use fixtures::user::User;
+use fixtures::{Watched, names, with_word};
 
-use crate::support::{Bench, SHELL, names};
-
-/// A process that does not end in this time is one that was left.
-const LONGEST_END: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
-
-/// All processes with `word` in their command line, as handles that cannot name another process later.
-pub(crate) fn processes(word: &str) -> Vec<(Pid, OwnedFd)> {
-    let numbers = names("/proc".as_ref()).into_iter().filter_map(|name| name.parse().ok()).filter_map(Pid::from_raw);
-    let has_word = |pid: &Pid| {
-        let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains(word)
-    };
-    numbers.filter(has_word).filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?))).collect()
-}
-
-pub(crate) fn assert_ends(processes: Vec<(Pid, OwnedFd)>) {
-    for (pid, handle) in processes {
-        let mut waiting = [PollFd::new(&handle, PollFlags::IN)];
-        assert_eq!(poll(&mut waiting, Some(&LONGEST_END)), Ok(1), "process {pid:?} is still there");
-    }
-}
+use crate::support::{Bench, SHELL};
 
 fn a_killed_run_step_leaves_nothing(bench: &Bench) {
     // The word is in the command line of the step's processes and of nothing else.
@@ -41,11 +20,11 @@ fn a_killed_run_step_leaves_nothing(bench: &Bench) {
     let lines = BufReader::new(child.stderr.take().expect("piped")).lines();
     let begun = lines.map_while(Result::ok).find(|line| line.ends_with(" begun"));
     assert!(begun.is_some(), "the step began");
-    let of_step = processes(&word);
+    let of_step = with_word(&word);
     assert!(!of_step.is_empty());
     child.kill().expect("killed");
     child.wait().expect("ended");
-    assert_ends(of_step);
+    of_step.into_iter().for_each(Watched::ends);
     bench.dockerfile(&format!("{SHELL}RUN echo done > /x"));
     bench.build(&[]).succeeds();
     // The next build has swept the directory of the killed step, which belonged to nobody any more.
@@ -74,14 +53,14 @@ fn an_interrupted_build_leaves_nothing(bench: &Bench, arguments: &[&str], signal
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok);
         let sign = sign.replace("WORD", &word);
         assert!(lines.by_ref().any(|line| line.contains(&sign)), "{sign:?} was told");
-        let of_step = processes(&word);
+        let of_step = with_word(&word);
         let pid = Pid::from_raw(i32::try_from(child.id()).expect("small")).expect("positive");
         kill_process(pid, signal).expect("it is there");
         let rest: Vec<String> = lines.collect();
         let status = child.wait().expect("ended");
         assert_eq!(status.code(), Some(128 + signal.as_raw()), "{rest:?}");
-        assert_ends(of_step);
-        assert!(processes(&word).is_empty());
+        of_step.into_iter().for_each(Watched::ends);
+        assert!(with_word(&word).is_empty());
         bench.assert_clean();
     }
     bench.dockerfile(&format!("{SHELL}RUN echo done > /x"));

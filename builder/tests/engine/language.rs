@@ -5,8 +5,9 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use fixtures::fault::{FaultServer, Reply};
+use fixtures::{names, run};
 
-use crate::support::{Bench, SHELL, names, run};
+use crate::support::{Bench, SHELL};
 
 /// What a file of the result holds.
 fn result(bench: &Bench, arguments: &[&str], name: &str) -> String {

@@ -4,13 +4,10 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use fixtures::registry::Registry;
+use fixtures::{names, run};
 use serde_json::Value;
 
-use crate::support::{Bench, names, run};
-
-fn text(bench: &Bench, name: &str) -> String {
-    bench.path(name).to_str().expect("text").to_owned()
-}
+use crate::support::Bench;
 
 /// A build of two layers on nothing.
 fn bench() -> Bench {
@@ -55,7 +52,7 @@ fn layers_of_each_compression_are_read_by_other_tools_and_have_one_diff_id() {
         let config = skopeo(&["inspect", "--config", "--tls-verify=false", &format!("docker://{name}")]);
         assert_eq!(config["rootfs"], plain["rootfs"], "{options}");
         // What skopeo unpacks has the diff ids for digests.
-        let to = format!("dir:{}", text(&bench, "unpacked"));
+        let to = format!("dir:{}", bench.text("unpacked"));
         run("skopeo", &["copy", "-q", "--src-tls-verify=false", "--dest-decompress", &format!("docker://{name}"), &to]);
         for diff_id in plain["rootfs"]["diff_ids"].as_array().expect("diff ids") {
             let file = diff_id.as_str().expect("text").trim_start_matches("sha256:");
@@ -76,7 +73,7 @@ fn base_layers_keep_their_packing_unless_it_is_forced() {
     bench.file("c", "c").dockerfile("FROM base\nCOPY c /c\n");
     let types = |options: &str| {
         bench.build(&["-o", &format!("type=oci,dest=out,tar=false,compression=zstd{options}")]).succeeds();
-        let manifest = skopeo(&["inspect", "--raw", &format!("oci:{}", text(&bench, "out"))]);
+        let manifest = skopeo(&["inspect", "--raw", &format!("oci:{}", bench.text("out"))]);
         fs::remove_dir_all(bench.path("out")).expect("removed");
         media_types(&manifest)
             .iter()
@@ -97,16 +94,16 @@ fn archives_and_layouts_are_read_by_other_tools() {
     bench.build(&arguments).succeeds();
     for (place, tag) in [("oci-archive:oci.tar", "1"), ("oci-archive:oci.tar", "2"), ("oci:layout", "2")] {
         let (kind, path) = place.split_once(':').expect("a place");
-        skopeo(&["inspect", &format!("{kind}:{}:{tag}", text(&bench, path))]);
+        skopeo(&["inspect", &format!("{kind}:{}:{tag}", bench.text(path))]);
     }
     let index = skopeo_index(&bench);
     let annotations = &index["manifests"][0]["annotations"];
     assert_eq!(annotations["io.containerd.image.name"], "docker.io/library/app:1");
-    let bundle = text(&bench, "bundle");
-    run("umoci", &["unpack", "--rootless", "--image", &format!("{}:1", text(&bench, "layout")), &bundle]);
+    let bundle = bench.text("bundle");
+    run("umoci", &["unpack", "--rootless", "--image", &format!("{}:1", bench.text("layout")), &bundle]);
     assert_eq!(fs::read(bench.path("bundle/rootfs/d/b")).expect("unpacked"), b"b");
     for name in ["app:1", "other:2"] {
-        skopeo(&["inspect", &format!("docker-archive:{}:{name}", text(&bench, "docker.tar"))]);
+        skopeo(&["inspect", &format!("docker-archive:{}:{name}", bench.text("docker.tar"))]);
     }
     bench.build(&["-t", "app:1", "-o", "type=docker,dest=parts,tar=false"]).succeeds();
     assert!(names(&bench.path("parts")).contains(&"manifest.json".to_owned()));
@@ -146,7 +143,7 @@ fn a_tar_replaces_a_file_and_is_written_to_a_pipe() {
     assert!(bench.path("link").is_symlink());
     let tar = std::fs::read(&file).expect("there");
     assert!(tar.ends_with(&[0; 512]));
-    crate::support::run("mkfifo", &[pipe.to_str().expect("text")]);
+    run("mkfifo", &[pipe.to_str().expect("text")]);
     let reader = std::thread::spawn({
         let pipe = pipe.clone();
         move || std::fs::read(pipe).expect("read")
@@ -172,7 +169,7 @@ fn several_names_digests_and_forms_of_one_build_go_out_at_once() {
     assert_eq!(metadata["image.name"], format!("{address}/a:1,{address}/b:2"));
     assert!(metadata["containerimage.config.digest"].as_str().is_some_and(|text| text.starts_with("sha256:")));
     // The one without a tag is found by the digest under which the store has it.
-    let images = bench.nacre(&["images", "--format", "json"]).succeeds().stdout;
+    let images = bench.run(&["images", "--format", "json"]).succeeds().stdout;
     let other = images.split(&format!("{address}/c@")).nth(1).expect("it is listed").split('"').next().expect("a name");
     skopeo(&["inspect", "--no-tags", "--tls-verify=false", &format!("docker://{address}/c@{other}")]);
     let tagged = format!("type=registry,name={address}/c:1,push-by-digest=true");
@@ -315,7 +312,7 @@ fn podman_runs_an_image_that_was_pushed_with_zstd_layers() {
     bench.dockerfile("FROM scratch\nCOPY busybox /bin/busybox\nCMD [\"/bin/busybox\", \"echo\", \"it runs\"]\n");
     let name = format!("{}/app:zstd", registry.address());
     bench.build(&["-o", &format!("type=registry,name={name},compression=zstd")]).succeeds();
-    let (root, state) = (text(&bench, "podman"), text(&bench, "podman-run"));
+    let (root, state) = (bench.text("podman"), bench.text("podman-run"));
     let podman = ["--storage-driver", "vfs", "--root", &root, "--runroot", &state];
     run("podman", &[&podman[..], &["pull", "-q", "--tls-verify=false", &name]].concat());
     let listed = run("podman", &[&podman[..], &["images", "-q"]].concat());

@@ -4,7 +4,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
-use crate::support::{Bench, SHELL, names, run};
+use fixtures::{names, run};
+
+use crate::support::{Bench, SHELL};
 
 /// Packs members into a tar of the context with Python, which writes any name.
 fn archive(bench: &Bench, name: &str, members: &str) {

@@ -1,10 +1,8 @@
 //! What Dockerfiles of public projects do, and no table of cases has.
 
-use crate::support::{Bench, SHELL};
+use fixtures::read;
 
-fn text(path: impl AsRef<std::path::Path>) -> String {
-    std::fs::read_to_string(path).expect("a file")
-}
+use crate::support::{Bench, SHELL};
 
 #[test]
 fn a_mount_without_a_target_is_at_the_working_directory() {
@@ -19,8 +17,8 @@ fn a_mount_without_a_target_is_at_the_working_directory() {
          RUN --mount=type=tmpfs echo lost > b\n"
     ));
     let out = bench.tree(&[]);
-    let seen: Vec<String> = ["1", "2", "3", "4"].iter().map(|name| text(out.join(name))).collect();
-    let dockerfile = text(bench.path("context/Dockerfile"));
+    let seen: Vec<String> = ["1", "2", "3", "4"].iter().map(|name| read(out.join(name))).collect();
+    let dockerfile = read(bench.path("context/Dockerfile"));
     assert_eq!(seen, ["context", "context", &dockerfile, "kept\n"]);
     for directory in ["src", "c"] {
         assert_eq!(std::fs::read_dir(out.join(directory)).expect("a directory").count(), 0, "{directory}");

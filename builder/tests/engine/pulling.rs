@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fixtures::fault::{FaultServer, Reply, Request};
+use fixtures::names;
 use serde_json::Value;
 
-use crate::support::{Bench, names};
+use crate::support::Bench;
 
 /// An OCI layout behind the protocol of registries, with ranges; a bit of the layer is flipped for the first so many
 /// requests that it is in.
@@ -89,12 +90,12 @@ fn a_layer_that_came_damaged_is_pulled_anew_once_and_never_kept() {
             let answering = Arc::clone(&flipping);
             let server = FaultServer::start(move |request| answering.answer(request));
             let bench = Bench::new();
-            let pulled = bench.nacre(&["pull", "--progress", "plain", &format!("{}/app:1", server.address())]);
+            let pulled = bench.run(&["pull", "--progress", "plain", &format!("{}/app:1", server.address())]);
             assert_eq!(flipping.asked.load(Ordering::SeqCst), 2, "at {position}: {}", pulled.stderr);
             assert!(pulled.stderr.contains("the content has the digest"), "at {position}: {}", pulled.stderr);
             if lies == 1 {
                 pulled.succeeds();
-                bench.nacre(&["verify"]).succeeds();
+                bench.run(&["verify"]).succeeds();
             } else {
                 let error = pulled.fails(3);
                 assert!(error.contains(&format!("not {}", flipping.layer)), "{error}");

@@ -4,26 +4,13 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use fixtures::fault::{FaultServer, Reading, Reply, Request};
 use fixtures::registry::Registry;
+use fixtures::{noise, run};
 use layerfs::digest_of;
 
-use crate::support::{Bench, run};
+use crate::support::Bench;
 
 /// Far more than is compressed before a registry on loopback answers.
 const FILE_BYTES: usize = 48 << 20;
-
-/// Bytes that no compressor shortens.
-fn noise(length: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
 
 /// A registry in memory that takes everything, and a file server whose only file waits for the first stream.
 #[derive(Default)]
@@ -92,7 +79,7 @@ fn play() -> FaultServer {
 fn a_layer_is_sent_once_and_while_it_is_compressed() {
     let server = play();
     let bench = Bench::new();
-    bench.file("noise", noise(FILE_BYTES)).dockerfile("FROM scratch\nCOPY noise /");
+    bench.file("noise", noise("pushed", FILE_BYTES)).dockerfile("FROM scratch\nCOPY noise /");
     let names = ["app:1", "app:2"].map(|name| format!("{}/{name}", server.address()));
     let digest = bench.build(&["-t", &names[0], "-t", &names[1], "--push"]).digest();
     let uploads: Vec<String> = (server.requests().iter())
@@ -102,13 +89,13 @@ fn a_layer_is_sent_once_and_while_it_is_compressed() {
     // The layer, then the configuration.
     assert_eq!(uploads, ["POST ", "PATCH streamed", "PUT ", "POST ", "PUT "]);
     let stream = server.requests().into_iter().find(is_stream).expect("one");
-    let manifest = bench.nacre(&["inspect", "--raw", "manifest", &names[0]]).succeeds().stdout;
+    let manifest = bench.run(&["inspect", "--raw", "manifest", &names[0]]).succeeds().stdout;
     assert!(manifest.contains(digest_of(&stream.body).as_ref()), "{manifest}");
     // What is in the store already has a digest to ask for.
     bench.build(&["-t", &names[0], "--push", "--no-cache"]).succeeds();
     assert_eq!(server.requests().iter().filter(|request| is_stream(request)).count(), 1);
     let apart = Bench::new();
-    apart.file("noise", noise(FILE_BYTES)).dockerfile("FROM scratch\nCOPY noise /");
+    apart.file("noise", noise("pushed", FILE_BYTES)).dockerfile("FROM scratch\nCOPY noise /");
     assert_eq!(apart.build(&[]).digest(), digest, "how it was sent does not show");
 }
 
@@ -116,7 +103,7 @@ fn a_layer_is_sent_once_and_while_it_is_compressed() {
 fn a_build_that_fails_ends_the_upload_that_is_open() {
     let server = play();
     let bench = Bench::new();
-    bench.file("noise", noise(FILE_BYTES));
+    bench.file("noise", noise("pushed", FILE_BYTES));
     bench.dockerfile(&format!("FROM scratch\nCOPY noise /\nADD http://{}/gate /", server.address()));
     let error = bench.build(&["-t", &format!("{}/app:1", server.address()), "--push"]).fails(3);
     assert!(error.contains("404"), "{error}");
@@ -128,7 +115,7 @@ fn a_build_that_fails_ends_the_upload_that_is_open() {
 fn a_real_registry_has_what_was_streamed_to_it() {
     let registry = Registry::open();
     let bench = Bench::new();
-    bench.file("noise", noise(FILE_BYTES)).dockerfile("FROM scratch\nCOPY noise /\nCOPY noise /other");
+    bench.file("noise", noise("pushed", FILE_BYTES)).dockerfile("FROM scratch\nCOPY noise /\nCOPY noise /other");
     for compression in ["gzip", "zstd", "uncompressed"] {
         let name = format!("{}/app:{compression}", registry.address());
         let output = format!("type=image,name={name},push=true,compression={compression},force-compression=true");

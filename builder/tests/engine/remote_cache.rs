@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use fixtures::registry::Registry;
+use fixtures::{Ended, names};
 
-use crate::support::{Bench, Done, SHELL};
+use crate::support::{Bench, SHELL};
 
 /// Two stages; the second takes one file of the first, and a file of the context last.
 fn dockerfile() -> String {
@@ -23,7 +24,7 @@ fn machine(file: &str) -> Bench {
     bench
 }
 
-fn build(bench: &Bench, arguments: &[&str]) -> Done {
+fn build(bench: &Bench, arguments: &[&str]) -> Ended {
     bench.build(&[&["--secret", "id=token,src=token"], arguments].concat()).succeeds()
 }
 
@@ -83,7 +84,7 @@ fn the_cache_holds_the_blobs_of_the_image_and_no_secret() {
 
 fn blobs(layout: &Path) -> Vec<(String, Vec<u8>)> {
     let directory = layout.join("blobs/sha256");
-    let names = crate::support::names(&directory);
+    let names = names(&directory);
     names.into_iter().map(|name| (name.clone(), fs::read(directory.join(name)).expect("a blob"))).collect()
 }
 

@@ -5,7 +5,9 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
-use crate::support::{Bench, SHELL, names};
+use fixtures::names;
+
+use crate::support::{Bench, SHELL};
 
 /// Waits for a file of the cache mount, but not for ever: a build that goes wrong is to fail.
 fn until(path: &str) -> String {

@@ -4,7 +4,9 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::support::{Bench, SHELL, names};
+use fixtures::names;
+
+use crate::support::{Bench, SHELL};
 
 /// A base image in the OCI layout `base`, of what a Dockerfile says.
 fn with_base(bench: Bench, text: &str, platform: &str) -> Bench {

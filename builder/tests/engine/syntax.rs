@@ -4,7 +4,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
-use crate::support::{Bench, SHELL, names, run};
+use fixtures::{names, run};
+
+use crate::support::{Bench, SHELL};
 
 #[test]
 fn the_name_of_an_argument_is_taken_as_it_is_written() {

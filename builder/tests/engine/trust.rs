@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::support::{Bench, SHELL, run};
+use fixtures::{SmallDisk, names, run};
+
+use crate::support::{Bench, SHELL};
 
 fn write_at(path: &Path, content: &str, seconds: u64) {
     fs::write(path, content).expect("written");
@@ -117,27 +119,6 @@ fn a_stage_is_built_without_the_cache_where_that_is_asked_for() {
     assert!(bench.build(&["--no-cache-filter", "none"]).fails(1).contains("no stage \"none\""));
 }
 
-/// A small file system, taken away when dropped.
-struct SmallDisk<'a>(&'a Path);
-
-impl<'a> SmallDisk<'a> {
-    fn mount(at: &'a Path, size: &str) -> Self {
-        fs::create_dir(at).expect("a directory");
-        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none", at.to_str().expect("text")]);
-        Self(at)
-    }
-
-    fn grow(&self, size: &str) {
-        run("mount", &["-o", &format!("remount,size={size}"), self.0.to_str().expect("text")]);
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        run("umount", &[self.0.to_str().expect("text")]);
-    }
-}
-
 #[test]
 fn a_full_disk_is_told_and_the_next_build_goes_on_from_what_was_finished() {
     let bench = Bench::with_busybox();
@@ -156,5 +137,5 @@ fn a_full_disk_is_told_and_the_next_build_goes_on_from_what_was_finished() {
     bench.dockerfile(&format!("{SHELL}RUN echo 1 > /1\nCOPY large /\n"));
     assert_eq!(bench.build(&[]).cached(), 3);
     assert_eq!(layerfs::Store::open(&store).expect("opened").verify().expect("read"), []);
-    assert_eq!(crate::support::names(&store.join("tmp")), [""; 0]);
+    assert_eq!(names(&store.join("tmp")), [""; 0]);
 }

@@ -4,12 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 
 use crate::desk::Desk;
-use crate::ended::Ended;
+use fixtures::Ended;
 
 const OWNER: &str = "release@r.example";
 
@@ -28,10 +28,10 @@ impl Drop for Office {
 impl Office {
     fn new() -> Self {
         let office = Self { desk: Desk::new() };
-        for directory in ["gnupg", "home/.config/containers/registries.d"] {
+        for directory in [".gnupg", ".config/containers/registries.d"] {
             fs::create_dir_all(office.desk.path(directory)).expect("a directory");
         }
-        office.ran("chmod", &["700", "gnupg"]);
+        office.ran("chmod", &["700", ".gnupg"]);
         office.key(OWNER, "", "never");
         office.lookaside(&format!("lookaside: file://{}", office.store().display()));
         office
@@ -42,19 +42,16 @@ impl Office {
     }
 
     fn settings(&self) -> PathBuf {
-        self.desk.path("home/.config/containers/registries.d")
+        self.desk.path(".config/containers/registries.d")
     }
 
     fn lookaside(&self, what: &str) {
-        let text = format!("# where signatures lie\ndocker:\n  {}:\n    {what}\n", self.desk.registry.address());
+        let text = format!("# where signatures lie\ndocker:\n  {}:\n    {what}\n", self.desk.address());
         fs::write(self.settings().join("registry.yaml"), text).expect("written");
     }
 
     fn tool(&self, program: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(program);
-        command.args(arguments).current_dir(self.desk.directory.path());
-        command.env("HOME", self.desk.path("home")).env("GNUPGHOME", self.desk.path("gnupg"));
-        command.output().expect("the program starts")
+        self.desk.command_of(program).args(arguments).output().expect("the program starts")
     }
 
     #[track_caller]
@@ -74,7 +71,7 @@ impl Office {
     fn policy(&self, more: &Value) {
         let mut signed = json!({"type": "signedBy", "keyType": "GPGKeys"});
         signed.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        let registries = json!({self.desk.registry.address(): [signed]});
+        let registries = json!({self.desk.address(): [signed]});
         let policy = json!({"default": [{"type": "reject"}],
             "transports": {"docker": registries, "dir": {"": [signed]}, "oci": {"": [signed]}}});
         fs::write(self.desk.path("policy.json"), policy.to_string()).expect("written");
@@ -141,7 +138,7 @@ fn what_gpg_signs_for_us_skopeo_takes_and_we_take() {
     desk.run(&["copy", &place("team/app:1"), &place("team/app:2")]).success();
     office.pull("team/app:2").failure(1, "it is for another name");
     let refused = office.skopeo(&[&copy[..], &[&place("team/app:2"), "dir:other"]].concat());
-    assert!(refused.code != 0 && refused.stderr.contains("is not accepted"), "{}", refused.stderr);
+    assert!(refused.code != Some(0) && refused.stderr.contains("is not accepted"), "{}", refused.stderr);
     office.pull(&format!("team/app@{digest}")).success();
     sign(&["--identity", &desk.at("team/app:2"), "--annotation", "commit=abc"]).success();
     office.pull("team/app:2").success();
@@ -216,13 +213,13 @@ fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
     office.pull("app:1").failure(1, "has expired");
     fs::remove_file(&store).expect("removed");
     let refused = desk.run(&["sign", "--gpg-key", "old@r.example", &desk.at("app:1")]);
-    assert!(refused.code == 1 && refused.stderr.contains("cannot sign"), "{}", refused.stderr);
+    assert!(refused.code == Some(1) && refused.stderr.contains("cannot sign"), "{}", refused.stderr);
     office.key("gone@r.example", "", "never");
     desk.run(&["sign", "--gpg-key", "gone@r.example", &desk.at("app:1")]).success();
     office.policy(&json!({"keyPath": desk.path("gone@r.example.gpg")}));
     office.pull("app:1").success();
     let revocation =
-        fs::read_dir(desk.path("gnupg/openpgp-revocs.d")).expect("there").map(|entry| entry.expect("read").path());
+        fs::read_dir(desk.path(".gnupg/openpgp-revocs.d")).expect("there").map(|entry| entry.expect("read").path());
     let listed = office.ran("gpg", &["--with-colons", "--list-keys", "gone@r.example"]);
     let own = |path: &PathBuf| listed.contains(path.file_stem().and_then(|stem| stem.to_str()).expect("text"));
     let revocation = revocation.into_iter().find(own).expect("made with the key");
@@ -379,7 +376,7 @@ fn gpg_signatures_go_with_a_copy_as_with_skopeos() {
     assert_eq!(signatures("forth"), original);
     // What cannot keep them says so before anything is moved, and the store keeps none.
     let refused = skopeo(&[&place("team/app:1"), "oci:theirs"]);
-    assert!(refused.code != 0 && refused.stderr.contains("Can not copy signatures"), "{}", refused.stderr);
+    assert!(refused.code != Some(0) && refused.stderr.contains("Can not copy signatures"), "{}", refused.stderr);
     for destination in ["oci:ours", "oci-archive:ours.tar", "docker-archive:ours.tar"] {
         desk.run(&["copy", &place("team/app:1"), destination]).failure(1, "--remove-signatures leaves them behind");
         assert!(!desk.path("ours").exists() && !desk.path("ours.tar").exists());

@@ -13,18 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
+use fixtures::{output, run, shell, this_test};
 use layerfs::{
     Compression, DOCUMENT_MAX_BYTES, DiffId, Encoder, Entry, EntryKind, EntryPath, FileKind, Layer, Packing,
     PackingWatch, PruneOptions, Store, StoreError, TarWriter, Tree, TreeIndex, TreeInode, UpperLife, digest_of,
 };
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use tempfile::TempDir;
-
-fn run(command: &mut Command) -> Vec<u8> {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    output.stdout
-}
 
 fn new_store() -> (TempDir, Store) {
     let directory = tempfile::tempdir().unwrap();
@@ -143,11 +138,9 @@ fn sample_directory(long_names: bool) -> TempDir {
     fs::write(root.join("etc/big"), vec![7; 100_000]).unwrap();
     fs::hard_link(root.join("etc/hello"), root.join("etc/conf.d/again")).unwrap();
     symlink("../hello", root.join("etc/conf.d/link")).unwrap();
-    run(Command::new("mkfifo").arg(root.join("fifo")));
-    run(Command::new("mknod").arg(root.join("null")).args(["c", "1", "3"]));
-    run(Command::new("chmod").arg("4751").arg(root.join("empty")));
-    run(Command::new("chown").arg("1234:99999").arg(root.join("etc/big")));
-    run(Command::new("touch").args(["-d", "@1234567890"]).arg(root.join("etc/hello")));
+    let script =
+        "mkfifo fifo; mknod null c 1 3; chmod 4751 empty; chown 1234:99999 etc/big; touch -d @1234567890 etc/hello";
+    shell(root, &format!("set -e; {script}")).success();
     if long_names {
         let deep = root.join(format!("{}/{}", "d".repeat(250), "e".repeat(200)));
         fs::create_dir_all(&deep).unwrap();
@@ -160,7 +153,7 @@ fn sample_directory(long_names: bool) -> TempDir {
 }
 
 fn gnu_tar(directory: &Path, arguments: &[&str]) -> Vec<u8> {
-    run(Command::new("tar").arg("-C").arg(directory).args(arguments).args(["-c", "."]))
+    output(Command::new("tar").arg("-C").arg(directory).args(arguments).args(["-c", "."]))
 }
 
 fn files_below(directory: &Path) -> Vec<PathBuf> {

@@ -135,8 +135,7 @@ fn child_that_is_killed_while_it_ingests() {
 #[test]
 fn process_that_is_killed_during_import_leaves_nothing_in_the_store() {
     let directory = tempfile::tempdir().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "sessions::child_that_is_killed_while_it_ingests", "--nocapture"])
+    let mut child = this_test("sessions::child_that_is_killed_while_it_ingests")
         .env(KILLED_CHILD, directory.path())
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())

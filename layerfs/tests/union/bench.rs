@@ -31,13 +31,10 @@ pub(crate) fn open_directory(path: &Path) -> std::os::fd::OwnedFd {
     std::fs::File::open(path).expect("the directory is there").into()
 }
 
+/// Whether a script went well, and all that it said: what two mounts are compared by.
 pub(crate) fn shell(directory: &Path, script: &str) -> (bool, String) {
-    let output = std::process::Command::new("bash").arg("-c").arg(script).current_dir(directory).output();
-    let output = output.expect("bash runs");
-    (
-        output.status.success(),
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
-    )
+    let ended = fixtures::shell(directory, script);
+    (ended.code == Some(0), ended.stdout + &ended.stderr)
 }
 
 impl Bench {

@@ -180,9 +180,9 @@ fn removing_files_of_the_tree_reads_no_content() {
 
 /// Runs a test of this program in a process of its own, where it may die; the directory to work in is its variable.
 fn in_own_process(test: &str, directory: &std::path::Path) -> std::process::ExitStatus {
-    let program = std::env::current_exe().expect("this program");
+    let test = fixtures::this_test(test);
     let mut command = std::process::Command::new("prlimit");
-    command.arg("--nofile=48").arg(program).args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    command.arg("--nofile=48").arg(test.get_program()).args(test.get_args()).arg("--test-threads=1");
     command.env("FAULT_DIRECTORY", directory).stdout(std::process::Stdio::null());
     command.status().expect("it runs")
 }

@@ -11,6 +11,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use fixtures::this_test;
 use layerfs::{AttributeChange, Making, NodeId, Owner, RenameMode, Union};
 use rustix::io::Result;
 
@@ -126,7 +127,8 @@ fn run(test: &str, directory: &Path, number: usize, arguments: &[&str]) -> bool 
     command.args(["-f", "-qq", "-e", &format!("trace={CALLS}")]).args(arguments);
     // Modes hold for its root as they do for everybody.
     command.args(["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]);
-    command.arg(std::env::current_exe().expect("this program")).args(["--exact", test, "--test-threads=1"]);
+    let test = this_test(test);
+    command.arg(test.get_program()).args(test.get_args()).arg("--test-threads=1");
     command.env("KILLED_DIRECTORY", directory).env("KILLED_OPERATION", number.to_string());
     let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("strace runs");
     assert!(status.success() || status.signal() == Some(9) || status.code() == Some(137), "{status}");

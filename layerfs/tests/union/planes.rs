@@ -19,9 +19,10 @@ use crate::{
 
 /// A lower directory as a tree with an upper on each plane.
 struct Planes {
+    // Before the directory that they are in: fields are dropped in this order.
+    mounts: Vec<Mount>,
     directory: tempfile::TempDir,
     tree: MemoryTree,
-    mounts: Vec<Mount>,
 }
 
 const BOTH: [(&str, Plane); 2] = [("fuse", Plane::Fuse), ("overlay", Plane::Overlay)];

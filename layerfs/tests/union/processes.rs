@@ -9,6 +9,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use fixtures::this_test;
 use layerfs::{MarkNamespace, Mount, MountOptions, Union, UpperOptions, mount, unmount};
 
 use crate::{
@@ -32,9 +33,8 @@ fn serve(directory: &Path, marks: MarkNamespace) -> Mount {
     mount(union, &directory.join("ours"), MountOptions::default()).expect("it mounts")
 }
 
-fn start(mut command: Command, test: &str, directory: &Path) -> Child {
-    command.args(["--exact", test, "--nocapture"]).env(DIRECTORY, directory);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the child starts")
+fn start(mut command: Command, directory: &Path) -> Child {
+    command.env(DIRECTORY, directory).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the child starts")
 }
 
 #[test]
@@ -49,8 +49,7 @@ fn a_killed_server_leaves_a_mount_that_unmount_clears_and_an_upper_that_mounts_a
     let mut bench = Bench::new("mkdir d; echo x > d/x; echo f > f; echo h > h; ln h d/h");
     bench.unmount_ours();
     let test = "processes::a_killed_server_leaves_a_mount_that_unmount_clears_and_an_upper_that_mounts_again";
-    let exe = std::env::current_exe().expect("this binary");
-    let mut child = start(Command::new(exe), test, &bench.path(""));
+    let mut child = start(this_test(test), &bench.path(""));
     let output = BufReader::new(child.stdout.take().expect("piped"));
     let ready = output.lines().any(|line| line.expect("text").contains(READY));
     bench.both("mv d e; echo more >> e/x; rm f; echo new > f; echo more >> h; cat e/h");
@@ -85,9 +84,10 @@ fn root_of_a_user_namespace_mounts_and_changes_a_union() {
     bench.unmount_ours();
     let (done, output) = shell(&bench.path("overlay"), SCRIPT);
     assert!(done, "{output}");
+    let test = this_test("processes::root_of_a_user_namespace_mounts_and_changes_a_union");
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount"]).arg(std::env::current_exe().expect("this binary"));
-    let child = start(command, "processes::root_of_a_user_namespace_mounts_and_changes_a_union", &bench.path(""));
+    command.args(["--user", "--map-root-user", "--mount"]).arg(test.get_program()).args(test.get_args());
+    let child = start(command, &bench.path(""));
     let output = child.wait_with_output().expect("it ends");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let seen = std::fs::read_to_string(bench.path("seen")).expect("the child wrote it");

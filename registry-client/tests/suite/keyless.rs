@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use fixtures::output;
 use oci_spec::image::MediaType;
 use registry_client::*;
 use serde_json::{Value, json};
@@ -54,8 +55,7 @@ impl Office {
     }
 
     pub(crate) fn openssl(&self, arguments: &[&str]) {
-        let output = Command::new("openssl").args(arguments).current_dir(self.0.path()).output().expect("openssl runs");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output(Command::new("openssl").args(arguments).current_dir(self.0.path()));
     }
 
     fn certify(&self, name: &str, subject: &str, by: &str, extensions: &str) {

@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use registry_client::*;
@@ -109,8 +108,8 @@ fn a_blob_of_any_size_passes_within_bounded_memory() {
     let address = serve_zeros(size_bytes);
     for what in ["stream", "pieces", "push"] {
         let task = format!("{what} {address} {} {digest} {size_bytes}", path.display());
-        let mut command = Command::new(std::env::current_exe().expect("this test"));
-        command.args(["--exact", "large::a_process_that_moves_a_large_blob"]).env("NACRE_TEST_LARGE", task);
+        let mut command = this_test("large::a_process_that_moves_a_large_blob");
+        command.env("NACRE_TEST_LARGE", task);
         let output = command.output().expect("started");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }

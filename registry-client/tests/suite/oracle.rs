@@ -3,28 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 
 use fixtures::registry::Registry;
+use fixtures::run;
 use oci_spec::image::MediaType;
 use registry_client::*;
 
 use crate::support::*;
-
-fn skopeo(arguments: &[&str]) -> String {
-    let output = Command::new("skopeo").arg("--insecure-policy").args(arguments).output();
-    let output = output.expect("skopeo runs (Debian package skopeo)");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "skopeo {arguments:?}: {said}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Copies with us to `to`, with skopeo from there to a layout, and compares the layers.
 fn skopeo_reads(image: &MemoryImage, destination: &dyn Destination, name: &str) {
     copy(image, destination, &CopyOptions::default(), &Silent).expect("written");
     let directory = tempfile::tempdir().expect("a directory");
     let target = format!("oci:{}:x", directory.path().display());
-    skopeo(&["copy", "--quiet", "--src-tls-verify=false", name, &target]);
+    run("skopeo", &["copy", "--quiet", "--src-tls-verify=false", name, &target]);
     let back = MemoryImage::empty();
     let layout = OciLayout::new(directory.path(), Some("x".to_owned()));
     copy(&layout, &back, &CopyOptions::default(), &Silent).expect("read");
@@ -49,7 +41,7 @@ fn skopeo_reads_what_we_write() {
     let reference: Reference = format!("{}/app:1", registry.address()).parse().expect("a reference");
     let destination = RegistryDestination::new(&Client::new(quick()), &reference).expect("a host");
     skopeo_reads(&image, &destination, &format!("docker://{reference}"));
-    let raw = skopeo(&["inspect", "--raw", "--tls-verify=false", &format!("docker://{reference}")]);
+    let raw = run("skopeo", &["inspect", "--raw", "--tls-verify=false", &format!("docker://{reference}")]);
     assert_eq!(digest_of(raw.as_bytes()), image.digest());
 }
 
@@ -72,15 +64,15 @@ fn we_read_what_skopeo_writes() {
         let reference: Reference = format!("{}/a:{number}", registry.address()).parse().expect("a reference");
         let to = format!("docker://{reference}");
         let options = ["--quiet", "--dest-tls-verify=false", "--format", format, "--dest-compress-format", compression];
-        skopeo(&[&["copy"][..], &options, &[&from, &to]].concat());
+        run("skopeo", &[&["copy"][..], &options, &[&from, &to]].concat());
         let media_type = read(&RegistrySource::new(&Client::new(quick()), &reference).expect("a host"));
         assert_eq!(media_type.contains("docker"), format == "v2s2");
     }
-    skopeo(&["copy", "--quiet", &from, &format!("docker-archive:{}:app:1", archive.display())]);
+    run("skopeo", &["copy", "--quiet", &from, &format!("docker-archive:{}:app:1", archive.display())]);
     read(&DockerArchiveSource::open(&archive, Some(&"app:1".parse().expect("a reference"))).expect("opened"));
     read(&DockerArchiveSource::open(&archive, None).expect("opened"));
     let archive = directory.path().join("o.tar");
-    skopeo(&["copy", "--quiet", &from, &format!("oci-archive:{}:x", archive.display())]);
+    run("skopeo", &["copy", "--quiet", &from, &format!("oci-archive:{}:x", archive.display())]);
     read(&OciArchiveSource::open(&archive, Some("x".to_owned())).expect("opened"));
 }
 
@@ -94,16 +86,19 @@ fn an_index_in_a_registry_goes_through_skopeo_and_back_unchanged() {
     let destination = RegistryDestination::new(&client, &at("ours:1")).expect("a host");
     copy(&image, &destination, &all, &Silent).expect("pushed");
     let (from, to) = (format!("docker://{}", at("ours:1")), format!("docker://{}", at("theirs:1")));
-    skopeo(&[
-        "copy",
-        "--quiet",
-        "--all",
-        "--preserve-digests",
-        "--src-tls-verify=false",
-        "--dest-tls-verify=false",
-        &from,
-        &to,
-    ]);
+    run(
+        "skopeo",
+        &[
+            "copy",
+            "--quiet",
+            "--all",
+            "--preserve-digests",
+            "--src-tls-verify=false",
+            "--dest-tls-verify=false",
+            &from,
+            &to,
+        ],
+    );
     let back = MemoryImage::empty();
     copy(&RegistrySource::new(&client, &at("theirs:1")).expect("a host"), &back, &all, &Silent).expect("pulled");
     assert_eq!(back.digest(), image.digest());
@@ -122,11 +117,7 @@ fn oci_client_skopeo_and_we_move_the_same_bytes() {
     let Some(peer) = fixtures::peer("oci-client-peer") else { return };
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).to_str().expect("UTF-8").to_owned();
-    let oci_client = |arguments: &[&str]| {
-        let output = Command::new(&peer).args(arguments).output().expect("oci-client runs");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "oci-client {arguments:?}: {said}");
-    };
+    let oci_client = |arguments: &[&str]| run(&peer, arguments);
     let registry = Registry::open();
     let client = Client::new(quick());
     let all = CopyOptions { platforms: PlatformChoice::All, ..CopyOptions::default() };
@@ -148,15 +139,10 @@ fn oci_client_skopeo_and_we_move_the_same_bytes() {
         pull("ours", &ImageDirectory::new(&ours));
         oci_client(&["pull", &at("ours"), &theirs]);
         let from = format!("docker://{}", at("ours"));
-        skopeo(&[
-            "copy",
-            "-q",
-            "--all",
-            "--preserve-digests",
-            "--src-tls-verify=false",
-            &from,
-            &format!("dir:{third}"),
-        ]);
+        run(
+            "skopeo",
+            &["copy", "-q", "--all", "--preserve-digests", "--src-tls-verify=false", &from, &format!("dir:{third}")],
+        );
         assert!(files(Path::new(&ours)) == files(Path::new(&theirs)), "{kind}: ours and oci-client's");
         assert!(files(Path::new(&ours)) == files(Path::new(&third)), "{kind}: ours and skopeo's");
         for way in ["chunked", "whole"] {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -207,8 +207,8 @@ fn a_process_that_pulls_until_it_is_killed() {
 
 fn start_pull(address: &str, directory: &Path, descriptor: &Descriptor, lanes: usize) -> Child {
     let task = format!("{address} {} {} {} {lanes}", directory.display(), descriptor.digest(), descriptor.size());
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "ranges::a_process_that_pulls_until_it_is_killed"]).env("NACRE_TEST_PULL", task);
+    let mut command = this_test("ranges::a_process_that_pulls_until_it_is_killed");
+    command.env("NACRE_TEST_PULL", task);
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started")
 }
 

@@ -1,7 +1,7 @@
 //! Pushes that go on where they were: after a break, after a kill, and without sending what the registry has elsewhere.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 
 use fixtures::fault::{FaultServer, Reading, Reply, Request};
@@ -113,8 +113,7 @@ fn push_from(address: &str, directory: &Path) {
 }
 
 fn start_push(address: &str, directory: &Path) -> Child {
-    let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "resume::a_process_that_pushes_until_it_is_killed"]);
+    let mut command = this_test("resume::a_process_that_pushes_until_it_is_killed");
     command.env("NACRE_TEST_PUSH", format!("{address} {}", directory.display()));
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("started")
 }

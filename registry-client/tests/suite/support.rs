@@ -8,6 +8,8 @@ use std::time::Duration;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use registry_client::*;
 
+pub(crate) use fixtures::{noise, this_test};
+
 /// Options for tests: retries without noticeable waits.
 pub(crate) fn quick() -> ClientOptions {
     let wait = Duration::from_millis(1);
@@ -255,20 +257,6 @@ impl Destination for MemoryImage {
         self.tags.lock().expect("no panic").insert(tag.to_owned(), manifest.clone());
         Ok(())
     }
-}
-
-/// Bytes that no compressor shortens, the same for the same seed.
-pub(crate) fn noise(seed: &str, length: usize) -> Vec<u8> {
-    let mut state = seed
-        .bytes()
-        .fold(0x9e37_79b9_7f4a_7c15_u64, |state, byte| (state ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..length).map(|_| next()).collect()
 }
 
 /// A tar with one file.

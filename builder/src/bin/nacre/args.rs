@@ -37,82 +37,51 @@ pub(crate) struct Global {
 /// The hidden verb with which the program starts itself as the server of a mount.
 pub(crate) const SERVER_VERB: &str = "mount-server";
 
-/// What to do.
+/// What to do. What each verb is for, as the help has it, stands at its arguments.
 #[derive(Subcommand)]
 pub(crate) enum Verb {
-    /// Build an image from a Dockerfile
     #[command(visible_alias = "b")]
     Build(Box<commands::build::Args>),
-    /// Run a command in an image
     Run(Box<commands::run::Args>),
-    /// Push an image of the store to a registry
     Push(commands::push::Args),
-    /// Pull an image from a registry into the store
     Pull(commands::pull::Args),
-    /// Copy an image between registries, layouts, archives and the store
     Copy(commands::copy::Args),
-    /// Write an image of the store to a file
     Save(commands::save::Args),
-    /// Read images from a file into the store
     Load(commands::load::Args),
-    /// Copy many images, as a list file says
+    Export(commands::export::Args),
     Sync(commands::sync::Args),
-    /// List the tags of a repository
     Tags(commands::tags::Args),
-    /// List the repositories of a registry
     Catalog(commands::catalog::Args),
-    /// Delete an image or a tag at a registry
     Delete(commands::delete::Args),
-    /// List what refers to an image: signatures, bills of material
     Referrers(commands::referrers::Args),
-    /// Attach files to an image at its registry
     Attach(commands::attach::Args),
-    /// Sign an image with a key
     Sign(commands::sign::Args),
-    /// Make keys for signatures
     Key(commands::key::Args),
-    /// Push and pull files that are no image
     Artifact(commands::artifact::Args),
-    /// Make, change, show and push indexes of several platforms
     Manifest(commands::manifest::Args),
-    /// Show how much a registry still lets you pull
     Limits(commands::limits::Args),
-    /// Log in to a registry
     Login(commands::login::Args),
-    /// Forget the credentials for a registry
     Logout(commands::logout::Args),
-    /// Mount an image on a directory, or list what is mounted
     Mount(commands::mount::Args),
-    /// Unmount a directory
     Unmount(commands::unmount::Args),
-    /// Make an image of what was changed in a mount
     Commit(commands::commit::Args),
-    /// List the images of the store
     #[command(visible_alias = "ls")]
     Images(commands::images::Args),
-    /// Show what an image consists of
     Inspect(commands::inspect::Args),
-    /// List the steps that made an image
+    Digest(commands::digest::Args),
     History(commands::history::Args),
-    /// Give an image further names
+    Diff(commands::diff::Args),
     Tag(commands::tag::Args),
-    /// Remove names of images
     #[command(visible_alias = "rmi")]
     Remove(commands::remove::Args),
-    /// Remove what no name leads to
     Prune(commands::prune::Args),
     /// The verbs for images, as docker groups them
     #[command(subcommand, hide = true)]
     Image(ImageVerb),
-    /// Check the signatures of an image; without one, read the whole store and tell what is damaged
     Verify(commands::verify::Args),
-    /// Try out what this host permits
     Doctor(commands::doctor::Args),
-    /// Carry the directories of RUN --mount=type=cache from machine to machine
     CacheMount(commands::cache_mount::Args),
-    /// Run a command where builds run: in the user namespace, as its root
     Unshare(commands::unshare::Args),
-    /// Print a script that completes command lines
     Completions(commands::completions::Args),
     #[command(name = SERVER_VERB, hide = true)]
     MountServer(commands::mount::ServerArgs),
@@ -121,29 +90,18 @@ pub(crate) enum Verb {
 /// What docker and podman have below `image`, which all stands alone here too.
 #[derive(Subcommand)]
 pub(crate) enum ImageVerb {
-    /// Build an image from a Dockerfile
     Build(Box<commands::build::Args>),
-    /// Push an image of the store to a registry
     Push(commands::push::Args),
-    /// Pull an image from a registry into the store
     Pull(commands::pull::Args),
-    /// List the images of the store
     #[command(visible_alias = "list")]
     Ls(commands::images::Args),
-    /// Show what an image consists of
     Inspect(commands::inspect::Args),
-    /// List the steps that made an image
     History(commands::history::Args),
-    /// Give an image further names
     Tag(commands::tag::Args),
-    /// Remove names of images
     #[command(visible_alias = "remove")]
     Rm(commands::remove::Args),
-    /// Remove what no name leads to
     Prune(commands::prune::Args),
-    /// Write an image of the store to a file
     Save(commands::save::Args),
-    /// Read images from a file into the store
     Load(commands::load::Args),
 }
 

@@ -9,8 +9,8 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use builder::context::{FetchAccess, Fetched, Fetcher, MOST_TEXT_BYTES, RemotePlace, is_archive};
 use builder::dockerfile::Source;
+use builder::fetch::{FetchAccess, Fetched, Fetcher, MOST_TEXT_BYTES, RemotePlace, is_archive};
 use builder::{BuildError, MainContext, NamedContext, Secret};
 
 use crate::report::{Hinted, Usage};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use builder::fields::{csv_fields, truth};
-use builder::sandbox::{Mount, Network, Source, Ulimit};
+use builder::sandbox::{Mount, MountSource, Network, Ulimit};
 
 use crate::report::Usage;
 use crate::units::parse_size;
@@ -82,7 +82,7 @@ pub(crate) fn volume(text: &str) -> anyhow::Result<Mount> {
 fn bind(source: &str, target: &str, read_only: bool) -> Result<Mount, String> {
     let target = absolute(target)?;
     let path = Path::new(source).canonicalize().map_err(|error| format!("cannot find {source}: {error}"))?;
-    Ok(Mount { target, source: Source::Bind { path, read_only } })
+    Ok(Mount { target, source: MountSource::Bind { path, read_only } })
 }
 
 fn absolute(target: &str) -> Result<PathBuf, String> {
@@ -161,7 +161,7 @@ impl Memory {
     }
 
     fn at(self, target: &str) -> Result<Mount, String> {
-        let source = Source::Tmpfs { size_bytes: self.size_bytes, mode: Some(self.mode), read_only: false };
+        let source = MountSource::Tmpfs { size_bytes: self.size_bytes, mode: Some(self.mode), read_only: false };
         Ok(Mount { target: absolute(target)?, source })
     }
 }
@@ -209,9 +209,12 @@ mod tests {
     #[test]
     fn volumes_are_paths_and_say_what_is_not_supported() {
         let mount = volume("/:/host:ro").expect("a volume");
-        assert!(matches!(mount.source, Source::Bind { read_only: true, .. }));
+        assert!(matches!(mount.source, MountSource::Bind { read_only: true, .. }));
         if !Path::new(SELINUX).exists() {
-            assert!(matches!(volume("/:/host:z,ro").expect("a volume").source, Source::Bind { read_only: true, .. }));
+            assert!(matches!(
+                volume("/:/host:z,ro").expect("a volume").source,
+                MountSource::Bind { read_only: true, .. }
+            ));
         }
         for text in ["data:/data", "/:relative", "/:/x:rslave", "/:/x:ro,", "/", "/nothing/here:/x"] {
             let error = volume(text).expect_err("not supported").to_string();
@@ -225,7 +228,10 @@ mod tests {
         let source = directory.path().to_str().expect("text");
         for (option, is_read_only) in [("readonly", true), ("ro=T", true), ("readonly=False", false)] {
             let mount = mount(&format!("type=bind,\"source={source}\",target=/x,{option}")).expect("a mount");
-            assert!(matches!(mount.source, Source::Bind { read_only, .. } if read_only == is_read_only), "{option}");
+            assert!(
+                matches!(mount.source, MountSource::Bind { read_only, .. } if read_only == is_read_only),
+                "{option}"
+            );
         }
         for text in ["type=bind,\"source=/,target=/x", "type=bind,source=/,target=/x,ro=maybe", "type=bind,target=/x"] {
             assert!(mount(text).is_err(), "{text}");

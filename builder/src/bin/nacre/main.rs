@@ -80,7 +80,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(Entered::Finished(code)) => return Ok(ExitCode::from(code)),
             Ok(Entered::Inside(_)) => {}
             // Without subordinate ids there are no files of others to remove.
-            Err(rootless::Error::NoRange { .. }) if matches!(cli.verb, Verb::Prune(_)) => {}
+            Err(rootless::Error::NoRange { .. }) if matches!(cli.verb, Verb::Prune(_) | Verb::Diff(_)) => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -118,6 +118,7 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Copy(args) => commands::copy::run(session, &args),
         Verb::Save(args) => commands::save::run(session, &args),
         Verb::Load(args) => commands::load::run(session, &args),
+        Verb::Export(args) => commands::export::run(session, &args),
         Verb::Sync(args) => commands::sync::run(session, &args),
         Verb::Tags(args) => commands::tags::run(session, &args),
         Verb::Catalog(args) => commands::catalog::run(session, &args),
@@ -133,7 +134,9 @@ fn carry_out(session: &Session, verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Logout(args) => commands::logout::run(session, &args),
         Verb::Images(args) => commands::images::run(session, &args),
         Verb::Inspect(args) => commands::inspect::run(session, &args),
+        Verb::Digest(args) => commands::digest::run(session, &args),
         Verb::History(args) => commands::history::run(session, &args),
+        Verb::Diff(args) => commands::diff::run(session, &args),
         Verb::Tag(args) => commands::tag::run(session, &args),
         Verb::Remove(args) => commands::remove::run(session, &args),
         Verb::Prune(args) => commands::prune::run(session, &args),
@@ -156,7 +159,7 @@ fn needed_root(verb: &Verb) -> Option<rootless::Options> {
         Verb::Build(_) | Verb::Run(_) => (true, Mapping::Ranges),
         Verb::Unshare(args) if args.single_id => (true, Mapping::SingleId),
         Verb::Unshare(_) => (true, Mapping::Ranges),
-        Verb::Commit(_) | Verb::Prune(_) | Verb::CacheMount(_) => (false, Mapping::Ranges),
+        Verb::Commit(_) | Verb::Diff(_) | Verb::Prune(_) | Verb::CacheMount(_) => (false, Mapping::Ranges),
         _ => return None,
     };
     Some(rootless::Options { private_mounts, mapping })

@@ -10,6 +10,7 @@
 //! ```
 
 use std::fs::{File, TryLockError};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -18,8 +19,11 @@ use anyhow::Context;
 use builder::{ImageConfig, StoredImage};
 use layerfs::{DiffId, Layer, Plane};
 use oci_spec::image::Descriptor;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use serde::{Deserialize, Serialize};
+use walkdir::WalkDir;
 
 use crate::report::Hinted;
 
@@ -166,12 +170,61 @@ impl Mounted {
         }
     }
 
+    /// Whether it is a mount that takes no changes, and never had an upper that could.
+    pub(crate) fn has_no_changes(&self) -> bool {
+        self.record.read_only && !self.place.join("stack").exists()
+    }
+
+    /// Has a live mount put into its upper what was written so far. The files of an overlay are those of the upper, with
+    /// what the kernel caches of them.
+    pub(crate) fn flush(&self) -> anyhow::Result<()> {
+        if self.record.plane != Plane::Fuse {
+            return Ok(());
+        }
+        let directory = &self.record.directory;
+        flush(directory, &self.place.join("upper")).with_context(|| format!("cannot sync {}", directory.display()))
+    }
+
     /// Whether a mount of ours, served or dead, lies on its directory, as this process sees it.
     pub(crate) fn is_visible(&self) -> anyhow::Result<bool> {
         let table = std::fs::read("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
         let ours = [(&b"fuse.nacre"[..], &b"nacre"[..]), (b"overlay", b"nacre")];
         Ok(topmost(&table, &self.record.directory).is_some_and(|mount| ours.contains(&mount)))
     }
+}
+
+/// Has the kernel hand over what it still caches of a mount. After `syncfs` each file that was written is in the upper,
+/// but FUSE does not wait there for the content, as it does with `fsync`.
+fn flush(directory: &Path, upper: &Path) -> std::io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory: OwnedFd = rustix::fs::open(directory, flags, Mode::empty())?;
+    rustix::fs::syncfs(&directory)?;
+    for entry in WalkDir::new(upper) {
+        let entry = match entry {
+            Err(error) if error.io_error().is_some_and(|error| error.kind() == std::io::ErrorKind::NotFound) => {
+                continue;
+            }
+            other => other?,
+        };
+        let Some(path) = entry.path().strip_prefix(upper).ok().filter(|_| entry.file_type().is_file()) else {
+            continue;
+        };
+        // Not a pipe that has taken the file's place meanwhile.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat2(
+            &directory,
+            path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
+        ) {
+            Ok(file) => rustix::fs::fsync(&file)?,
+            // It was removed or replaced since.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// The type and the source of the topmost mount on a directory:
@@ -266,7 +319,7 @@ pub(crate) fn find(root: &Path, target: &Path) -> anyhow::Result<Mounted> {
 pub(crate) fn absolute(directory: &Path) -> anyhow::Result<PathBuf> {
     let failed = || format!("cannot find the directory {}", directory.display());
     match directory.canonicalize() {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NOTCONN.raw_os_error()) => {
+        Err(error) if error.raw_os_error() == Some(Errno::NOTCONN.raw_os_error()) => {
             let whole = std::path::absolute(directory).with_context(failed)?;
             let (parent, name) = whole.parent().zip(whole.file_name()).with_context(failed)?;
             Ok(parent.canonicalize().with_context(failed)?.join(std::ffi::OsString::from_vec(name.as_bytes().to_vec())))

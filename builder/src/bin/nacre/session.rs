@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use builder::StoredImage;
-use builder::context::FetchAccess;
+use builder::fetch::FetchAccess;
 use layerfs::Store;
 use oci_spec::image::Descriptor;
 use registry_client::{

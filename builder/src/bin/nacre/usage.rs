@@ -15,7 +15,7 @@ use crate::commands::run::OWN_FAILURE;
 use crate::report;
 
 /// Verbs of docker and podman that are none here, and what does their work.
-const VERBS: [(&str, &str); 22] = [
+const VERBS: [(&str, &str); 20] = [
     ("trust", "`nacre sign` signs, `nacre verify --key` checks; policy.json says what is let in (--signature-policy)"),
     ("exec", "no container goes on in the background; `nacre run IMAGE COMMAND` runs one in a fresh state"),
     ("ps", "no container goes on in the background; `nacre mount` lists what is mounted"),
@@ -25,8 +25,6 @@ const VERBS: [(&str, &str); 22] = [
     ("rm", "no container stays; `nacre remove` (rmi) removes names of images"),
     ("create", "`nacre mount IMAGE DIRECTORY` makes a copy-on-write copy, `nacre commit` an image of it"),
     ("logs", "no container goes on in the background: its output is that of `nacre run`"),
-    ("diff", "`nacre commit DIRECTORY NAME` makes a layer of what was changed in a mount"),
-    ("export", "`nacre copy IMAGE oci-archive:FILE` writes the image; `nacre mount IMAGE DIRECTORY` shows its files"),
     ("import", "a Dockerfile of `FROM scratch` and `ADD FILE.tar /` makes an image of a tar file"),
     ("cp", "`nacre mount IMAGE DIRECTORY` shows the files of an image"),
     ("search", "registries have no common search; `nacre tags` and `nacre catalog` list what one has"),

@@ -50,6 +50,22 @@ impl ModeChange {
         Some(Self(Kind::Symbolic(changes)))
     }
 
+    /// What the key of a step has of it, the same for modes that do the same in the same order; another word is another
+    /// key.
+    pub(crate) fn key_word(&self) -> String {
+        let changes = match &self.0 {
+            Kind::Octal(mode) => return format!("{mode:o}"),
+            Kind::Symbolic(changes) => changes,
+        };
+        let word = |change: &Change| match change {
+            Change::Set(bits) => format!("+{bits:o}"),
+            Change::Clear(bits) => format!("-{bits:o}"),
+            Change::SetIfExecutable(bits) => format!("X{bits:o}"),
+            Change::Copy { from, operator, to } => format!("{from:o}{operator}{to:o}"),
+        };
+        changes.iter().map(word).collect::<Vec<_>>().join(",")
+    }
+
     /// Whether the mode is octal: it replaces all bits and also applies to directories made on the way.
     #[must_use]
     pub fn is_octal(&self) -> bool {
@@ -210,6 +226,13 @@ mod tests {
         ("u+", 0o644, 0o644, 0o644),
         ("go-rwx", 0o6755, 0o6700, 0o6700),
     ];
+
+    #[test]
+    fn modes_have_the_words_in_keys_that_they_had() {
+        let word = |text: &str| ModeChange::parse(text).expect("a mode").key_word();
+        assert_eq!([word("0755"), word("u=rwX,go-w"), word("g=u")], ["755", "-4700,+600,X100,-22", "6=70"]);
+        assert_eq!(word("a+r"), word("ugo+r"), "what does the same is the same");
+    }
 
     #[test]
     fn symbolic_modes_are_those_of_setmode() {

@@ -13,7 +13,7 @@ mod script;
 
 pub use chmod::ModeChange;
 pub use healthcheck::Healthcheck;
-pub use mount::{CacheMount, FileOwnership, Mount, MountError, MountKind, MountOption, Sharing};
+pub use mount::{CacheMount, FileOwnership, MountError, MountFlag, MountKind, MountOption, Sharing};
 pub(super) use parse::instruction;
 pub use parse::{ParsedTrigger, parse_trigger};
 pub use script::Script;
@@ -56,7 +56,8 @@ impl Placed<Instruction> {
                 return Err(self.error(source, self.span, "RUN requires at least one argument"));
             }
             Instruction::Run(run) => {
-                let wrong = |mount: &Mount| mount.check_constants().err().map(|error| (mount.span, error.to_string()));
+                let wrong =
+                    |mount: &MountFlag| mount.check_constants().err().map(|error| (mount.span, error.to_string()));
                 return run.mounts.iter().find_map(wrong).map_or(Ok(()), |(at, why)| Err(self.error(source, at, why)));
             }
             Instruction::Copy(copy) => copy.files.chmod.as_ref(),
@@ -199,7 +200,7 @@ pub struct Run {
     /// The command.
     pub command: Command,
     /// `--mount`, in order.
-    pub mounts: Vec<Mount>,
+    pub mounts: Vec<MountFlag>,
     /// `--network`; `None` where the flag is absent.
     pub network: Option<Network>,
     /// `--security`.

@@ -11,7 +11,7 @@ use crate::fields::{csv_fields, truth};
 
 /// One `--mount`, not evaluated yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
+pub struct MountFlag {
     /// Options in order.
     pub options: Vec<MountOption>,
     /// The flag's value in the source.
@@ -193,7 +193,7 @@ impl MountKind {
     }
 }
 
-impl Mount {
+impl MountFlag {
     /// Reads the value of a `--mount` flag.
     pub(super) fn parse(source: &Source, word: &Word) -> Result<Self, DockerfileError> {
         let error = |message: String| source.error(word.span, message);
@@ -425,7 +425,7 @@ mod tests {
     fn evaluate(text: &str) -> Result<MountKind, String> {
         let source = Source::new("D", text.as_bytes());
         let word = Word { text: text.to_owned(), span: Span { start: 0, end: text.len() } };
-        let mount = Mount::parse(&source, &word).map_err(|error| error.message)?;
+        let mount = MountFlag::parse(&source, &word).map_err(|error| error.message)?;
         mount.evaluate(&Expander::new('\\', &|_| Some("var".to_owned()))).map_err(|error| error.to_string())
     }
 

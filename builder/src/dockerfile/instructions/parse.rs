@@ -4,7 +4,7 @@
 
 use super::flags::Flags;
 use super::healthcheck::healthcheck;
-use super::mount::{Mount, has_variable};
+use super::mount::{MountFlag, has_variable};
 use super::{
     Add, BaseImage, BuildArgument, Command, Copy, FileSource, Files, Instruction, Network, Placed, Run, Security,
 };
@@ -249,7 +249,7 @@ impl<'a> Typing<'a> {
             return Err(self.error(&device.name, message));
         }
         let mounts =
-            flags.strings("mount")?.iter().map(|word| Mount::parse(self.source, word)).collect::<Result<_, _>>()?;
+            flags.strings("mount")?.iter().map(|word| MountFlag::parse(self.source, word)).collect::<Result<_, _>>()?;
         let network = match flags.choice("network")? {
             None => None,
             Some(word) => Some(match word.text.as_str() {

@@ -20,7 +20,7 @@ use crate::report::{Hinted, Usage};
 use crate::session::Session;
 use crate::transfer::at_registry;
 
-/// Arguments of `nacre artifact`.
+/// Push and pull files that are no image
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]

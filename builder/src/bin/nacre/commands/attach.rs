@@ -18,7 +18,7 @@ pub(super) const TITLE: &str = "org.opencontainers.image.title";
 /// Of a file whose type is not said.
 const DEFAULT_FILE_TYPE: &str = "application/octet-stream";
 
-/// Arguments of `nacre attach`.
+/// Attach files to an image at its registry
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  nacre attach ghcr.io/me/app:1.0 sbom.json:application/spdx+json \
     --artifact-type application/spdx+json\n  nacre artifact pull ghcr.io/me/app@DIGEST      # brings the files back")]

@@ -26,7 +26,7 @@ use crate::session::{self, Session};
 use crate::shell::FailureFlags;
 use crate::trust::TrustFlags;
 
-/// Arguments of `nacre build`.
+/// Build an image from a Dockerfile
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  nacre build -t app .\n  nacre build -t ghcr.io/me/app:1.0 --push .\n  \
     nacre build --target test -o type=local,dest=out .")]

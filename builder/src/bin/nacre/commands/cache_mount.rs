@@ -10,7 +10,7 @@ use crate::report::Usage;
 use crate::session::Session;
 use crate::units::human_size;
 
-/// Arguments of `nacre cache-mount`.
+/// Carry the directories of RUN --mount=type=cache from machine to machine
 #[derive(clap::Args)]
 #[command(
     after_help = "The id of a cache mount is the id= of RUN --mount=type=cache, else its target. Places are written \

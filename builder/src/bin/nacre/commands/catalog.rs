@@ -6,7 +6,7 @@ use super::login::registry;
 use crate::format::Format;
 use crate::session::Session;
 
-/// Arguments of `nacre catalog`.
+/// List the repositories of a registry
 #[derive(clap::Args)]
 #[command(after_help = "Many registries, Docker Hub and GHCR among them, list their repositories to nobody.")]
 pub(crate) struct Args {

@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use crate::args::Cli;
 use crate::session::print;
 
-/// Arguments of `nacre completions`.
+/// Print a script that completes command lines
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  nacre completions bash > /etc/bash_completion.d/nacre\n  \
     nacre completions zsh > ~/.zfunc/_nacre\n  nacre completions fish > ~/.config/fish/completions/nacre.fish")]

@@ -9,7 +9,7 @@ use crate::session::Session;
 use crate::transfer::{Places, Transfer};
 use crate::trust::TrustFlags;
 
-/// Arguments of `nacre copy`.
+/// Copy an image between registries, layouts, archives and the store
 #[derive(clap::Args)]
 #[command(after_help = "Places are written as skopeo writes them: docker://NAME, oci:DIR[:TAG], \
     dir:DIR, oci-archive:FILE[:TAG], docker-archive:FILE[:NAME]; a bare name is the store. Archives that are read may be \

@@ -8,7 +8,7 @@ use crate::report::Usage;
 use crate::session::Session;
 use crate::transfer::has_tag_or_digest;
 
-/// Arguments of `nacre delete`.
+/// Delete an image or a tag at a registry
 #[derive(clap::Args)]
 #[command(after_help = "NAME:TAG deletes the tag alone: the image stays under its digest and its other tags. \
     NAME@DIGEST deletes the image, and with it every tag that leads there. `nacre remove` is for the store.")]

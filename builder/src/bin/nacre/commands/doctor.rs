@@ -15,7 +15,7 @@ use crate::args::Global;
 use crate::format::Format;
 use crate::session::{self, print};
 
-/// Arguments of `nacre doctor`.
+/// Try out what this host permits
 #[derive(clap::Args)]
 #[command(after_help = "Each line is the result of a trial: `works`; `limited`, which builds can do without; or \
     `missing`, which they cannot. The exit code is 0 if builds can work, else 1.")]

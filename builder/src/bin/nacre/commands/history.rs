@@ -12,7 +12,7 @@ use crate::units::human_size;
 /// What of an instruction the table shows, as docker does.
 const SHOWN_CHARACTERS: usize = 60;
 
-/// Arguments of `nacre history`.
+/// List the steps that made an image
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image of the store

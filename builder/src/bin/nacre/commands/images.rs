@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::transfer::has_tag_or_digest;
 use crate::units::human_size;
 
-/// Arguments of `nacre images`.
+/// List the images of the store
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only images of this repository, or of this tag or digest of it

@@ -15,7 +15,7 @@ use crate::session::{self, Session, print_bytes};
 use crate::transfer::Places;
 use crate::units::human_size;
 
-/// Arguments of `nacre inspect`.
+/// Show what an image consists of
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image of the store: a name, a digest, or the beginning of one; elsewhere: docker://NAME, oci:DIR:TAG

@@ -15,7 +15,7 @@ use crate::ask::{Shown, ask};
 use crate::report::{Hinted, Usage};
 use crate::session::{self, Session};
 
-/// Arguments of `nacre key`.
+/// Make keys for signatures
 #[derive(clap::Args)]
 #[command(
     after_help = "Keys are those of ECDSA with P-256, in files that cosign and podman read too. The password comes \

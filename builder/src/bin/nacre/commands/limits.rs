@@ -13,7 +13,7 @@ use crate::session::Session;
 /// (<https://docs.docker.com/docker-hub/usage/pulls/>).
 const DOCKER_HUB_EXAMPLE: &str = "docker.io/ratelimitpreview/test:latest";
 
-/// Arguments of `nacre limits`.
+/// Show how much a registry still lets you pull
 #[derive(clap::Args)]
 #[command(after_help = "It is asked for without pulling, so nothing is counted.")]
 pub(crate) struct Args {

@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::transfer::Places;
 use crate::trust::{self, TrustFlags};
 
-/// Arguments of `nacre load`.
+/// Read images from a file into the store
 #[derive(clap::Args)]
 #[command(
     after_help = "The same as `nacre copy docker-archive:FILE:NAME NAME` (or oci-archive:) for each name in the \

@@ -16,7 +16,7 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 /// What there is in place of a terminal.
 const HINT: &str = "give -u USER and --password-stdin";
 
-/// Arguments of `nacre login`.
+/// Log in to a registry
 #[derive(clap::Args)]
 #[command(after_help = "The password is verified, then kept in $REGISTRY_AUTH_FILE, else in docker's config.json, \
     or in the credential helper that this file names.\n\n\

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use crate::report;
 use crate::session::{Session, login_file};
 
-/// Arguments of `nacre logout`.
+/// Forget the credentials for a registry
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The registry [default: docker.io]

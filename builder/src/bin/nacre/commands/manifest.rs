@@ -19,7 +19,7 @@ use crate::transfer::Places;
 use crate::trust::{self, TrustFlags};
 use crate::units::human_size;
 
-/// Arguments of `nacre manifest`.
+/// Make, change, show and push indexes of several platforms
 #[derive(clap::Args)]
 #[command(disable_help_subcommand = true)]
 pub(crate) struct Args {

@@ -19,7 +19,7 @@ use crate::session::{self, print};
 /// What says something of a mount that is made, and nothing of a list.
 const OF_A_MOUNT: [&str; 5] = ["places", "read_only", "plane", "foreground", "upper"];
 
-/// Arguments of `nacre mount`.
+/// Mount an image on a directory, or list what is mounted
 #[derive(clap::Args)]
 #[command(mut_arg("plane", |plane| plane.requires("places")))]
 #[command(

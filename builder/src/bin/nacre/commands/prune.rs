@@ -9,7 +9,7 @@ use crate::report::Hinted;
 use crate::session::Session;
 use crate::units::human_size;
 
-/// Arguments of `nacre prune`.
+/// Remove what no name leads to
 #[derive(clap::Args)]
 #[command(after_help = "Kept is what a name leads to, what a mount or a running command uses, the changes of uppers, \
     and unless --all is given the build cache with what it names, and cache mounts.")]

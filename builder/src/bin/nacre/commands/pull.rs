@@ -9,7 +9,7 @@ use crate::session::Session;
 use crate::transfer::{Transfer, at_registry};
 use crate::trust::TrustFlags;
 
-/// Arguments of `nacre pull`.
+/// Pull an image from a registry into the store
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image, such as debian:bookworm or ghcr.io/me/app@sha256:...

@@ -9,7 +9,7 @@ use crate::repacking::Repacking;
 use crate::session::{self, Session};
 use crate::transfer::at_registry;
 
-/// Arguments of `nacre push`.
+/// Push an image of the store to a registry
 #[derive(clap::Args)]
 #[command(after_help = "An index is pushed with the images of all its platforms.")]
 pub(crate) struct Args {

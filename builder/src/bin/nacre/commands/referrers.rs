@@ -12,7 +12,7 @@ use crate::session::Session;
 use crate::transfer::{Place, Places};
 use crate::units::human_size;
 
-/// Arguments of `nacre referrers`.
+/// List what refers to an image: signatures, bills of material
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -8,7 +8,7 @@ use registry_client::{Cause, Reference};
 
 use crate::session::{self, Session};
 
-/// Arguments of `nacre remove`.
+/// Remove names of images
 #[derive(clap::Args)]
 #[command(after_help = "The layers of an image without a name stay until `nacre prune`.")]
 pub(crate) struct Args {

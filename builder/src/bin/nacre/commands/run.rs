@@ -23,7 +23,7 @@ use crate::wanted::Wanted;
 /// Docker's exit code for what fails here, and not in the command.
 pub(crate) const OWN_FAILURE: u8 = 125;
 
-/// Arguments of `nacre run`.
+/// Run a command in an image
 #[derive(clap::Args)]
 #[command(disable_help_flag = true)]
 #[command(after_help = "What the command changes is forgotten when it ends; \

@@ -11,7 +11,7 @@ use crate::report::Usage;
 use crate::session::Session;
 use crate::transfer::Places;
 
-/// Arguments of `nacre save`.
+/// Write an image of the store to a file
 #[derive(clap::Args)]
 #[command(after_help = "The same as `nacre copy NAME docker-archive:FILE:NAME`, which has more ways.")]
 pub(crate) struct Args {

@@ -17,7 +17,7 @@ use crate::transfer::{Place, Places};
 /// In one index, with those in it: more than any has.
 const MOST_MANIFESTS: usize = 1000;
 
-/// Arguments of `nacre sign`.
+/// Sign an image with a key
 #[derive(clap::Args)]
 #[command(after_help = "The signature lies beside the image, as cosign and podman have it: under the tag \
     sha256-....sig. What is signed is the digest and the name with its tag or, without one, with its digest. The password of the key \

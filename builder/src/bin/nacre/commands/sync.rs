@@ -29,7 +29,7 @@ const MOST_LIST_BYTES: u64 = 16_000_000;
 /// Images at work at once: enough to hide the waits of small ones, and polite to registries.
 const WORKERS: usize = 4;
 
-/// Arguments of `nacre sync`.
+/// Copy many images, as a list file says
 #[derive(clap::Args)]
 #[command(after_help = "A line of the list is `SOURCE DESTINATION [!PATTERN...]`; `#` begins a comment. Places are \
     written as for `nacre copy`. A SOURCE whose tag is a pattern stands for all tags that fit it but none of the \

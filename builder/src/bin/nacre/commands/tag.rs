@@ -6,7 +6,7 @@ use registry_client::Reference;
 
 use crate::session::{self, Session};
 
-/// Arguments of `nacre tag`.
+/// Give an image further names
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The image: a name, a digest, or the beginning of one

@@ -9,7 +9,7 @@ use crate::report::Usage;
 use crate::session::Session;
 use crate::transfer::RepositoryName;
 
-/// Arguments of `nacre tags`.
+/// List the tags of a repository
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The repository, such as debian or ghcr.io/me/app

@@ -16,7 +16,7 @@ use crate::report::{self, Hinted};
 use crate::server;
 use crate::session::{self, print};
 
-/// Arguments of `nacre unmount`.
+/// Unmount a directory
 #[derive(clap::Args)]
 #[command(visible_alias = "umount")]
 #[command(after_help = "Changes are kept, and the id of the upper that holds them is printed: mount it again with \

@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::Context;
 
-/// Arguments of `nacre unshare`.
+/// Run a command where builds run: in the user namespace, as its root
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Map only the caller, without subordinate ids

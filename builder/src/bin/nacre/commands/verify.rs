@@ -19,7 +19,7 @@ use crate::session::{self, Session};
 use crate::transfer::{Places, image_of, place_name};
 use crate::trust::TrustFlags;
 
-/// Arguments of `nacre verify`.
+/// Check the signatures of an image; without one, read the whole store and tell what is damaged
 #[derive(clap::Args)]
 #[command(
     after_help = "With NAME: the signatures beside an image, or beside the index that it is taken from, are checked with \

@@ -17,20 +17,19 @@ use layerfs::{DiffId, Digest, Digester, FileKind, Store, Time, Tree, TreeInode};
 use oci_spec::image::{Descriptor, MediaType};
 use registry_client::Client;
 
-use super::directory::Directory;
 use super::git::{self, Git, GitAccess, GitReference, Resolved};
-use super::ignore::Patterns;
-use super::tree::ContextTree;
 use crate::cache;
 use crate::changeset::unpack;
-use crate::changeset::{ChangeSet, Content, Node, Owner, clean, join};
+use crate::changeset::{ChangeSet, Content, Node, Owner};
 use crate::commit::commit_changeset;
+use crate::context::{ContextError, ContextTree, Directory, Patterns};
 use crate::error::BuildError;
 use crate::fields::truth;
 use crate::flights::Flights;
 use crate::materials::{Material, Materials};
-use crate::request::Secret;
+use crate::paths::{clean, join};
 use crate::schedule::Schedule;
+use crate::secret::Secret;
 
 /// A larger file of the web is refused: registries take no layer beyond this (GitHub's 10 GB, Amazon's 52 GB).
 pub(crate) const MOST_FETCHED_BYTES: u64 = 10 << 30;
@@ -277,8 +276,7 @@ impl<'a> Fetcher<'a> {
                 return Err(git.wrong(format!("{:?} is no directory of the repository", reference.directory)).into());
             }
         }
-        let failed =
-            |error: super::error::ContextError| BuildError::Request(format!("{}: cannot {error}", git.repository));
+        let failed = |error: ContextError| BuildError::Request(format!("{}: cannot {error}", git.repository));
         let directory = Directory::open(&root, Patterns::default()).map_err(failed)?;
         let tree: Arc<dyn Tree> = Arc::new(ContextTree::new(directory, Vec::new(), 1).map_err(failed)?);
         let modified = (!reference.checkout_times).then_some(Time { seconds: time, nanoseconds: 0 });
@@ -426,14 +424,10 @@ fn digest_of_file(file: &mut File) -> io::Result<Digest> {
 /// password in it is not.
 fn key_words(reference: &GitReference, resolved: &Resolved, keeps_git_dir: bool) -> String {
     let name = resolved.full_ref.as_deref().filter(|_| keeps_git_dir).unwrap_or_default();
-    format!(
-        "{} {} {name:?} {:?} {keeps_git_dir} {} {}",
-        reference.shown(),
-        resolved.id,
-        reference.directory,
-        reference.skip_submodules,
-        reference.checkout_times
-    )
+    let GitReference { directory, skip_submodules, checkout_times, .. } = reference;
+    let (remote, id) = (reference.shown(), &resolved.id);
+    // The only field that may hold the end of a line is the last one.
+    format!("{remote}\n{id}\n{name}\n{skip_submodules} {keeps_git_dir} {checkout_times}\n{directory}")
 }
 
 /// Puts what a directory of a checkout holds, with the modes and owners that git knows of, and without git's own files

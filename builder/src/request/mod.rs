@@ -1,5 +1,7 @@
 //! What is asked of a build: everything that is not in the Dockerfile or its context.
 
+mod cache;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,12 +9,13 @@ use std::sync::Arc;
 use layerfs::{Packing, Plane};
 use registry_client::{Platform, Policy, Reference};
 
-use crate::attestation::Attestations;
-use crate::context::{FetchAccess, Fetched, RemotePlace};
 use crate::dockerfile::Source;
 use crate::failure::OnFailure;
-use crate::remote_cache::CacheRequest;
+use crate::fetch::{FetchAccess, Fetched, RemotePlace};
 use crate::sandbox::{self, Limits, Network, Process, Ulimit};
+use crate::secret::Secret;
+
+pub use self::cache::{CacheExport, CacheImport, CachePlace, CacheRequest, CacheScope};
 
 /// A build.
 #[derive(Clone)]
@@ -148,6 +151,32 @@ impl MainContext {
     }
 }
 
+/// Which statements are asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attestations {
+    /// How the image was built.
+    pub provenance: Option<Provenance>,
+    /// Which packages it holds.
+    pub packages: bool,
+}
+
+/// What is said of a build.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Provenance {
+    /// The values of build arguments, labels, the ids of secrets and the Dockerfile, too.
+    pub is_whole: bool,
+    /// Who says that it was built: a URI.
+    pub builder: String,
+}
+
+impl Attestations {
+    /// Whether nothing is asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.provenance.is_none() && !self.packages
+    }
+}
+
 /// How a build goes on.
 #[derive(Debug, Clone, Default)]
 pub struct EngineRequest {
@@ -221,10 +250,6 @@ pub enum Times {
     /// Files keep their real times, and the image says that it was made at this time.
     RealFiles(i64),
 }
-
-/// A secret's bytes. Neither printed nor logged.
-#[derive(Clone)]
-pub struct Secret(pub Arc<[u8]>);
 
 /// Something that a Dockerfile may do only if the caller allows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

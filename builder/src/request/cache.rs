@@ -10,11 +10,20 @@ use layerfs::Packing;
 use oci_spec::image::Digest;
 use registry_client::{ImageName, Reference};
 
-use crate::fields::Fields;
-use crate::output::packing;
+use crate::fields::{Fields, packing};
 
 /// The tag in a directory where none is named.
 const DEFAULT_TAG: &str = "latest";
+
+/// What a build asks of remote caches.
+#[derive(Debug, Clone, Default)]
+pub struct CacheRequest {
+    /// Where steps are looked for that this machine has not carried out, the first place first.
+    pub imports: Vec<CacheImport>,
+    /// Whether the image's configuration says which steps made its layers, for `type=registry,ref=IMAGE` of later
+    /// builds.
+    pub is_inline: bool,
+}
 
 /// A place that holds a cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +72,7 @@ pub enum CacheExport {
 
 impl CachePlace {
     /// The same as policies know it.
-    pub(super) fn image_name(&self) -> ImageName {
+    pub(crate) fn image_name(&self) -> ImageName {
         match self {
             Self::Registry(reference) => ImageName::Registry(reference.clone()),
             Self::Local { directory, name } => {

@@ -8,7 +8,6 @@ mod command;
 mod url;
 
 pub(crate) use checkout::{Resolved, check_out, make_repeatable, resolve};
-pub use command::GitError;
 pub(crate) use command::{Git, GitAccess};
 pub use url::{GitReference, GitUrlError};
 pub(crate) use url::{redacted, without_passwords};

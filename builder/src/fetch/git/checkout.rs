@@ -7,8 +7,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::command::{Git, GitError};
+use super::command::Git;
 use super::url::{GitReference, without_passwords};
+
+use crate::error::GitError;
 
 /// What a reference names at this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]

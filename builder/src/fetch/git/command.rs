@@ -13,8 +13,9 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
-use crate::request::Secret;
+use crate::error::GitError;
 use crate::schedule::Schedule;
+use crate::secret::Secret;
 
 /// What git may use of the caller's.
 #[derive(Clone, Default)]
@@ -29,62 +30,6 @@ pub(crate) struct GitAccess {
     pub(crate) agent: Option<PathBuf>,
     /// A URL, and the `Authorization` header for everything below it.
     pub(crate) authorization: Option<(String, Secret)>,
-}
-
-/// Why git did not do what it was asked for.
-#[derive(Debug, thiserror::Error)]
-pub enum GitError {
-    /// There is no git.
-    #[error("git was not found, and is needed for git sources")]
-    Missing,
-    /// The process could not be run.
-    #[error("cannot run git {verb}: {source}")]
-    Run {
-        /// The subcommand.
-        verb: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// git said no.
-    #[error("git {verb} failed for {repository}: {said}")]
-    Failed {
-        /// The subcommand.
-        verb: String,
-        /// The repository, without secrets.
-        repository: String,
-        /// The end of what it wrote.
-        said: String,
-    },
-    /// The repository is not as it was said to be.
-    #[error("{repository}: {what}")]
-    Repository {
-        /// The repository, without secrets.
-        repository: String,
-        /// What is wrong.
-        what: String,
-    },
-}
-
-impl GitError {
-    /// What to do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
-        match self {
-            Self::Missing => Some("install the package git, or give an archive of the repository instead"),
-            Self::Failed { said, .. }
-                if said.contains("Authentication failed") || said.contains("could not read Username") =>
-            {
-                Some("give a token: --secret id=GIT_AUTH_TOKEN,env=VARIABLE")
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether the other side, or the way to it, is at fault.
-    #[must_use]
-    pub fn is_remote(&self) -> bool {
-        matches!(self, Self::Failed { .. })
-    }
 }
 
 /// Where programs are looked for if the caller does not say.

@@ -254,7 +254,7 @@ fn flag(key: &str, value: &str) -> Result<bool, String> {
 
 /// A directory without leading slash, dots and double slashes; what leads above the root stays in the root.
 fn clean(directory: &str) -> String {
-    String::from_utf8_lossy(&crate::changeset::clean(directory.as_bytes())).into_owned()
+    String::from_utf8_lossy(&crate::paths::clean(directory.as_bytes())).into_owned()
 }
 
 /// Undoes percent-encoding; `None` if there is a percent sign that begins none.

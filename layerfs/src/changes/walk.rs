@@ -1,14 +1,11 @@
-//! The changes of a writable layer against the tree below it: what the tar of a new layer will hold.
+//! The walk through an upper that finds what of it differs from the tree.
 //!
-//! Invariant: the result is a function of what the union shows, sorted by path, and not of how it came to be: a touched
-//! but equal file adds nothing, an opaque directory becomes the whiteouts of what it hides, a renamed directory of
-//! the tree is listed whole. Only the upper is walked, and parts of the tree only where they were renamed or where a
-//! copied-up hard link has names left in it. Nothing is written.
+//! Invariant: whatever goes away meanwhile counts as gone; a directory is opened below the upper, name by name, and no
+//! link is followed.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
-    fs::File,
-    os::fd::{AsFd, OwnedFd},
+    collections::{BTreeSet, HashMap},
+    os::fd::OwnedFd,
 };
 
 use rustix::{
@@ -16,13 +13,14 @@ use rustix::{
     io::Errno,
 };
 
+use super::{
+    Change, ChangeKind, ChangesError, Content,
+    links::{Found, LinkIndex, link_groups, open_below},
+};
 use crate::{
     tar::WHITEOUT_PREFIX,
     tree::{Attributes, FileKind, Time, Tree, TreeInode},
-    union::{
-        Handle, MarkNamespace, content_below, errno, kernel_index_entries, kind_of, lower_directory, open_at,
-        open_kernel_index, read_names, remaining_names, time_of,
-    },
+    union::{Handle, MarkNamespace, content_below, errno, kind_of, lower_directory, open_at, read_names, time_of},
 };
 
 /// Content is compared in pieces of this size.
@@ -31,134 +29,22 @@ const CHUNK_BYTES: usize = 128 << 10;
 /// Entries of a directory of the tree that are read at once.
 const PAGE: usize = 256;
 
-/// One entry of a new layer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// From the root, without a slash at either end; empty for the root directory itself.
-    pub path: Vec<u8>,
-    /// What is there now.
-    pub kind: ChangeKind,
-    /// Permission, set-id and sticky bits; 0 for a whiteout, as all that follows.
-    pub mode: u32,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Last change of content.
-    pub modified: Time,
-    /// Extended attributes, sorted by name, without the marks of the upper's format.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// What a change makes of a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChangeKind {
-    /// What the tree has there, a file or a directory with all below it, is gone.
-    Whiteout,
-    /// A file of this many bytes; [`Changes::open`] gives its content where it is in the upper.
-    File {
-        /// Where its content is.
-        content: Content,
-        /// Length of the content.
-        size_bytes: u64,
-    },
-    /// A further name of the file that an earlier change has at this path.
-    HardLink(Vec<u8>),
-    /// A directory.
-    Directory,
-    /// A symbolic link with this target.
-    Symlink(Vec<u8>),
-    /// A character device with its major and minor number.
-    CharacterDevice(u32, u32),
-    /// A block device with its major and minor number.
-    BlockDevice(u32, u32),
-    /// A named pipe.
-    Fifo,
-}
-
-/// Where the content of a changed file is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Content {
-    /// In the upper, at the path of the change.
-    Upper,
-    /// In the upper's index of copied-up hard links.
-    Index(TreeInode),
-    /// In the tree: a file in a renamed directory, or one of which only the metadata changed.
-    Tree(TreeInode),
-}
-
-/// Why changes could not be determined.
-#[derive(Debug, thiserror::Error)]
-pub enum ChangesError {
-    /// A system call failed, or the upper is damaged.
-    #[error("{action} /{} in the copy-on-write layer failed", path.escape_ascii())]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: Vec<u8>,
-        /// The errno.
-        #[source]
-        source: Errno,
-    },
-    /// A file has a name that means something else in a layer.
-    #[error("/{} cannot be stored in an image layer: names that start with \".wh.\" are whiteouts there", path.escape_ascii())]
-    ReservedName {
-        /// The file.
-        path: Vec<u8>,
-    },
-}
-
-/// The changes of an upper, in the order of their paths.
-#[derive(Debug)]
-pub struct Changes {
-    upper: OwnedFd,
-    index: LinkIndex,
-    entries: Vec<Change>,
-}
-
-impl Changes {
-    /// The entries of the new layer, sorted by the bytes of their paths.
-    pub fn entries(&self) -> &[Change] {
-        &self.entries
-    }
-
-    /// Opens the content of a changed file that is in the upper; `None` for anything else. No link is followed.
-    pub fn open(&self, change: &Change) -> Result<Option<File>, ChangesError> {
-        let opened = match &change.kind {
-            ChangeKind::File { content: Content::Upper, .. } => open_below(&self.upper, &change.path, FileKind::File),
-            ChangeKind::File { content: Content::Index(inode), .. } => self.index.open(*inode, FileKind::File),
-            _ => return Ok(None),
-        };
-        let handle =
-            opened.map_err(|source| ChangesError::System { action: "opening", path: change.path.clone(), source })?;
-        Ok(Some(File::from(handle.into_fd())))
-    }
-}
-
-/// Compares an upper with the tree that it was made over. Both are open directories. What was written through a mount
-/// must have been synced; what goes away while it is looked at counts as gone, and whoever opens its content later may
-/// not find it.
-///
-/// Sockets are left out, as they cannot be in a layer. If one name of a hard-linked file changed, all its names are
-/// listed, so that they stay links of each other without leading to a file of another layer.
-pub fn changes<T: Tree>(
+/// All changes, sorted by path.
+pub(super) fn walk<T: Tree>(
     tree: &T,
-    upper: OwnedFd,
-    work: &OwnedFd,
+    upper: &OwnedFd,
+    index: &LinkIndex,
     marks: MarkNamespace,
-) -> Result<Changes, ChangesError> {
-    let failed = |action| move |source| ChangesError::System { action, path: Vec::new(), source };
-    let index = LinkIndex::read(tree, work, marks).map_err(failed("reading the hard links of"))?;
+) -> Result<Vec<Change>, ChangesError> {
     let root = Some(TreeInode::ROOT);
     let pending = vec![Pending { path: Vec::new(), in_upper: true, merged: root, below: root }];
-    let mut walk = Walk { tree, upper: &upper, index: &index, marks, found: Vec::new(), pending, last: None };
-    walk.visit_root().map_err(failed("comparing"))?;
+    let mut walk = Walk { tree, upper, index, marks, found: Vec::new(), pending, last: None };
+    let failed = |source| ChangesError::System { action: "comparing", path: Vec::new(), source };
+    walk.visit_root().map_err(failed)?;
     while let Some(next) = walk.pending.pop() {
         walk.visit(&next)?;
     }
-    let entries = link_groups(walk.found);
-    Ok(Changes { upper, index, entries })
+    Ok(link_groups(walk.found))
 }
 
 /// A directory that is still to be compared.
@@ -169,13 +55,6 @@ struct Pending {
     merged: Option<TreeInode>,
     /// The directory that the tree has at its path.
     below: Option<TreeInode>,
-}
-
-/// A change, or an unchanged name of a file that may have changed names.
-struct Found {
-    change: Change,
-    group: Option<(bool, u64)>,
-    is_changed: bool,
 }
 
 /// Where a visible file is. What is in the upper may have its content in a file of the tree.
@@ -471,108 +350,9 @@ impl Object {
     }
 }
 
-/// The copied-up hard links of the tree in the work directory: in our index, or in the kernel's.
-#[derive(Debug)]
-struct LinkIndex {
-    ours: Option<OwnedFd>,
-    kernel: Option<OwnedFd>,
-    /// What is in the kernel's.
-    kernel_names: HashMap<TreeInode, String>,
-    /// Those with names that only the tree has.
-    split: HashSet<TreeInode>,
-}
-
-impl LinkIndex {
-    fn read<T: Tree>(tree: &T, work: &OwnedFd, marks: MarkNamespace) -> rustix::io::Result<Self> {
-        let own = match open_below(work, b"nacre", FileKind::Directory) {
-            Err(Errno::NOENT) => None,
-            other => Some(other?.into_fd()),
-        };
-        let open = |own: &OwnedFd| match open_at(own, b"index", FileKind::Directory) {
-            Err(Errno::NOENT) => Ok(None),
-            other => other.map(|index| Some(index.into_fd())),
-        };
-        let ours = own.as_ref().map_or(Ok(None), open)?;
-        let kernel = own.as_ref().map_or(Ok(None), open_kernel_index)?;
-        let mut found = Self { ours, kernel, kernel_names: HashMap::new(), split: HashSet::new() };
-        if let Some(index) = &found.ours {
-            found.split = split_groups(index)?;
-        }
-        if let Some(index) = &found.kernel {
-            for (inode, name) in kernel_index_entries(index)? {
-                let links = tree.attributes(inode).map_err(errno)?.links;
-                let copy = rustix::fs::statat(index, &*name, AtFlags::SYMLINK_NOFOLLOW)?;
-                if remaining_names(marks, index, &name, copy.st_nlink, links)? > 0 {
-                    found.split.insert(inode);
-                }
-                found.kernel_names.insert(inode, name);
-            }
-        }
-        Ok(found)
-    }
-
-    /// Opens the copy of a hard link.
-    fn open(&self, inode: TreeInode, kind: FileKind) -> rustix::io::Result<Handle> {
-        match (self.kernel_names.get(&inode), &self.kernel, &self.ours) {
-            (Some(name), Some(index), _) => open_at(index, name.as_bytes(), kind),
-            (_, _, Some(index)) => open_at(index, inode.0.to_string().as_bytes(), kind),
-            _ => Err(Errno::STALE),
-        }
-    }
-}
-
-/// The copied-up hard links in our index with names that only the tree has.
-fn split_groups(index: &OwnedFd) -> rustix::io::Result<HashSet<TreeInode>> {
-    let mut split = HashSet::new();
-    for entry in rustix::fs::Dir::read_from(index)? {
-        let entry = entry?;
-        let Some(number) = entry.file_name().to_str().ok().and_then(|name| name.parse().ok()) else { continue };
-        let is_complete = match rustix::fs::readlinkat(index, format!("{number}.links"), Vec::new()) {
-            Ok(remaining) => remaining.to_bytes() == b"0",
-            Err(Errno::NOENT) => false,
-            Err(error) => return Err(error),
-        };
-        if !is_complete {
-            split.insert(TreeInode(number));
-        }
-    }
-    Ok(split)
-}
-
 fn whiteout(path: &[u8]) -> Change {
     let (path, kind) = (path.to_vec(), ChangeKind::Whiteout);
     Change { path, kind, mode: 0, uid: 0, gid: 0, modified: Time::default(), xattrs: Vec::new() }
-}
-
-/// Sorts by path, and makes every further name of a changed file a link to its first.
-fn link_groups(mut found: Vec<Found>) -> Vec<Change> {
-    found.sort_by(|a, b| a.change.path.cmp(&b.change.path));
-    let changed: HashSet<_> = found.iter().filter(|found| found.is_changed).filter_map(|found| found.group).collect();
-    let mut first = HashMap::new();
-    let mut changes = Vec::with_capacity(found.len());
-    for Found { mut change, group, is_changed } in found {
-        if let Some(group) = group.filter(|group| changed.contains(group)) {
-            match first.get(&group) {
-                Some(path) => change.kind = ChangeKind::HardLink(Vec::clone(path)),
-                None => drop(first.insert(group, change.path.clone())),
-            }
-        } else if !is_changed {
-            continue;
-        }
-        changes.push(change);
-    }
-    changes
-}
-
-/// Opens what is at a path below a directory, name by name; no link is followed and nothing above can be reached.
-fn open_below(root: impl AsFd, path: &[u8], kind: FileKind) -> rustix::io::Result<Handle> {
-    let mut at = open_at(root, b".", FileKind::Directory)?;
-    let mut names = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).peekable();
-    while let Some(name) = names.next() {
-        let kind = if names.peek().is_some() { FileKind::Directory } else { kind };
-        at = open_at(at.as_fd(), name, kind)?;
-    }
-    Ok(at)
 }
 
 fn read_full(handle: &Handle, buffer: &mut [u8], offset: u64) -> rustix::io::Result<usize> {

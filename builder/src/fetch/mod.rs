@@ -1,0 +1,11 @@
+//! Files from elsewhere: git repositories, archives, files of the web.
+
+mod fetched;
+mod git;
+mod source;
+
+pub(crate) use fetched::shown;
+pub use fetched::{FetchAccess, Fetched, Fetcher, MOST_TEXT_BYTES, RemotePlace, is_archive};
+pub(crate) use git::without_passwords;
+pub use git::{GitReference, GitUrlError};
+pub(crate) use source::SourceKind;
