@@ -1,7 +1,7 @@
 //! OCI image layouts (<https://github.com/opencontainers/image-spec/blob/main/image-layout.md>) as places.
 //!
-//! Invariant: every file appears whole: written without a name, synced, named. `index.json` changes under a lock,
-//! last, so that it never names what is not there.
+//! Invariant: every file appears whole: written without a name, or where a transfer keeps it to go on with, synced,
+//! named. `index.json` changes under a lock, last, so that it never names what is not there.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -104,19 +104,22 @@ impl<'a> Stream<'a> {
     }
 
     fn patch(&self, session: &mut Session) -> Result<(), Cause> {
-        let body: &MakeBody<'_> = &|| Ok(Body::Stream { content: Box::new(self.reader()), size_bytes: None });
+        // What comes to nothing ends like what is whole: docker-registry signs how far an upload is, and could end none
+        // that was cut.
+        let body: &MakeBody<'_> =
+            &|| Ok(Body::Stream { content: Box::new(EndedIfAbandoned(self.reader())), size_bytes: None });
         let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
         let mut call = self.repository.call(Method::Patch, session.location.clone(), headers, body);
         call.may_repeat = false;
         let response = self.repository.answer(&self.doing, &call)?;
+        if response.header("location").is_some() {
+            session.follow(self.repository, &response)?;
+        }
         let size_bytes = self.blob.wait()?.size();
         if let Some(has) =
             response.header("range").and_then(range_end).filter(|has| *has != size_bytes && size_bytes > 1)
         {
             return Err(Cause::Malformed(format!("the registry has {has} of {size_bytes} bytes after a stream")));
-        }
-        if response.header("location").is_some() {
-            session.follow(self.repository, &response)?;
         }
         Ok(())
     }
@@ -170,6 +173,18 @@ impl Read for Told<'_> {
             self.stream.tell(&descriptor, self.position_bytes);
         }
         Ok(count)
+    }
+}
+
+/// The same, which comes to an end where the blob comes to nothing.
+struct EndedIfAbandoned<'a>(Told<'a>);
+
+impl Read for EndedIfAbandoned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer) {
+            Err(_) if self.0.stream.blob.is_abandoned() => Ok(0),
+            read => read,
+        }
     }
 }
 

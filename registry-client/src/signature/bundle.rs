@@ -31,7 +31,7 @@ const STATEMENT: &str = "https://in-toto.io/Statement/v1";
 const STATEMENT_TYPE: &str = "application/vnd.in-toto+json";
 
 /// A signed statement.
-pub(super) struct Bundle {
+pub(crate) struct Bundle {
     statement: Vec<u8>,
     signature: Vec<u8>,
     /// In DER; `None` where a key signed.
@@ -42,7 +42,7 @@ pub(super) struct Bundle {
 
 impl Bundle {
     /// Reads a document.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
         let odd = |what: &str| format!("its bundle is odd: {what}");
         let document = strict(bytes).map_err(|what| odd(&what))?;
         let parts = ["mediaType", "verificationMaterial", "dsseEnvelope"];
@@ -88,13 +88,13 @@ impl Bundle {
     }
 
     /// The certificate of who signed.
-    pub(super) fn certificate(&self) -> Result<Certificate, String> {
+    pub(crate) fn certificate(&self) -> Result<Certificate, String> {
         let own = self.certificate.clone().ok_or("no certificate lies in its bundle")?;
         Ok(Certificate::alone(own))
     }
 
     /// What a log says of it.
-    pub(super) fn noted(&self) -> Result<Noted, String> {
+    pub(crate) fn noted(&self) -> Result<Noted, String> {
         match self.entries.as_slice() {
             [entry] => noted(entry).ok_or_else(|| {
                 "its log entry is odd, or has no signature of its log, as Rekor 2 makes it; these are not supported"
@@ -106,32 +106,36 @@ impl Bundle {
     }
 
     /// What the statement says.
-    pub(super) fn payload(&self) -> Result<Payload, String> {
-        let odd = |what: &str| format!("what is signed is odd: {what}");
-        let document = strict(&self.statement).map_err(|what| odd(&what))?;
-        let parts = ["_type", "subject", "predicateType", "predicate"];
-        let [kind, subject, predicate, said] = exactly(&document, "it", parts).map_err(|what| odd(&what))?;
-        if kind != STATEMENT || predicate != PREDICATE || !said.is_object() {
-            return Err("what is signed is no word of an image, but something else about it".to_owned());
-        }
-        let [subject] = subject.as_array().map(Vec::as_slice).unwrap_or_default() else {
-            return Err(odd("it is not about one image"));
-        };
-        let digests = subject.get("digest").and_then(Value::as_object).filter(|digests| digests.len() == 1);
-        let digest = digests.and_then(|digests| digests.iter().next());
-        let digest =
-            digest.and_then(|(algorithm, hex)| Digest::try_from(format!("{algorithm}:{}", hex.as_str()?)).ok());
-        let annotations = match subject.get("annotations") {
-            None => BTreeMap::new(),
-            Some(Value::Object(map)) => map.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
-            Some(_) => return Err(odd("its annotations are none")),
-        };
-        let known = 1 + usize::from(subject.get("annotations").is_some());
-        if subject.as_object().map(Map::len) != Some(known) {
-            return Err(odd("its subject has parts that are not known"));
-        }
-        Ok(Payload { digest: digest.ok_or_else(|| odd("its digest is none"))?, identity: None, annotations })
+    pub(crate) fn payload(&self) -> Result<Payload, String> {
+        said_by(&self.statement)
     }
+}
+
+/// What a statement says.
+pub(crate) fn said_by(statement: &[u8]) -> Result<Payload, String> {
+    let odd = |what: &str| format!("what is signed is odd: {what}");
+    let document = strict(statement).map_err(|what| odd(&what))?;
+    let parts = ["_type", "subject", "predicateType", "predicate"];
+    let [kind, subject, predicate, said] = exactly(&document, "it", parts).map_err(|what| odd(&what))?;
+    if kind != STATEMENT || predicate != PREDICATE || !said.is_object() {
+        return Err("what is signed is no word of an image, but something else about it".to_owned());
+    }
+    let [subject] = subject.as_array().map(Vec::as_slice).unwrap_or_default() else {
+        return Err(odd("it is not about one image"));
+    };
+    let digests = subject.get("digest").and_then(Value::as_object).filter(|digests| digests.len() == 1);
+    let digest = digests.and_then(|digests| digests.iter().next());
+    let digest = digest.and_then(|(algorithm, hex)| Digest::try_from(format!("{algorithm}:{}", hex.as_str()?)).ok());
+    let annotations = match subject.get("annotations") {
+        None => BTreeMap::new(),
+        Some(Value::Object(map)) => map.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
+        Some(_) => return Err(odd("its annotations are none")),
+    };
+    let known = 1 + usize::from(subject.get("annotations").is_some());
+    if subject.as_object().map(Map::len) != Some(known) {
+        return Err(odd("its subject has parts that are not known"));
+    }
+    Ok(Payload { digest: digest.ok_or_else(|| odd("its digest is none"))?, identity: None, annotations })
 }
 
 /// The document for what a key signs, of which the name is left out.

@@ -50,7 +50,7 @@ pub(super) struct Holder {
 }
 
 /// A certificate as it lies beside a signature, with those between it and a root.
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     /// Its DER form.
     pub(super) own: Vec<u8>,
     chain: Vec<Vec<u8>>,

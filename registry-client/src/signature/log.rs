@@ -18,7 +18,7 @@ use crate::digest::digest_of;
 pub(super) struct PublicLog(Vec<PublicKey>);
 
 /// What a log noted, as it says.
-pub(super) struct Noted {
+pub(crate) struct Noted {
     /// Its signature of the rest.
     pub(super) promise: Vec<u8>,
     /// In base64.

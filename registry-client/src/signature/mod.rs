@@ -29,6 +29,8 @@ mod yaml;
 
 pub(crate) use self::attached::companion_tags;
 pub use self::attached::{companion_subject, sign, sign_bundle};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::bundle::{Bundle, said_by};
 pub(crate) use self::companion::{check_companion, has_companion_to_join, put_companion};
 pub use self::gpg::{GpgKey, GpgKeyring};
 pub use self::identity::SignedIdentity;
