@@ -34,6 +34,7 @@ mod cache_mounts;
 mod causes;
 mod changeset;
 mod check;
+mod clearing;
 mod commit;
 mod container;
 pub mod context;
