@@ -1,8 +1,6 @@
 //! GPG's signatures: what skopeo signs is taken here, and what is signed here skopeo takes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -10,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::desk::Desk;
 use fixtures::Ended;
+use fixtures::fault::{FaultServer, Reply};
 
 const OWNER: &str = "release@r.example";
 
@@ -231,26 +230,12 @@ fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
     office.pull("app:1").failure(1, "was revoked");
 }
 
-/// Serves the files below a directory, one request a connection; yields its address.
-fn serve(directory: PathBuf) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = listener.local_addr().expect("bound").to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("a client comes");
-            let lines = BufReader::new(stream.try_clone().expect("a socket is cloned")).lines();
-            let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let path = head[0].split(' ').nth(1).expect("a path").trim_start_matches('/');
-            let (status, body) = match fs::read(directory.join(path)) {
-                Ok(body) => ("200 OK", body),
-                Err(_) => ("404 Not Found", Vec::new()),
-            };
-            let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-            // Who asked may be gone.
-            _ = stream.write_all(&[head.into_bytes(), body].concat());
-        }
-    });
-    address
+/// Serves the files below a directory.
+fn serve(directory: PathBuf) -> FaultServer {
+    FaultServer::start(move |request| match fs::read(directory.join(request.path.trim_start_matches('/'))) {
+        Ok(body) => Reply::new(200).body(body),
+        Err(_) => Reply::new(404),
+    })
 }
 
 #[test]
@@ -258,7 +243,8 @@ fn stores_are_read_from_the_web_and_written_where_staging_is() {
     let office = Office::new();
     let desk = &office.desk;
     desk.push("app:1", "linux/amd64", "one");
-    let address = serve(office.store());
+    let server = serve(office.store());
+    let address = server.address();
     office.usual_policy();
     let sign = || desk.run(&["sign", "--gpg-key", OWNER, &desk.at("app:1")]);
     office.lookaside(&format!("lookaside: http://{address}/"));
