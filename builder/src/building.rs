@@ -45,14 +45,6 @@ pub(crate) struct Builder<'a> {
     begun: Cell<usize>,
 }
 
-/// The name of what is known about the files of a directory, of which ignore files show different parts.
-fn facts_note(path: &Path, dockerfile: Option<&Path>) -> String {
-    let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let key = Key::of("files").bytes(absolute(path).as_os_str().as_bytes());
-    let key = dockerfile.map(absolute).iter().fold(key, |key, path| key.bytes(path.as_os_str().as_bytes()));
-    format!("files-{}", key.digest())
-}
-
 impl<'a> Builder<'a> {
     /// The stage with number `index` of an image.
     pub(crate) fn new(image: &'a ImageBuild<'a>, index: usize) -> Self {
@@ -404,4 +396,12 @@ pub(crate) fn tell(checked: Checked, dockerfile: &Dockerfile, events: &dyn Event
         events.warning(&format!("{}: {} ({name}:{})", warning.rule, warning.message, at.line));
     }
     checked.error.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// The name of what is known about the files of a directory, of which ignore files show different parts.
+fn facts_note(path: &Path, dockerfile: Option<&Path>) -> String {
+    let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let key = Key::of("files").bytes(absolute(path).as_os_str().as_bytes());
+    let key = dockerfile.map(absolute).iter().fold(key, |key, path| key.bytes(path.as_os_str().as_bytes()));
+    format!("files-{}", key.digest())
 }
