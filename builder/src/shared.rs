@@ -22,6 +22,7 @@ use crate::place::StoredImage;
 use crate::plan::stage_label;
 use crate::remote_cache::RemoteCaches;
 use crate::request::BuildRequest;
+use crate::sandbox::Starter;
 use crate::schedule::Schedule;
 
 /// What all stages of a build share.
@@ -35,6 +36,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) fetcher: &'a Fetcher<'a>,
     pub(crate) frontend: FrontendArguments,
     pub(crate) schedule: &'a Schedule,
+    /// Starts what RUN runs.
+    pub(crate) starter: Starter,
     pub(crate) packer: Packer<'a>,
     /// Steps by key.
     pub(crate) steps: Flights<String, DiffId>,
@@ -83,6 +86,7 @@ impl<'a> Shared<'a> {
             fetcher,
             frontend,
             schedule,
+            starter: Starter::default(),
             packer,
             steps: Flights::new(),
             renewed: Flights::new(),

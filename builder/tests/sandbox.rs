@@ -15,6 +15,7 @@ use builder::sandbox::{
 };
 use fixtures::Desk;
 use fixtures::user::User as OrdinaryUser;
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -522,6 +523,41 @@ fn helper_that_is_another_program_is_an_error() {
     assert!(matches!(step.wait(), Err(Error::Lost { .. })));
     let missing = sandbox::run_with(Path::new("/no/helper"), &root.shell("true"), streams);
     assert!(missing.err().unwrap().to_string().contains("/no/helper"));
+}
+
+/// The parent of a process: field 4 of /proc/PID/stat.
+fn parent(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat[stat.rfind(')').unwrap() + 1..].split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn steps_of_one_starter_end_each_by_itself_and_a_starter_that_was_killed_is_replaced() {
+    let root = Root::new();
+    let starter = sandbox::Starter::new(&helper());
+    let (stdin, stdin_writer) = std::io::pipe().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let streams = Streams { stdin: Some(stdin.as_fd()), stdout: None, stderr: None };
+    let short = starter.run(&root.shell("read line; exit 3"), streams).unwrap();
+    // Starts when the starter holds what is the first one's.
+    let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: None };
+    let long = starter.run(&root.shell("echo up; exec sleep 1000123"), streams).unwrap();
+    reader.read_exact(&mut [0; 3]).unwrap();
+    drop((stdin, stdin_writer));
+    assert_eq!(short.wait().unwrap(), Exit::Code(3));
+
+    let sleeps =
+        |entry: &fs::DirEntry| fs::read(entry.path().join("cmdline")).is_ok_and(|c| c == b"sleep\x001000123\0");
+    let command = fs::read_dir("/proc").unwrap().map(Result::unwrap).find(sleeps).unwrap();
+    let command: i32 = command.file_name().to_str().unwrap().parse().unwrap();
+    let process = rustix::process::Pid::from_raw(parent(parent(parent(command)))).unwrap();
+    let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
+    rustix::process::pidfd_send_signal(&process, Signal::KILL).unwrap();
+    rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], None).unwrap();
+    let streams = Streams { stdin: None, stdout: None, stderr: None };
+    assert_eq!(starter.run(&root.shell("exit 4"), streams).unwrap().wait().unwrap(), Exit::Code(4));
+    long.killer().kill();
+    assert_eq!(long.wait().unwrap(), Exit::Signal(9));
 }
 
 /// Not a fact of its own: the caller that `killed_caller_leaves_nothing` kills. Without a root in the environment it is

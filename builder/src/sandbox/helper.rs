@@ -19,35 +19,14 @@ use super::{During as _, Exit, Failure, Process, Report, init, root, runtime};
 use crate::open_files;
 use crate::sys::{self, Forked};
 
-/// Numbers of the descriptors that `run` passes on after the standard streams.
-const SPEC: i32 = 3;
-const REPORT: i32 = 4;
-const LIFELINE: i32 = 5;
-
-/// The whole life of the helper: reads the step from descriptor 3, runs it, and returns the exit code of the program.
-///
-/// Call it first thing in `main`, before any thread is started, when the first argument is [`super::HELPER_VERB`].
-pub fn init_main() -> u8 {
-    let Ok(report) = sys::inherited(REPORT) else { return 125 };
-    match supervise(report.as_fd()) {
-        Ok(()) => 0,
-        Err(failure) => {
-            Report::Failed(failure).send(report.as_fd());
-            125
-        }
-    }
-}
-
-fn supervise(report: BorrowedFd<'_>) -> Result<(), Failure> {
-    let mut spec = String::new();
-    let descriptor = sys::inherited(SPEC).during(|| "take over the description of the step".into())?;
-    File::from(descriptor).read_to_string(&mut spec).during(|| "read the description of the step".into())?;
+/// The whole life of the helper but for its last word: reads the step from `spec`, runs it, and reports how it ended.
+pub(super) fn supervise(spec: OwnedFd, report: BorrowedFd<'_>, lifeline: OwnedFd) -> Result<(), Failure> {
+    let mut text = String::new();
+    File::from(spec).read_to_string(&mut text).during(|| "read the description of the step".into())?;
     let (process, limit): (Process, Option<u64>) =
-        serde_json::from_str(&spec).map_err(|e| Failure::new("read the description of the step", e.to_string()))?;
+        serde_json::from_str(&text).map_err(|e| Failure::new("read the description of the step", e.to_string()))?;
     open_files::lower(limit);
-    let lifeline = sys::inherited(LIFELINE).during(|| "take over the lifeline".into())?;
-
-    // Away from the caller's terminal: Ctrl-C is the caller's to handle.
+    // A terminal that the step gets is its own.
     rustix::process::setsid().during(|| "start a session".into())?;
     let root = root::open(&process.root)?;
     let stubs = Stubs::make(root.as_fd(), &process)?;

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! caller (any number of threads; may serve the root over FUSE)
-//!   └─ helper      /proc/self/exe sandbox-init: makes mount points, waits, removes them again (helper.rs)
-//!        └─ init   PID 1 of new pid, mount, ipc and uts namespaces: mounts, pivot_root, reaps (init.rs)
-//!             └─ command   capabilities, seccomp, user, limits, exec (command.rs)
+//!   └─ starter          /proc/self/exe sandbox-init: forks a helper for each step (starter.rs)
+//!        └─ helper      makes mount points, waits, removes them again (helper.rs)
+//!             └─ init   PID 1 of new pid, mount, ipc and uts namespaces: mounts, pivot_root, reaps (init.rs)
+//!                  └─ command   capabilities, seccomp, user, limits, exec (command.rs)
 //! ```
 //!
 //! Invariant: nothing of a step outlives it. The end of init ends every process of its namespace, the end of the helper
@@ -24,29 +25,25 @@ mod privileges;
 mod root;
 mod runtime;
 mod seccomp;
+mod starter;
 mod stubs;
 mod syscalls;
 
-use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
+use std::io::{BufRead as _, BufReader};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::MemfdFlags;
-use rustix::pipe::PipeFlags;
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
 use serde::{Deserialize, Serialize};
 
-use crate::open_files;
-
-pub use helper::init_main;
 pub use limits::{Limits, SwapLimit, Ulimit};
 pub use runtime::Runtime;
+pub use starter::{Starter, init_main};
 
-/// The first argument with which this program is started as the helper; `main` then calls [`init_main`] before all
+/// The first argument with which this program is started as the starter; `main` then calls [`init_main`] before all
 /// else.
 pub const HELPER_VERB: &str = "sandbox-init";
 
@@ -267,7 +264,7 @@ pub enum Error {
     /// The helper process ended without saying how the step ended: it was killed, or is not this program.
     #[error("the sandbox helper ended unexpectedly (wait status {status:#x})")]
     Lost {
-        /// The raw wait status of the helper.
+        /// The raw wait status of the helper; 0 where nobody was left to tell it.
         status: i32,
     },
 }
@@ -311,6 +308,8 @@ enum Report {
     Failed(Failure),
     /// The program ended.
     Exited(Exit),
+    /// The helper ended, with this raw wait status: the last word, from the starter.
+    Reaped(i32),
 }
 
 impl Report {
@@ -322,62 +321,54 @@ impl Report {
     }
 }
 
-/// Starts `process` with the program that is running now as the helper. Returns at once; see [`Step::wait`].
+/// Starts `process` with the program that is running now, and a [`Starter`] for it alone. Returns at once; see
+/// [`Step::wait`].
+///
+/// # Errors
+/// As [`Starter::run`].
 pub fn run(process: &Process, streams: Streams<'_>) -> Result<Step, Error> {
     run_with(Path::new("/proc/self/exe"), process, streams)
 }
 
-/// Starts `process` with `program` as the helper: one whose `main` calls [`init_main`] when its first argument is
-/// [`HELPER_VERB`].
+/// The same with another program: one whose `main` calls [`init_main`] when its first argument is [`HELPER_VERB`].
+///
+/// # Errors
+/// As [`Starter::run`].
 pub fn run_with(program: &Path, process: &Process, streams: Streams<'_>) -> Result<Step, Error> {
-    let start = |source: std::io::Error| Error::Start { program: program.into(), source };
-    let spec = describe(process)?;
-    let (report, report_writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| start(e.into()))?;
-    let (lifeline_reader, lifeline) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| start(e.into()))?;
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(start)?;
-    let or_null = |stream: Option<_>| stream.unwrap_or(null.as_fd());
-    let fds = [
-        or_null(streams.stdin),
-        or_null(streams.stdout),
-        or_null(streams.stderr),
-        spec.as_fd(),
-        report_writer.as_fd(),
-        lifeline_reader.as_fd(),
-    ];
-    let path = c_string(program.as_os_str())?;
-    // The step can see these arguments: no path of the host.
-    let argv = [c_string(OsStr::new("nacre"))?, c_string(OsStr::new(HELPER_VERB))?];
-    let pid = crate::sys::spawn(&path, &argv, &fds).map_err(start)?;
-    Ok(Step {
-        pid: Some(pid),
-        report: BufReader::new(report.into()),
-        killer: Killer(Arc::new(Mutex::new(Some(lifeline)))),
-    })
+    let starter = Starter::new(program);
+    let mut step = starter.run(process, streams)?;
+    step._starter = Some(starter);
+    Ok(step)
 }
 
-fn describe(process: &Process) -> Result<File, Error> {
-    let describe = |error: &dyn std::fmt::Display| Error::Describe(error.to_string());
-    let spec = rustix::fs::memfd_create("nacre-step", MemfdFlags::CLOEXEC).map_err(|e| describe(&e))?;
-    let mut spec = File::from(spec);
-    let json = serde_json::to_vec(&(process, open_files::of_steps())).map_err(|e| describe(&e))?;
-    spec.write_all(&json).and_then(|()| spec.rewind()).map_err(|e| describe(&e))?;
-    Ok(spec)
-}
-
-fn c_string(text: &OsStr) -> Result<CString, Error> {
-    CString::new(text.as_bytes()).map_err(|error| Error::Describe(error.to_string()))
+/// Waits for a child, and gives its raw wait status.
+fn reap(pid: Pid) -> i32 {
+    loop {
+        match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return status.as_raw(),
+            Err(Errno::INTR) => {}
+            // Someone else reaped it: no status, but it is gone.
+            _ => return 0,
+        }
+    }
 }
 
 /// A step that was started. Dropping it kills the step and waits for its end.
 #[derive(Debug)]
 pub struct Step {
-    /// The helper, until it is waited for.
-    pid: Option<Pid>,
+    /// Ends when the step, its processes and its helper have.
     report: BufReader<File>,
     killer: Killer,
+    /// Of a step alone.
+    _starter: Option<Starter>,
 }
 
 impl Step {
+    fn new(report: OwnedFd, lifeline: OwnedFd) -> Self {
+        let killer = Killer(Arc::new(Mutex::new(Some(lifeline))));
+        Self { report: BufReader::new(report.into()), killer, _starter: None }
+    }
+
     /// A handle that ends the step from any thread.
     pub fn killer(&self) -> Killer {
         self.killer.clone()
@@ -385,41 +376,32 @@ impl Step {
 
     /// Waits until the step has ended, all its processes are gone and its mount points are removed.
     pub fn wait(mut self) -> Result<Exit, Error> {
+        self.outcome()
+    }
+
+    fn outcome(&mut self) -> Result<Exit, Error> {
         let mut outcome = None;
+        let mut status = 0;
         let mut line = String::new();
         while self.report.read_line(&mut line).is_ok_and(|length| length > 0) {
             match serde_json::from_str(&line) {
                 // The first report says it all, but mount points that stay behind spoil a success as well.
                 Ok(Report::Failed(failure)) if !matches!(outcome, Some(Err(_))) => outcome = Some(Err(failure.into())),
                 Ok(Report::Exited(exit)) if outcome.is_none() => outcome = Some(Ok(exit)),
+                Ok(Report::Reaped(raw)) => status = raw,
                 _ => {}
             }
             line.clear();
         }
-        let status = self.reap();
         outcome.unwrap_or(Err(Error::Lost { status }))
-    }
-
-    /// Waits for the end of the helper and gives its raw wait status.
-    fn reap(&mut self) -> i32 {
-        let Some(pid) = self.pid.take() else { return 0 };
-        loop {
-            match rustix::process::waitpid(Some(pid), WaitOptions::empty()) {
-                Ok(Some((_, status))) => return status.as_raw(),
-                Err(rustix::io::Errno::INTR) => {}
-                // Someone else reaped it: no status, but it is gone.
-                _ => return 0,
-            }
-        }
     }
 }
 
 impl Drop for Step {
     fn drop(&mut self) {
-        if self.pid.is_some() {
-            self.killer.kill();
-            self.reap();
-        }
+        self.killer.kill();
+        // Nobody asks any more. After the end there is nothing to read.
+        _ = self.outcome();
     }
 }
 

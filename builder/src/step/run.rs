@@ -23,7 +23,7 @@ use crate::failure::FailedStep;
 use crate::machine;
 use crate::request::Entitlement;
 use crate::sandbox::{self, Process, Streams};
-use crate::schedule::Schedule;
+use crate::shared::Shared;
 use crate::stage::StageState;
 use crate::upper::{has_trusted_marks, make_directory, open_union, read_changes};
 
@@ -174,7 +174,7 @@ impl RunStep {
         process: &Process,
         site: &Site,
     ) -> Result<(), BuildError> {
-        let ended = execute(process, builder.shared.schedule, |bytes| builder.events.step_output(number, bytes));
+        let ended = execute(process, builder.shared, |bytes| builder.events.step_output(number, bytes));
         let (exit, tail) = ended.map_err(|error| step_error(site, &error))?;
         if exit.code() == 0 {
             return Ok(());
@@ -302,15 +302,15 @@ pub(crate) fn without_devices(mount_point: &Path) -> io::Result<()> {
 /// Runs the process, passing on what it writes, and keeps the last lines.
 fn execute(
     process: &Process,
-    schedule: &Schedule,
+    shared: &Shared<'_>,
     mut output: impl FnMut(&[u8]),
 ) -> Result<(sandbox::Exit, Vec<String>), sandbox::Error> {
     let setup = |cause: io::Error| sandbox::Error::Describe(format!("cannot make a pipe: {cause}"));
     let (mut reader, writer) = io::pipe().map_err(setup)?;
     let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: Some(writer.as_fd()) };
-    let step = sandbox::run(process, streams)?;
+    let step = shared.starter.run(process, streams)?;
     let killer = step.killer();
-    let _watched = schedule.watch(move || killer.kill());
+    let _watched = shared.schedule.watch(move || killer.kill());
     drop(writer);
     let mut tail = Tail::default();
     let mut buffer = vec![0; 1 << 16];
