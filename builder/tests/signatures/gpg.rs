@@ -73,7 +73,7 @@ impl Office {
         let registries = json!({self.desk.address(): [signed]});
         let policy = json!({"default": [{"type": "reject"}],
             "transports": {"docker": registries, "dir": {"": [signed]}, "oci": {"": [signed]}}});
-        fs::write(self.desk.path("policy.json"), policy.to_string()).expect("written");
+        self.desk.write("policy.json", policy.to_string());
     }
 
     fn usual_policy(&self) {
@@ -94,8 +94,7 @@ impl Office {
     fn skopeo_signs(&self, from: &str, to: &str, key: &str) {
         let place = |name: &str| format!("docker://{}", self.desk.at(name));
         let flags = ["copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", "--remove-signatures"];
-        fs::write(self.desk.path("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)
-            .expect("written");
+        self.desk.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
         self.skopeo(&[&flags[..], &["--sign-by", key, &place(from), &place(to)]].concat()).success();
     }
 
@@ -203,7 +202,7 @@ fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
     office.ran("gpg", &["--output", "old.gpg", "--export", "old@r.example"]);
     let payload = json!({"critical": {"type": "atomic container signature", "image": {"docker-manifest-digest": digest},
         "identity": {"docker-reference": desk.at("app:1")}}, "optional": {"timestamp": 1_704_070_000, "creator": "a person"}});
-    fs::write(desk.path("payload"), payload.to_string()).expect("written");
+    desk.write("payload", payload.to_string());
     let store = office.signature("app", &digest, 1);
     fs::create_dir_all(store.parent().expect("a directory")).expect("made");
     let then = ["--faked-system-time", "20240101T010000!", "--yes", "--local-user", "old@r.example", "--output"];
@@ -223,7 +222,7 @@ fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
     let own = |path: &PathBuf| listed.contains(path.file_stem().and_then(|stem| stem.to_str()).expect("text"));
     let revocation = revocation.into_iter().find(own).expect("made with the key");
     let text = fs::read_to_string(revocation).expect("text").replace(":-----BEGIN", "-----BEGIN");
-    fs::write(desk.path("revocation"), text).expect("written");
+    desk.write("revocation", text);
     office.ran("gpg", &["--batch", "--import", "revocation"]);
     office.ran("gpg", &["--yes", "--output", "gone.gpg", "--export", "gone@r.example"]);
     office.policy(&json!({"keyPath": desk.path("gone.gpg")}));
@@ -281,8 +280,8 @@ fn passwords_come_from_a_file_and_a_key_must_be_one() {
     office.ran("gpgconf", &["--kill", "gpg-agent"]);
     let name = desk.at("app:1");
     let sign = |key: &str, more: &[&str]| desk.run(&[&["sign", "--gpg-key", key, &name], more].concat());
-    fs::write(desk.path("wrong"), "hunter2-wrong\n").expect("written");
-    fs::write(desk.path("right"), "hunter2-gpg\n").expect("written");
+    desk.write("wrong", "hunter2-wrong\n");
+    desk.write("right", "hunter2-gpg\n");
     let wrong = sign("sealed@r.example", &["--password-file", "wrong"]);
     assert!(!wrong.stderr.contains("hunter2"), "{}", wrong.stderr);
     wrong.failure(1, "cannot sign with the key");
