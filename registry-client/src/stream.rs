@@ -7,6 +7,8 @@
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use oci_spec::image::Descriptor;
 
@@ -24,7 +26,7 @@ use crate::upload::Upload;
 /// The upload of one blob that grows.
 pub(crate) struct Stream<'a> {
     repository: &'a Repository,
-    blob: &'a GrowingBlob,
+    blob: &'a Arc<GrowingBlob>,
     progress: &'a dyn Progress,
     /// Whether the progress knows of the blob, which it does by its digest.
     is_told: AtomicBool,
@@ -32,7 +34,7 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    pub(crate) fn new(repository: &'a Repository, blob: &'a GrowingBlob, progress: &'a dyn Progress) -> Self {
+    pub(crate) fn new(repository: &'a Repository, blob: &'a Arc<GrowingBlob>, progress: &'a dyn Progress) -> Self {
         let origin = repository.origin();
         let doing = format!("push a blob to {}/{} while it is made", origin.registry, origin.repository);
         Self { repository, blob, progress, is_told: AtomicBool::new(false), doing }
@@ -54,6 +56,7 @@ impl<'a> Stream<'a> {
     fn upload(&self) -> Result<(Descriptor, Stored), Error> {
         let mut open = None;
         let client = self.repository.client();
+        let listed = client.open_streams().list(self.blob).map_err(|cause| Error::new(&self.doing, cause))?;
         let (here, recipe) = (self.repository.origin(), self.blob.recipe());
         let has_it = !client.known_blobs().repositories(&here.registry, recipe).is_empty();
         if !has_it && client.takes_streams(self.repository.host()) {
@@ -79,6 +82,8 @@ impl<'a> Stream<'a> {
             self.abandon(open);
             return Ok((descriptor, Stored::Unsent));
         }
+        // From here on it is an upload like any other, which the next push can go on with.
+        drop(listed);
         let stored = Upload::new(self.repository, &descriptor, self).begun_with(open).run()?;
         Ok((descriptor, stored))
     }
@@ -165,5 +170,57 @@ impl Read for Told<'_> {
             self.stream.tell(&descriptor, self.position_bytes);
         }
         Ok(count)
+    }
+}
+
+/// The streams of a client that are open, for who ends while they are.
+#[derive(Debug, Default)]
+pub(crate) struct OpenStreams {
+    state: Mutex<Streams>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    open: Vec<Arc<GrowingBlob>>,
+    is_over: bool,
+}
+
+/// One of them; dropped when its session is ended.
+struct Listed<'a>(&'a OpenStreams, &'a Arc<GrowingBlob>);
+
+impl OpenStreams {
+    /// Gives all of them up, and waits until their sessions are ended, but no longer than `wait`. No more are begun.
+    pub(crate) fn end(&self, wait: Duration) {
+        let mut state = self.lock();
+        state.is_over = true;
+        state.open.iter().for_each(|blob| blob.abandon());
+        // A registry that takes longer forgets them some day.
+        drop(self.ended.wait_timeout_while(state, wait, |state| !state.open.is_empty()));
+    }
+
+    fn list<'a>(&'a self, blob: &'a Arc<GrowingBlob>) -> Result<Listed<'a>, Cause> {
+        let mut state = self.lock();
+        if state.is_over {
+            return Err(Cause::Stopped);
+        }
+        state.open.push(Arc::clone(blob));
+        Ok(Listed(self, blob))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        // Whole between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        let Self(streams, blob) = self;
+        let mut state = streams.lock();
+        if let Some(position) = state.open.iter().position(|open| Arc::ptr_eq(open, blob)) {
+            state.open.swap_remove(position);
+        }
+        streams.ended.notify_all();
     }
 }

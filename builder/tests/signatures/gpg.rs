@@ -319,3 +319,85 @@ fn a_signature_that_unpacks_without_end_is_given_up() {
     fs::write(&first, vec![0x99; 70_000]).expect("written");
     office.pull("app:1").failure(1, "signature-1: it is larger");
 }
+
+#[test]
+fn gpg_signatures_go_with_a_copy_as_with_skopeos() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digest = desk.push("team/app:1", "linux/amd64", "one");
+    office.policy(&json!({"keyPath": desk.path(&format!("{OWNER}.gpg")),
+        "signedIdentity": {"type": "exactRepository", "dockerRepository": desk.at("team/app")}}));
+    desk.run(&["sign", "--gpg-key", OWNER, &desk.at("team/app:1")]).success();
+    let place = |name: &str| format!("docker://{}", desk.at(name));
+    let signatures = |repository: &str| {
+        let read = |number| fs::read(office.signature(repository, &digest, number)).ok();
+        (1..).map_while(read).collect::<Vec<_>>()
+    };
+    let original = signatures("team/app");
+    assert_eq!(original.len(), 1);
+    let skopeo = |more: &[&str]| {
+        let flags = ["copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"];
+        office.skopeo(&[&flags[..], more].concat())
+    };
+    // From one registry to another, each once, and beside those that are there.
+    skopeo(&[&place("team/app:1"), &place("theirs:1")]).success();
+    fs::create_dir_all(office.signature("ours", &digest, 1).parent().expect("it has one")).expect("made");
+    fs::write(office.signature("ours", &digest, 1), "another's").expect("written");
+    for _ in 0..2 {
+        assert_eq!(desk.run(&["copy", &place("team/app:1"), &place("ours:1")]).success(), digest);
+    }
+    assert_eq!(signatures("theirs"), original);
+    assert_eq!(signatures("ours"), [b"another's".to_vec(), original[0].clone()]);
+    // Under a policy too, and by way of a directory.
+    let checked = ["copy", "--signature-policy", "policy.json"];
+    desk.run(&[&checked[..], &[&place("ours:1"), "dir:here"]].concat()).success();
+    desk.run(&["copy", &place("team/app:1"), "dir:here"]).success();
+    assert_eq!(fs::read(desk.path("here/signature-1")).expect("there"), original[0]);
+    assert!(!desk.path("here/signature-2").exists(), "what was another image's");
+    desk.run(&[&checked[..], &["dir:here", &place("back:1")]].concat()).success();
+    office.pull("back:1").success();
+    assert_eq!(signatures("back"), original);
+    skopeo(&["dir:here", &place("forth:1")]).success();
+    assert_eq!(signatures("forth"), original);
+    // What cannot keep them says so before anything is moved, and the store keeps none.
+    let refused = skopeo(&[&place("team/app:1"), "oci:theirs"]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("Can not copy signatures"), "{}", refused.stderr);
+    for destination in ["oci:ours", "oci-archive:ours.tar", "docker-archive:ours.tar"] {
+        desk.run(&["copy", &place("team/app:1"), destination]).failure(1, "--remove-signatures leaves them behind");
+        assert!(!desk.path("ours").exists() && !desk.path("ours.tar").exists());
+    }
+    let anew = ["copy", "--compression", "zstd", "--force-compression", &place("team/app:1"), &place("anew:1")];
+    desk.run(&anew).failure(1, "--remove-signatures leaves them behind");
+    desk.run(&[&anew[..], &["--remove-signatures"]].concat()).success();
+    desk.run(&["copy", "--remove-signatures", &place("team/app:1"), "oci:ours"]).success();
+    desk.run(&["copy", "--remove-signatures", &place("team/app:1"), &place("bare:1")]).success();
+    assert_eq!(signatures("bare"), Vec::<Vec<u8>>::new());
+    desk.run(&["copy", &place("team/app:1"), "stored:1"]).success();
+}
+
+#[test]
+fn signatures_of_every_image_of_an_index_go_with_it() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digests = ["amd64", "arm64"].map(|cpu| desk.push(&format!("app:{cpu}"), &format!("linux/{cpu}"), cpu));
+    let names = ["all", "amd64", "arm64"].map(|tag| desk.at(&format!("app:{tag}")));
+    desk.run(&["manifest", "create", &names[0], &names[1], &names[2]]).success();
+    desk.run(&["manifest", "push", &names[0]]).success();
+    desk.run(&["sign", "--recursive", "--gpg-key", OWNER, &names[0]]).success();
+    fs::write(desk.path("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("written");
+    let all = format!("docker://{}", names[0]);
+    desk.run(&["copy", "--all", &all, "dir:ours"]).success();
+    office.skopeo(&["copy", "-q", "--all", "--src-tls-verify=false", &all, "dir:theirs"]).success();
+    let files = |directory: &str| {
+        let entries = fs::read_dir(desk.path(directory)).expect("listed").flatten();
+        let mut found: Vec<_> =
+            entries.map(|entry| (entry.file_name(), fs::read(entry.path()).expect("read"))).collect();
+        found.sort();
+        found
+    };
+    assert!(files("ours") == files("theirs"), "{:?}", files("ours").iter().map(|(name, _)| name).collect::<Vec<_>>());
+    desk.run(&["copy", "--all", "dir:ours", &format!("docker://{}", desk.at("copied:all"))]).success();
+    for digest in &digests {
+        assert!(office.signature("copied", digest, 1).is_file());
+    }
+}

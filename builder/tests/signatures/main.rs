@@ -450,3 +450,27 @@ fn signatures_of_the_place_an_image_comes_to_stay_there() {
     desk.run(&["copy", "--referrers", &name, "dir:plain"]).failure(1, "it holds one image");
     assert!(!desk.path("plain").exists());
 }
+
+#[test]
+fn a_bundle_is_signed_and_verified_as_cosign_3_has_it() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "one");
+    let name = desk.at("app:1");
+    for _ in 0..2 {
+        assert_eq!(desk.sign("app:1", &["--bundle", "--annotation", "commit=abc"]).success(), digest);
+    }
+    let kind = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let listed = desk.run(&["referrers", "--artifact-type", kind, "--format", "json", &name]).json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    let rows = desk.run(&["verify", "--key", "release.pub", "--format", "json", &name]).json();
+    assert_eq!((&rows[0]["identity"], &rows[0]["annotations"]["commit"]), (&Value::Null, &json!("abc")));
+    let named = ["verify", "--key", "release.pub", "--identity", &name, &name];
+    desk.run(&named).failure(1, "it is a bundle, which is for no name");
+    // A policy demands a name; who only wants to know may do without.
+    desk.policy(None);
+    let under = ["--signature-policy", "policy.json", &name];
+    desk.run_afresh(&[&["pull"][..], &under].concat()).failure(1, "it is a bundle, which is for no name");
+    desk.run(&[&["verify"][..], &under].concat()).failure(1, "it is a bundle, which is for no name");
+    desk.run(&[&["verify", "--nameless"][..], &under].concat()).success();
+    desk.sign("app:1", &["--bundle", "--identity", &name]).failure(2, "--identity");
+}

@@ -57,6 +57,11 @@ pub(super) struct Certificate {
 }
 
 impl Certificate {
+    /// Of its DER form, without those above it.
+    pub(super) fn alone(own: Vec<u8>) -> Self {
+        Self { own, chain: Vec::new() }
+    }
+
     /// Of texts as PEM.
     pub(super) fn of(own: &str, chain: Option<&str>) -> Result<Self, String> {
         let odd = |what| format!("its certificate is odd: {what}");

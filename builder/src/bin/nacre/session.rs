@@ -67,7 +67,7 @@ impl Session {
     /// From here on a signal that ends the program leaves nothing behind.
     /// `has_mounts`: the process makes mounts, in a mount namespace of its own.
     pub(crate) fn catch_signals(&mut self, has_mounts: bool) -> anyhow::Result<()> {
-        self.interrupts = Interrupts::catch(&self.root, &self.display, has_mounts)?;
+        self.interrupts = Interrupts::catch(&self.root, &self.display, Some(&self.client), has_mounts)?;
         Ok(())
     }
 

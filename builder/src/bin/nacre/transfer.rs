@@ -40,7 +40,7 @@ impl Transfer {
             (Some(platform), false) => PlatformChoice::One(platform.clone()),
             (None, false) => PlatformChoice::One(Platform::host()),
         };
-        CopyOptions { platforms, jobs: usize::from(self.jobs), referrers: self.referrers }
+        CopyOptions { platforms, jobs: usize::from(self.jobs), referrers: self.referrers, ..CopyOptions::default() }
     }
 }
 
