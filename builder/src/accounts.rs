@@ -52,7 +52,7 @@ impl Accounts {
         let users = String::from_utf8_lossy(passwd)
             .lines()
             .filter_map(|line| {
-                let fields: Vec<&str> = line.split(':').collect();
+                let fields: Vec<&str> = line.trim().split(':').collect();
                 Some(User {
                     name: fields.first().filter(|name| !name.is_empty())?.to_string(),
                     uid: fields.get(2)?.parse().ok()?,
@@ -64,7 +64,7 @@ impl Accounts {
         let groups = String::from_utf8_lossy(group)
             .lines()
             .filter_map(|line| {
-                let fields: Vec<&str> = line.split(':').collect();
+                let fields: Vec<&str> = line.trim().split(':').collect();
                 Some(Group {
                     name: fields.first().filter(|name| !name.is_empty())?.to_string(),
                     gid: fields.get(2)?.parse().ok()?,
@@ -133,14 +133,17 @@ impl Accounts {
         Ok(Owner { uid, gid })
     }
 
+    /// A number is never a name, even if there is a user or a group of that name.
     fn user(&self, text: &str) -> Option<&User> {
-        let by_name = self.users.iter().find(|user| user.name == text);
-        by_name.or_else(|| self.users.iter().find(|user| text.parse() == Ok(user.uid)))
+        match text.parse::<u32>() {
+            Ok(uid) => self.users.iter().find(|user| user.uid == uid),
+            Err(_) => self.users.iter().find(|user| user.name == text),
+        }
     }
 
     fn gid(&self, text: &str) -> Option<u32> {
-        let by_name = self.groups.iter().find(|group| group.name == text).map(|group| group.gid);
-        by_name.or_else(|| text.parse().ok())
+        let by_name = || self.groups.iter().find(|group| group.name == text).map(|group| group.gid);
+        text.parse().ok().or_else(by_name)
     }
 }
 
@@ -167,6 +170,14 @@ mod tests {
     fn an_unknown_number_is_a_user_of_group_root() {
         let identity = accounts().identity("4242").expect("a number is always a user");
         assert_eq!(identity.owner, Owner { uid: 4242, gid: 0 });
+    }
+
+    #[test]
+    fn a_number_is_no_name_and_blanks_around_a_line_count_for_nothing() {
+        let accounts = Accounts::parse(b"7:x:9:8::/:\n \tapp:x:5:6::/home:\r\n", b"7:x:9:\n  crew:x:4: \n");
+        assert_eq!(accounts.identity("7").expect("a number").owner, Owner { uid: 7, gid: 0 });
+        assert_eq!(accounts.identity("app:7").expect("a number").owner, Owner { uid: 5, gid: 7 });
+        assert_eq!(accounts.identity("app:crew").expect("known").owner, Owner { uid: 5, gid: 4 });
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     let caches = RemoteCaches::new(request, store, client, events);
     let shared = Shared::new(request, store, client, events, &dockerfile, &caches, (&fetcher, &schedule))?;
     let makes_index = shared.frontend.makes_index;
-    let mut images = build_all(&shared, &plans)?;
+    let mut images = build_all(shared, &plans)?;
     if let MainContext::Fetched(fetched) = &request.context {
         fetched.material.iter().for_each(|material| materials.note(material.clone()));
     }

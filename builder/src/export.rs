@@ -17,7 +17,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::changeset::{ChangeSet, Content};
 use crate::error::BuildError;
-use crate::paths::join;
+use crate::paths::{base_name, join};
 use crate::place::StoredImage;
 
 /// Directory entries read at a time.
@@ -32,7 +32,7 @@ pub(crate) enum Ownership {
     Own,
 }
 
-/// Writes what lies at `path` of a tree into an existing directory.
+/// Writes what lies at `path` of a tree into an existing directory: what a directory holds, or a file under its name.
 ///
 /// # Errors
 /// If the path is not there, or something cannot be written.
@@ -47,7 +47,10 @@ pub(crate) fn to_directory(
         let top = ChangeSet::new(Arc::clone(tree)).below_at(path)?.ok_or(io::ErrorKind::NotFound)?;
         let root = File::open(directory)?;
         let mut exporter = Exporter { tree, ownership, links: HashMap::new(), root: root.as_fd() };
-        exporter.children(root.as_fd(), top, &[])
+        match tree.attributes(top)?.kind {
+            FileKind::Directory => exporter.children(root.as_fd(), top, &[]),
+            _ => exporter.entry(root.as_fd(), base_name(path), top, base_name(path)),
+        }
     };
     export().map_err(failed)
 }

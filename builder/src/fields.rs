@@ -14,11 +14,13 @@ impl Fields {
         let mut parsed: Vec<(String, String)> = Vec::new();
         for field in fields {
             let (key, value) = field.split_once('=').ok_or(format!("{field:?} is not key=value"))?;
+            // As in buildx, letters count alike; what follows in `annotation.NAME` is a name of the user's.
             let key = key.trim();
-            if parsed.iter().any(|(known, _)| known == key) {
+            let key = if key.contains('.') { key.to_owned() } else { key.to_ascii_lowercase() };
+            if parsed.iter().any(|(known, _)| *known == key) {
                 return Err(format!("{key}= is there twice"));
             }
-            parsed.push((key.to_owned(), value.to_owned()));
+            parsed.push((key, value.to_owned()));
         }
         Ok(Self(parsed))
     }
@@ -123,13 +125,13 @@ mod tests {
 
     #[test]
     fn fields_are_split_as_csv_and_taken_once() {
-        let mut fields = Fields::parse(r#"type=image,"name=a,b",push=True,x.1=2"#).expect("well formed");
+        let mut fields = Fields::parse(r#"type=image,"name=a,b",PUSH=True,x.A=2"#).expect("well formed");
         assert_eq!(fields.take("name").as_deref(), Some("a,b"));
         assert_eq!(fields.take("name"), None);
         assert_eq!(fields.boolean("push"), Ok(Some(true)));
-        assert_eq!(fields.take_prefixed("x."), [("1".to_owned(), "2".to_owned())]);
+        assert_eq!(fields.take_prefixed("x."), [("A".to_owned(), "2".to_owned())]);
         assert_eq!(fields.finish("that"), Err("type= is not supported with that".to_owned()));
-        for wrong in ["a", "a=1,a=2", r#""a=1"#] {
+        for wrong in ["a", "a=1,A=2", r#""a=1"#] {
             assert!(Fields::parse(wrong).is_err(), "{wrong}");
         }
     }

@@ -301,6 +301,20 @@ fn devices_work() {
 }
 
 #[test]
+fn a_step_cannot_open_devices_of_its_own_making() {
+    let root = Root::new();
+    fs::copy("/bin/busybox", root.path().join("bin/mknod")).unwrap();
+    let shown = tempfile::tempdir().unwrap();
+    // In a user namespace none can be made to begin with. /dev/null stands for the disks.
+    let script = "for file in /dev/own /dev/shm/own /shown/own /memory/own; do
+            mknod $file c 1 3 2>/dev/null; (: > $file) 2>/dev/null && [ -c $file ] && echo opened $file; done
+        : > /dev/null && echo done";
+    let mut process = root.shell(script);
+    process.mounts = vec![bind(shown.path(), "/shown", false), tmpfs("/memory")];
+    assert_eq!(run(&process).success(), "done\n");
+}
+
+#[test]
 fn size_of_shared_memory_is_the_one_asked_for() {
     let root = Root::new();
     let mut process = root.shell("stat -f -c '%b %S' /dev/shm");

@@ -168,7 +168,8 @@ impl<'a> IndexDraft<'a> {
 }
 
 impl EntryChange {
-    fn apply(&self, entry: &mut Value) {
+    /// Writes it into an entry.
+    pub(crate) fn apply(&self, entry: &mut Value) {
         if let Some(platform) = &self.platform {
             entry["platform"] = json!({ "architecture": platform.architecture(), "os": platform.os() });
             if let Some(variant) = platform.variant() {

@@ -3,7 +3,6 @@
 //! Invariant: every file appears whole: written without a name, or where a transfer keeps it to go on with, synced,
 //! named. `index.json` changes under a lock, last, so that it never names what is not there.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use serde_json::{Value, json};
 use crate::digest::VerifyingReader;
 use crate::draft::{Draft, parent};
 use crate::error::{Cause, Error};
+use crate::index::EntryChange;
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
 use crate::reference::{Reference, position_of};
@@ -35,26 +35,20 @@ pub struct OciLayout {
     directory: PathBuf,
     tag: Option<String>,
     /// What `index.json` says of the image besides its name.
-    annotations: BTreeMap<String, String>,
+    entry: EntryChange,
 }
 
 impl OciLayout {
     /// Names an image; as a destination the directory is made when something is put there.
     pub fn new(directory: impl Into<PathBuf>, tag: Option<String>) -> Self {
-        Self { directory: directory.into(), tag, annotations: BTreeMap::new() }
+        Self { directory: directory.into(), tag, entry: EntryChange::default() }
     }
 
-    /// As a destination, also writes these annotations beside the image's name in `index.json`.
+    /// As a destination, also writes this beside the image's name in `index.json`.
     #[must_use]
-    pub fn annotated(mut self, annotations: BTreeMap<String, String>) -> Self {
-        self.annotations = annotations;
+    pub fn described(mut self, entry: EntryChange) -> Self {
+        self.entry = entry;
         self
-    }
-
-    /// The annotations of the image's entry in `index.json`.
-    fn entry_annotations(&self) -> BTreeMap<&str, &str> {
-        let own = self.annotations.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        own.chain(self.tag.as_deref().map(|tag| (NAME, tag))).collect()
     }
 
     /// The names of its images.
@@ -129,8 +123,9 @@ impl OciLayout {
                 "mediaType": manifest.media_type(), "digest": manifest.digest().as_ref(),
                 "size": manifest.bytes().len(),
             });
-            if !self.entry_annotations().is_empty() {
-                entry["annotations"] = json!(self.entry_annotations());
+            self.entry.apply(&mut entry);
+            if let Some(tag) = &self.tag {
+                entry["annotations"][NAME] = tag.as_str().into();
             }
             entry
         } else {

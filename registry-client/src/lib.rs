@@ -102,3 +102,4 @@ pub use self::signature::{
     SignedIdentity, Signer, TrustedKeys, companion_subject, sign, sign_bundle, sign_with_gpg,
 };
 pub use self::transport::TransportOptions;
+pub use self::url::percent_decode;

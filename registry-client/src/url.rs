@@ -190,6 +190,18 @@ pub(crate) fn percent_encode(text: &str) -> String {
     out
 }
 
+/// The bytes that a percent-encoded text stands for; what is no encoding stays.
+pub fn percent_decode(text: &str) -> Vec<u8> {
+    let (mut out, mut rest) = (Vec::new(), text.as_bytes());
+    while let [first, behind @ ..] = rest {
+        let two = behind.get(..2).filter(|two| *first == b'%' && two.iter().all(u8::is_ascii_hexdigit));
+        let byte = two.and_then(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &behind[2..] } else { behind };
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

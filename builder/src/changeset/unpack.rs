@@ -15,7 +15,7 @@ use tar::EntryType;
 use super::copy::{Copier, CopyError, CopyOptions};
 use super::select::SourceTree;
 use crate::changeset::{ChangeSet, Content, Node, Owner};
-use crate::paths::{clean, join, parent};
+use crate::paths::{base_name, clean, components, join, parent};
 
 /// More members are refused: they are kept in memory, some 300 bytes each, until the layer is written.
 const MOST_MEMBERS: usize = 4 << 20;
@@ -312,10 +312,29 @@ fn number<N: Default>(read: io::Result<N>, field: &[u8]) -> io::Result<N> {
     if is_blank { Ok(N::default()) } else { read }
 }
 
-/// Where a member goes: links in its directories are followed inside the destination, its last name is kept.
+/// Where a member goes: links in its directories are followed inside the destination, its last name is kept. As in
+/// Docker, a link that leads to nothing there is no directory: none is made where an archive's author meant another.
 fn below(changes: &ChangeSet, top: &[u8], wanted: &[u8]) -> io::Result<Vec<u8>> {
     let directory = changes.resolve_below(top, parent(wanted))?;
-    Ok(join(&directory, crate::paths::base_name(wanted)))
+    if changes.stat(&directory)?.is_none() {
+        refuse_dangling(changes, top, parent(wanted))?;
+    }
+    Ok(join(&directory, base_name(wanted)))
+}
+
+/// Fails if a link on the way to a directory leads to nothing.
+fn refuse_dangling(changes: &ChangeSet, top: &[u8], directory: &[u8]) -> io::Result<()> {
+    let mut way = Vec::new();
+    for name in components(directory) {
+        let at = join(&changes.resolve_below(top, &way)?, name);
+        way = join(&way, name);
+        let is_link = changes.stat(&at)?.is_some_and(|there| there.kind == FileKind::Symlink);
+        if is_link && changes.stat(&changes.resolve_below(top, &way)?)?.is_none() {
+            let words = format!("the link /{} leads to nothing in the destination", at.escape_ascii());
+            return Err(io::Error::new(io::ErrorKind::NotFound, words));
+        }
+    }
+    Ok(())
 }
 
 /// Directories that no member names are root's, whatever --chown says.

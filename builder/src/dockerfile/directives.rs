@@ -29,11 +29,19 @@ impl Directives {
     }
 }
 
-/// Whether a frontend, as `# syntax=` names it, is Dockerfile's own.
+/// Whether a frontend, as `# syntax=` names it, is Dockerfile's own. A mirror has the same under a registry's or a
+/// project's name: it is not asked what it holds.
 pub(crate) fn is_own_frontend(text: &str) -> bool {
     let image = text.split_whitespace().next().unwrap_or_default();
-    let name = image.strip_prefix("docker.io/").unwrap_or(image).split(['@', ':']).next();
-    matches!(name, Some("docker/dockerfile" | "docker/dockerfile-upstream" | "dockerfile.v0"))
+    // The port of a registry is no tag.
+    let name = image.split('@').next().unwrap_or_default();
+    let name = name.rfind(':').filter(|colon| !name[*colon..].contains('/')).map_or(name, |colon| &name[..colon]);
+    let (place, image) = name.rsplit_once('/').unwrap_or(("", name));
+    match image {
+        "dockerfile" | "dockerfile-upstream" => place.rsplit('/').next() == Some("docker"),
+        "dockerfile.v0" => place.is_empty(),
+        _ => false,
+    }
 }
 
 /// Reads directives line by line until they end.

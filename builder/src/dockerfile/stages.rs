@@ -106,8 +106,15 @@ mod tests {
             "docker/dockerfile:1.7-labs",
             "docker.io/docker/dockerfile@sha256:00",
             "dockerfile.v0",
+            "docker.io/docker/dockerfile-upstream:master",
+            "localhost:5000/docker/dockerfile",
+            "mirror.example.com:5000/hub/docker/dockerfile:1@sha256:00",
         ] {
             assert!(Dockerfile::parse("D", format!("# syntax={own}\nFROM a").as_bytes()).is_ok(), "{own}");
+        }
+        for other in ["example.com/dockerfile:1", "docker/dockerfile-x", "notdocker/dockerfile", "docker/dockerfile/x"]
+        {
+            assert!(Dockerfile::parse("D", format!("# syntax={other}\nFROM a").as_bytes()).is_err(), "{other}");
         }
         let error = Dockerfile::parse("D", b"#check=skip=all\n# syntax=example.com/x:1\nFROM a").expect_err("foreign");
         assert_eq!((error.place.line, error.message.contains("example.com/x:1")), (2, true));

@@ -3,10 +3,8 @@
 //! Invariant: the content never changes: configuration and diff ids are those that were built. Documents are a function
 //! of what was built and the form.
 
-use std::collections::BTreeMap;
-
 use layerfs::{Packing, Store};
-use registry_client::Platform;
+use registry_client::{EntryChange, Platform};
 
 use super::annotations::{self, Annotation, AnnotationPlace};
 use crate::built::{Built, BuiltImage};
@@ -15,6 +13,10 @@ use crate::manifest;
 use crate::media::Types;
 use crate::media::compression;
 use crate::place::StoredImage;
+
+/// The annotation that says when an image was made.
+/// <https://github.com/opencontainers/image-spec/blob/main/annotations.md#pre-defined-annotation-keys>
+const CREATED: &str = "org.opencontainers.image.created";
 
 /// How an image is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,14 +56,19 @@ impl ImageForm {
         Ok(Built { manifest, images, ..built.clone() })
     }
 
-    /// The annotations of the entry in a layout's `index.json`.
-    pub(super) fn entry_annotations(&self, built: &Built) -> BTreeMap<String, String> {
-        match built.images.as_slice() {
+    /// What the entry in a layout's `index.json` says, as BuildKit has it; but an image of several platforms is as old
+    /// as the newest of them, and not as its export.
+    pub(super) fn entry(&self, built: &Built) -> EntryChange {
+        let (platform, own) = match built.images.as_slice() {
             [one] if !built.is_index() => {
-                annotations::at(&self.annotations, AnnotationPlace::ManifestDescriptor, Some(&one.platform))
+                let own = annotations::at(&self.annotations, AnnotationPlace::ManifestDescriptor, Some(&one.platform));
+                (Some(one.platform.clone()), own)
             }
-            _ => annotations::at(&self.annotations, AnnotationPlace::IndexDescriptor, None),
-        }
+            _ => (None, annotations::at(&self.annotations, AnnotationPlace::IndexDescriptor, None)),
+        };
+        let created = built.images.iter().filter_map(|one| manifest::seconds_of(one.image.config.created.as_deref()));
+        let created = created.max().map(|seconds| (CREATED.to_owned(), manifest::timestamp(Some(seconds))));
+        EntryChange { platform, annotations: created.into_iter().chain(own).collect(), ..EntryChange::default() }
     }
 
     /// Refuses what has no place in an image for some platforms, or in the index of them; `has_entry` tells whether a

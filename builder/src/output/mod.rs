@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use layerfs::{Store, Tree};
 use registry_client::{
-    Client, CopyOptions, Destination, DockerArchiveDestination, Error, OciArchiveDestination, OciLayout, Platform,
-    PlatformChoice, Progress, Reference, RegistryDestination, copy,
+    Client, CopyOptions, Destination, DockerArchiveDestination, EntryChange, Error, OciArchiveDestination, OciLayout,
+    Platform, PlatformChoice, Progress, Reference, RegistryDestination, copy,
 };
 
 pub use self::annotations::{Annotation, AnnotationPlace};
@@ -182,7 +182,7 @@ impl Output {
             OutputTarget::Oci(archive) => {
                 let mut shaped = self.form.apply(store, built, threads)?;
                 attestation::attach(store, &mut shaped, names_of(&archive.names, delivery))?;
-                archive.write_layout(&shaped, self.form.entry_annotations(&shaped), delivery)?;
+                archive.write_layout(&shaped, &self.form.entry(&shaped), delivery)?;
                 Ok(Some(shaped))
             }
             OutputTarget::Docker(archive) => {
@@ -260,31 +260,26 @@ impl Archive {
         Ok(names.iter().map(|name| name.parse()).collect::<Result<_, Error>>()?)
     }
 
-    fn write_layout(
-        &self,
-        built: &Built,
-        annotations: BTreeMap<String, String>,
-        delivery: Delivery<'_>,
-    ) -> Result<(), BuildError> {
+    fn write_layout(&self, built: &Built, entry: &EntryChange, delivery: Delivery<'_>) -> Result<(), BuildError> {
         let mut entries = Vec::new();
         for reference in self.references(delivery)? {
-            let mut annotations = annotations.clone();
-            annotations.insert(CONTAINERD_NAME.to_owned(), reference.to_string());
-            entries.push((reference.tag().map(str::to_owned), annotations));
+            let mut entry = entry.clone();
+            entry.annotations.insert(CONTAINERD_NAME.to_owned(), reference.to_string());
+            entries.push((reference.tag().map(str::to_owned), entry));
         }
         if entries.is_empty() {
-            entries.push((None, annotations));
+            entries.push((None, entry.clone()));
         }
         if self.is_directory {
-            for (tag, annotations) in entries {
-                copy_to(built, &OciLayout::new(&self.path, tag).annotated(annotations), delivery)?;
+            for (tag, entry) in entries {
+                copy_to(built, &OciLayout::new(&self.path, tag).described(entry), delivery)?;
             }
             return Ok(());
         }
-        let (tag, annotations) = entries.remove(0);
-        let mut archive = OciArchiveDestination::create(&self.path, tag)?.annotated(annotations);
-        for (tag, annotations) in entries {
-            archive = archive.also_named(tag.unwrap_or_default(), annotations);
+        let (tag, entry) = entries.remove(0);
+        let mut archive = OciArchiveDestination::create(&self.path, tag)?.described(entry);
+        for (tag, entry) in entries {
+            archive = archive.also_named(tag.unwrap_or_default(), entry);
         }
         copy_to(built, &archive, delivery)
     }

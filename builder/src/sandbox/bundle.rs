@@ -86,6 +86,8 @@ fn config(process: &Process, mounts: &[Value]) -> Result<Value, Failure> {
         linux["cgroupsPath"] = format!("{}/nacre-{}", parent.trim_end_matches('/'), std::process::id()).into();
     }
     if is_sandbox {
+        // A runtime permits those that every container has.
+        linux["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
         linux["seccomp"] = seccomp::as_oci();
         linux["maskedPaths"] = json!(mounts::masked().collect::<Vec<_>>());
         linux["readonlyPaths"] = json!(mounts::READ_ONLY);
@@ -209,7 +211,7 @@ mod tests {
         assert_eq!(
             config["linux"]["resources"],
             json!({
-                "memory": {"limit": 100, "swap": 150}, "cpu": {"period": 100_000, "quota": 150_000}, "pids": {"limit": 5}
+                "memory": {"limit": 100, "swap": 150}, "cpu": {"period": 100_000, "quota": 150_000}, "pids": {"limit": 5}, "devices": [{"allow": false, "access": "rwm"}]
             })
         );
         assert!(config["linux"]["cgroupsPath"].as_str().is_some_and(|path| path.starts_with("/p/nacre-")));

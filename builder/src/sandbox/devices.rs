@@ -1,6 +1,7 @@
 //! /dev of a step: the nodes that every container has, pseudo terminals, shared memory and message queues.
 //!
-//! Invariant: nodes are made where the kernel lets us, else they are those of the host, mounted one by one.
+//! Invariant: nodes are made where the kernel lets us, else they are those of the host; mounted one by one, so that
+//! /dev as a whole needs no devices.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -11,7 +12,7 @@ use rustix::fs::{FileType, Mode, makedev};
 use rustix::io::Errno;
 use rustix::mount::MountAttrFlags;
 
-use super::mounts::{Kind, attach, built_in, clone_tree, new_mount};
+use super::mounts::{Kind, attach, built_in, clone_at, clone_tree, new_mount};
 use super::{During as _, Failure, Process, Security, root, stubs};
 
 /// Name, major and minor number: the runtime specification's default devices.
@@ -49,22 +50,39 @@ const LINKS: [(&str, &str); 5] = [
 /// The group `tty` of every distribution: https://wiki.debian.org/SystemGroups
 const TTY_GROUP: &str = "5";
 
-/// Mounts and fills /dev below `root`.
-pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Failure> {
-    let dev = new_mount("tmpfs", &[("mode", "755"), ("size", "65536k")], MountAttrFlags::MOUNT_ATTR_NOSUID)
-        .during(|| "mount tmpfs on /dev".into())?;
-    attach(&dev, built_in(root, "/dev")?.as_fd(), "/dev")?;
-    for (name, major, minor) in NODES {
+/// The nodes that every container has, as mounts that are not attached yet: made in `directory` where the kernel lets
+/// us, else those of the host. It must not forbid devices.
+pub(super) fn nodes(directory: BorrowedFd<'_>) -> Result<Vec<(&'static str, OwnedFd)>, Failure> {
+    let make = |&(name, major, minor): &(&'static str, u32, u32)| {
         let action = || format!("make /dev/{name}");
         let mode = Mode::from_raw_mode(0o666);
-        match rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
-            Ok(()) => rustix::fs::chmodat(&dev, name, mode, rustix::fs::AtFlags::empty()).during(action)?,
-            Err(Errno::PERM) => {
-                let node = clone_tree(&Path::new("/dev").join(name))?;
-                mount_file(root, &dev, name, &node)?;
+        let node = match rustix::fs::mknodat(directory, name, FileType::CharacterDevice, mode, makedev(major, minor)) {
+            Ok(()) => {
+                rustix::fs::chmodat(directory, name, mode, rustix::fs::AtFlags::empty()).during(action)?;
+                clone_at(directory, Path::new(name)).during(action)?
             }
+            Err(Errno::PERM) => clone_tree(&Path::new("/dev").join(name))?,
             Err(error) => return Err(error).during(action),
-        }
+        };
+        Ok((name, node))
+    };
+    NODES.iter().map(make).collect()
+}
+
+/// Mounts and fills /dev below `root`. But for the nodes that are mounted there, a confined step finds and makes no
+/// device in it that it could open: as root it would get at every disk of the machine.
+pub(super) fn make_all(
+    root: BorrowedFd<'_>,
+    process: &Process,
+    nodes: Vec<(&'static str, OwnedFd)>,
+) -> Result<(), Failure> {
+    let mut flags = MountAttrFlags::MOUNT_ATTR_NOSUID;
+    flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, process.security == Security::Sandbox);
+    let dev =
+        new_mount("tmpfs", &[("mode", "755"), ("size", "65536k")], flags).during(|| "mount tmpfs on /dev".into())?;
+    attach(&dev, built_in(root, "/dev")?.as_fd(), "/dev")?;
+    for (name, node) in nodes {
+        mount_file(root, &dev, name, &node)?;
     }
     if process.security == Security::Insecure {
         make_insecure(&dev)?;

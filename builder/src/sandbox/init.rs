@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::mount::MountPropagationFlags;
+use rustix::mount::{MountAttrFlags, MountPropagationFlags};
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::thread::UnshareFlags;
 
@@ -49,7 +49,8 @@ fn live(process: &Process, go: &OwnedFd, report: BorrowedFd<'_>) -> Result<Exit,
     let new_root = root::attach(&process.root)?;
     if process.read_only_root {
         // Before anything is mounted on it; the helper has made the mount points.
-        sys::make_read_only(new_root.as_fd()).during(|| "make the root read-only".into())?;
+        let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+        sys::set_attributes(new_root.as_fd(), read_only).during(|| "make the root read-only".into())?;
     }
     mounts::make_all(new_root.as_fd(), process)?;
     root::pivot(new_root)?;

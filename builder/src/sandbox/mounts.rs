@@ -85,13 +85,15 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
     let sources = process
         .mounts
         .iter()
-        .map(|mount| Ok((mount, Opened::new(&mount.source)?)))
+        .map(|mount| Ok((mount, Opened::new(&mount.source, process.security)?)))
         .collect::<Result<Vec<_>, Failure>>()?;
 
     let proc = built_in(root, "/proc")?;
-    for (name, file) in write_files(&proc, &generated_files(process))? {
+    let Singles { files, nodes } = Singles::make(&proc, &generated_files(process))?;
+    for (name, file) in files {
         if process.etc_files == EtcFiles::Step {
-            sys::make_read_only(file.as_fd()).during(|| format!("make {name} read-only"))?;
+            let read_only = MountAttrFlags::MOUNT_ATTR_RDONLY;
+            sys::set_attributes(file.as_fd(), read_only).during(|| format!("make {name} read-only"))?;
         }
         attach(&file, target(root, Path::new(name), Kind::File)?.as_fd(), name)?;
     }
@@ -100,7 +102,7 @@ pub(super) fn make_all(root: BorrowedFd<'_>, process: &Process) -> Result<(), Fa
     let mount = new_mount("proc", &[], flags).during(|| "mount proc on /proc".into())?;
     attach(&mount, proc.as_fd(), "/proc")?;
     mount_sys(root, process.security)?;
-    devices::make_all(root, process)?;
+    devices::make_all(root, process, nodes)?;
     if process.security == Security::Sandbox {
         confine(root)?;
     }
@@ -122,13 +124,16 @@ enum Opened {
 }
 
 impl Opened {
-    fn new(source: &MountSource) -> Result<Self, Failure> {
+    fn new(source: &MountSource, security: Security) -> Result<Self, Failure> {
         match source {
             MountSource::Bind { path, read_only } => {
                 let tree = clone_tree(path)?;
-                if *read_only {
-                    sys::make_read_only(tree.as_fd()).during(|| format!("make {} read-only", path.display()))?;
-                }
+                let mut attributes = MountAttrFlags::empty();
+                attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, *read_only);
+                // A step of root's may make device files there.
+                attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, security == Security::Sandbox);
+                let action = || format!("set the attributes of the mount of {}", path.display());
+                sys::set_attributes(tree.as_fd(), attributes).during(action)?;
                 Ok(Self::Tree(tree))
             }
             &MountSource::Tmpfs { size_bytes, mode, read_only } => Ok(Self::Tmpfs { size_bytes, mode, read_only }),
@@ -174,7 +179,7 @@ pub(super) fn clone_tree(path: &Path) -> Result<OwnedFd, Failure> {
     clone_at(CWD, path).during(|| format!("open the mount source {}", path.display()))
 }
 
-fn clone_at(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
+pub(super) fn clone_at(directory: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE
@@ -226,26 +231,37 @@ pub(super) fn built_in(root: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Fail
     })
 }
 
-/// Files in memory with the given content, as mounts that are not attached yet.
-///
-/// The kernel clones a file's mount only while it is attached, so this happens on `place` before its own mount covers
-/// it.
-fn write_files<'a>(place: &OwnedFd, files: &[(&'a str, String)]) -> Result<Vec<(&'a str, OwnedFd)>, Failure> {
-    let tmpfs = new_mount("tmpfs", &[("size", "1m"), ("mode", "755")], MountAttrFlags::MOUNT_ATTR_NOSUID)
-        .during(|| "make a tmpfs for /etc/hosts".into())?;
-    attach(&tmpfs, place.as_fd(), "/proc")?;
-    let mut mounts = Vec::new();
-    for (number, (name, content)) in files.iter().enumerate() {
-        let action = || format!("write {name} for the step");
-        let file = number.to_string();
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        let written = rustix::fs::openat(&tmpfs, &file, flags, Mode::from_raw_mode(0o644)).during(action)?;
-        std::io::Write::write_all(&mut std::fs::File::from(written), content.as_bytes()).during(action)?;
-        mounts.push((*name, clone_at(tmpfs.as_fd(), Path::new(&file)).during(action)?));
+/// Mounts of single files in memory that are not attached yet, by their names.
+struct Singles<'a> {
+    /// Those of /etc.
+    files: Vec<(&'a str, OwnedFd)>,
+    /// Those of /dev.
+    nodes: Vec<(&'static str, OwnedFd)>,
+}
+
+impl<'a> Singles<'a> {
+    /// Makes `files` with their content, and the device nodes that every step has.
+    ///
+    /// The kernel clones a file's mount only while it is attached, so this happens on `place` before its own mount
+    /// covers it.
+    fn make(place: &OwnedFd, files: &[(&'a str, String)]) -> Result<Self, Failure> {
+        let tmpfs = new_mount("tmpfs", &[("size", "1m"), ("mode", "755")], MountAttrFlags::MOUNT_ATTR_NOSUID)
+            .during(|| "make a tmpfs for /etc/hosts".into())?;
+        attach(&tmpfs, place.as_fd(), "/proc")?;
+        let mut mounts = Vec::new();
+        for (number, (name, content)) in files.iter().enumerate() {
+            let action = || format!("write {name} for the step");
+            let file = number.to_string();
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            let written = rustix::fs::openat(&tmpfs, &file, flags, Mode::from_raw_mode(0o644)).during(action)?;
+            std::io::Write::write_all(&mut std::fs::File::from(written), content.as_bytes()).during(action)?;
+            mounts.push((*name, clone_at(tmpfs.as_fd(), Path::new(&file)).during(action)?));
+        }
+        let nodes = devices::nodes(tmpfs.as_fd())?;
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tmpfs));
+        rustix::mount::unmount(path, UnmountFlags::DETACH).during(|| "let go of the tmpfs for /etc/hosts".into())?;
+        Ok(Self { files: mounts, nodes })
     }
-    let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tmpfs));
-    rustix::mount::unmount(path, UnmountFlags::DETACH).during(|| "let go of the tmpfs for /etc/hosts".into())?;
-    Ok(mounts)
 }
 
 /// /sys: a new one where this user namespace owns the network namespace, else that of the caller.
@@ -259,7 +275,8 @@ fn mount_sys(root: BorrowedFd<'_>, security: Security) -> Result<(), Failure> {
     let mount = match new_mount("sysfs", &[], flags) {
         Err(Errno::PERM) => {
             let tree = clone_tree(Path::new("/sys"))?;
-            sys::make_read_only(tree.as_fd()).during(|| "make /sys read-only".into())?;
+            sys::set_attributes(tree.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY)
+                .during(|| "make /sys read-only".into())?;
             tree
         }
         other => other.during(|| "mount sysfs on /sys".into())?,
@@ -273,7 +290,7 @@ fn confine(root: BorrowedFd<'_>) -> Result<(), Failure> {
         let Some(place) = find_if_there(root, name)? else { continue };
         let action = || format!("make {name} read-only");
         let again = clone_at(place.as_fd(), Path::new("")).during(action)?;
-        sys::make_read_only(again.as_fd()).during(action)?;
+        sys::set_attributes(again.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY).during(action)?;
         attach(&again, place.as_fd(), name)?;
     }
     let null = root::find(root, Path::new("/dev/null")).during(|| "find /dev/null".into())?;

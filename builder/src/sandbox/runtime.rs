@@ -14,6 +14,7 @@ use super::cgroup::Cgroup;
 use super::helper::forward;
 use super::{During as _, Exit, Failure, Limits, Process, bundle};
 use crate::image::DEFAULT_PATH;
+use crate::rootless::is_first_namespace;
 use crate::sys;
 
 /// The runtime of a step.
@@ -98,8 +99,10 @@ impl Runtime {
         command.arg("--root").arg(self.directory.join("state"));
         command.arg("--log").arg(self.log()).args(["--log-format", "json"]);
         let is_crun = self.program.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"crun"));
-        if is_crun && *limits == Limits::default() {
-            // As with our own sandbox: a step without limits needs no group, and works where none can be made.
+        let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+        if is_crun && *limits == Limits::default() && !is_first_namespace(&map) {
+            // As with our own sandbox: a step without limits needs no group, and works where none can be made. Of
+            // root's, a group keeps it from the machine's disks.
             command.arg("--cgroup-manager=disabled");
         }
         command

@@ -11,20 +11,21 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use layerfs::{MountOptions, Tree, Union, UpperLife, mount};
+use layerfs::{FileKind, MountOptions, Tree, Union, UpperLife, mount};
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 
 use super::agent::Agent;
 use super::mount_keys::identity;
 use crate::building::Builder;
 use crate::cache_mounts::Claimed;
+use crate::changeset::ChangeSet;
 use crate::changeset::select::SourceTree;
 use crate::dockerfile::{CacheMount, FileOwnership, MountFlag, MountKind, Sharing};
 use crate::error::{BuildError, Site};
 use crate::export;
 use crate::input::Input;
-use crate::paths::clean;
 use crate::paths::go_clean;
+use crate::paths::{base_name, clean};
 use crate::plan::SourceName;
 use crate::sandbox;
 use crate::stage::StageState;
@@ -222,27 +223,35 @@ impl Prepared {
         if matches!(cache.sharing, Sharing::Private) {
             name = self.claim_copy(builder, &name, site)?;
         }
-        let claimed = &self.claimed[&name];
-        let content = claimed.content();
-        if !content.exists() {
-            let draft = claimed.draft().map_err(site.because())?;
-            own(draft.path(), cache.ownership, CACHE_MODE).map_err(site.because())?;
-            if let Some(from) = &cache.from {
-                let input = builder.input(SourceName::Mount(from), site)?;
-                let path = resolved(&input, cache.source.as_deref(), site)?;
-                export::to_directory(&input.tree, &path, draft.path(), export::Ownership::Kept)?;
+        let seed = cache.from.as_ref().map(|from| {
+            let input = builder.input(SourceName::Mount(from), site)?;
+            let path = resolved(&input, cache.source.as_deref(), site)?;
+            Ok::<_, BuildError>((input, path))
+        });
+        let seed = seed.transpose()?;
+        let (part, is_file) = match (&seed, &cache.source) {
+            // A cache that begins with a file is that file, which lies alone in the directory.
+            (Some((input, path)), _) if !is_directory(&input.tree, path).map_err(site.because())? => {
+                (base_name(path), true)
             }
-            match rustix::fs::renameat_with(CWD, draft.path(), CWD, &content, RenameFlags::NOREPLACE) {
-                // Another step was faster, and uses it.
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(error) => return Err(site.because()(error)),
+            (None, Some(part)) => (part.as_bytes(), false),
+            _ => (b"".as_slice(), false),
+        };
+        let content = self.claimed[&name].content();
+        let path = loop {
+            if !content.exists() {
+                begin(&self.claimed[&name], cache, seed.as_ref(), site)?;
             }
-        }
-        let path = match cache.source.as_deref().filter(|_| cache.from.is_none()) {
-            Some(part) => self.part(&content, part, place).map_err(|error| {
-                site.error(format!("cannot mount the directory {part:?} of the cache {name}: {error}"))
-            })?,
-            None => content,
+            match self.part(&content, (part, is_file), place) {
+                // A build without the cache has it begin anew at this very moment.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !content.exists() => {}
+                found => {
+                    break found.map_err(|error| {
+                        let part = String::from_utf8_lossy(part);
+                        site.error(format!("cannot mount the directory {part:?} of the cache {name}: {error}"))
+                    })?;
+                }
+            }
         };
         self.mounts.push(sandbox::Mount {
             target: PathBuf::from(&cache.target),
@@ -264,17 +273,22 @@ impl Prepared {
         unreachable!("one of the copies is free")
     }
 
-    /// A directory of a cache, mounted at `place`. Other steps may change the cache at this moment: the kernel finds
-    /// the way, which never leads out of the cache, and what was found is mounted whatever stands at its path then.
-    fn part(&mut self, content: &Path, part: &str, place: &Path) -> std::io::Result<PathBuf> {
+    /// A directory or file of a cache, or all of it, mounted at `place`. Other steps may change the cache at this moment:
+    /// the kernel finds the way, which never leads out of the cache, and what was found is mounted whatever stands at its
+    /// path then.
+    fn part(&mut self, content: &Path, (part, is_file): (&[u8], bool), place: &Path) -> std::io::Result<PathBuf> {
         use rustix::fs::{Mode, OFlags, ResolveFlags};
-        let part = String::from_utf8_lossy(&clean(part.as_bytes())).into_owned();
+        let part = bytes_path(&clean(part));
         let top = rustix::fs::open(content, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let name = if part.is_empty() { "." } else { &part };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let name = if part.as_os_str().is_empty() { Path::new(".") } else { &part };
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+        let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+        flags.set(OFlags::DIRECTORY, !is_file);
         let found = rustix::fs::openat2(&top, name, flags, Mode::empty(), resolve)?;
-        fs::create_dir(place)?;
+        match is_file {
+            true => fs::write(place, "")?,
+            false => fs::create_dir(place)?,
+        }
         rustix::mount::mount_bind(format!("/proc/self/fd/{}", found.as_raw_fd()), place)?;
         self.parts.push(Mounted(place.to_owned()));
         Ok(place.to_owned())
@@ -350,6 +364,12 @@ pub(super) fn resolved(input: &Input, source: Option<&str>, site: &Site) -> Resu
     })
 }
 
+/// Whether a directory lies at a path that is there.
+fn is_directory(tree: &Arc<dyn Tree>, path: &[u8]) -> std::io::Result<bool> {
+    let kind = ChangeSet::new(Arc::clone(tree)).stat(path)?.map(|attributes| attributes.kind);
+    Ok(kind == Some(FileKind::Directory))
+}
+
 /// Mounts a tree on a new directory; what a step writes goes to an upper beside it and is dropped.
 fn serve(tree: &Arc<dyn Tree>, is_writable: bool, place: &Path) -> Result<layerfs::Mount, Box<dyn std::error::Error>> {
     fs::create_dir(place)?;
@@ -401,6 +421,24 @@ fn renew(builder: &Builder<'_>, name: &str, site: &Site) -> Result<(), BuildErro
     }
     let name = name.to_owned();
     builder.shared.renewed.once(&name, || Claimed::renew(builder.store, &name)).map_err(site.because())
+}
+
+/// Makes the content that a cache begins with, unless another step is faster.
+fn begin(
+    claimed: &Claimed,
+    cache: &CacheMount,
+    seed: Option<&(Input, Vec<u8>)>,
+    site: &Site,
+) -> Result<(), BuildError> {
+    let draft = claimed.draft().map_err(site.because())?;
+    own(draft.path(), cache.ownership, CACHE_MODE).map_err(site.because())?;
+    if let Some((input, path)) = seed {
+        export::to_directory(&input.tree, path, draft.path(), export::Ownership::Kept)?;
+    }
+    match rustix::fs::renameat_with(CWD, draft.path(), CWD, &claimed.content(), RenameFlags::NOREPLACE) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(site.because()(error)),
+    }
 }
 
 /// The directory of a cache, locked; `None` while others have it.

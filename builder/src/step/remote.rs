@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use layerfs::{Digest, Time};
 use oci_spec::image::{Descriptor, DigestAlgorithm, MediaType};
-use registry_client::VerifyingReader;
+use registry_client::{VerifyingReader, percent_decode};
 
 use crate::building::Builder;
 use crate::changeset::{Content, Node, Owner};
@@ -18,6 +18,8 @@ use crate::fetch::{Fetched, GitReference, shown};
 
 /// The name of a file whose URL has none, as in BuildKit.
 const UNNAMED: &str = "__unnamed__";
+/// The name of one whose own leads elsewhere or cannot be shown.
+const UNSAFE: &str = "download";
 
 /// How the sources of one ADD are fetched.
 pub(crate) struct Sources<'a> {
@@ -157,36 +159,14 @@ fn checksum(text: &str, site: &Site) -> Result<Digest, BuildError> {
 fn file_name(url: &str) -> String {
     let after_scheme = shown(url).split_once("://").map_or("", |(_, rest)| rest);
     let path = after_scheme.split_once('/').map_or("", |(_, path)| path);
-    let decoded = percent_decode(path);
+    let decoded = String::from_utf8_lossy(&percent_decode(path)).into_owned();
     let name = decoded.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     match name {
-        "" | "." | ".." => UNNAMED.to_owned(),
-        name if name.contains('\0') => UNNAMED.to_owned(),
+        "" | "." => UNNAMED.to_owned(),
+        ".." => UNSAFE.to_owned(),
+        name if name.contains(char::is_control) => UNSAFE.to_owned(),
         name => name.to_owned(),
     }
-}
-
-fn percent_decode(text: &str) -> String {
-    let hex = |digits: Option<&[u8]>| {
-        // `from_str_radix` takes a sign as well.
-        let two = digits.filter(|two| two.iter().all(u8::is_ascii_hexdigit))?;
-        u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok()
-    };
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        match hex(bytes.get(at + 1..at + 3)).filter(|_| bytes[at] == b'%') {
-            Some(byte) => {
-                out.push(byte);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]
@@ -200,9 +180,9 @@ mod tests {
             ("https://h/dir/a.tar.gz?x=/y#z", "a.tar.gz"),
             ("https://h/a%20b", "a b"),
             ("https://h/dir/", "dir"),
-            ("https://h/x%2F..", UNNAMED),
+            ("https://h/x%2F..", UNSAFE),
             ("https://h/x%2Fy", "y"),
-            ("https://h/%00", UNNAMED),
+            ("https://h/%00", UNSAFE),
             ("https://h/100%", "100%"),
             ("https://h/a%+f", "a%+f"),
             ("https://h", UNNAMED),

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::mount::MountAttrFlags;
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::UnshareFlags;
 use seccompiler::sock_filter;
@@ -14,9 +15,10 @@ pub(crate) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
-/// Makes the mount behind `mount`, and all mounts below it, read-only. Their other attributes stay.
-pub(crate) fn make_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+/// Gives the mount behind `mount`, and all mounts below it, further attributes. Those that they have stay.
+pub(crate) fn set_attributes(mount: BorrowedFd<'_>, attributes: MountAttrFlags) -> io::Result<()> {
+    let attr_set = attributes.bits().into();
+    let attributes = libc::mount_attr { attr_set, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string, and the attributes are read with the size that is given.
     let result = unsafe {
         libc::syscall(

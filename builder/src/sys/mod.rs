@@ -10,6 +10,6 @@ mod signals;
 
 #[cfg(test)]
 pub(crate) use kernel::SharedByte;
-pub(crate) use kernel::{bring_loopback_up, install_seccomp_filter, make_read_only, unshare, write_back};
+pub(crate) use kernel::{bring_loopback_up, install_seccomp_filter, set_attributes, unshare, write_back};
 pub(crate) use process::{Forked, close_on_exec_from, execute, exit_now, fork, inherited, spawn};
 pub(crate) use signals::{block_all_signals, reset_signals, unblock_all_signals, wait_for_signal};

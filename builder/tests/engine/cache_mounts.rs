@@ -141,3 +141,16 @@ fn what_a_cache_holds_of_a_source_that_changed_since_is_older_than_the_source() 
     assert_eq!(time("src/b/in"), time("src/a/in"));
     assert_eq!(time("out/b"), time("src/a/in"));
 }
+
+#[test]
+fn builds_at_once_that_begin_a_cache_anew_do_not_take_it_from_each_other() {
+    let bench = Bench::with_busybox();
+    let step = |number| format!("RUN --mount=type=cache,target=/m,sharing=private echo {number} > /m/file\n");
+    bench.dockerfile(&format!("{SHELL}{}", (0..8).map(step).collect::<String>()));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| (0..4).for_each(|_| drop(bench.build(&["--no-cache"]).succeeds())));
+        }
+    });
+    bench.assert_clean();
+}

@@ -95,3 +95,25 @@ fn the_source_of_a_cache_without_from_is_a_part_of_the_cache() {
     }
     bench.assert_clean();
 }
+
+#[test]
+fn a_cache_may_begin_with_a_file() {
+    let bench = Bench::with_busybox();
+    bench.file("seed/file", "one\n");
+    bench.dockerfile(&format!(
+        "FROM scratch AS seed\nCOPY --chmod=640 seed /\n{SHELL}\
+         RUN --mount=type=cache,id=n,from=seed,source=file,target=/counts/n cat /counts/n > /seen && echo two >> /counts/n\n\
+         RUN --mount=type=cache,id=n,from=seed,source=file,target=/n cat /n > /then && stat -c %a /n >> /then\n"
+    ));
+    let tree = bench.tree(&[]);
+    assert_eq!(read(tree.join("seen")), "one\n");
+    assert_eq!(read(tree.join("then")), "one\ntwo\n640\n");
+}
+
+#[test]
+fn a_secret_without_a_name_for_its_variable_is_an_error() {
+    let bench = Bench::with_busybox();
+    bench.file("word", "x").dockerfile(&format!("{SHELL}RUN --mount=type=secret,id=word,env= true\n"));
+    let said = bench.build(&["--secret", "id=word,src=context/word"]).fails(1);
+    assert!(said.contains("env of a secret mount needs the name of a variable"), "{said}");
+}

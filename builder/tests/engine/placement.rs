@@ -31,6 +31,21 @@ fn links_of_an_archive_lead_nowhere_but_below_the_destination() {
 }
 
 #[test]
+fn a_link_to_nothing_in_an_archive_is_no_directory() {
+    let bench = Bench::new();
+    bench.dockerfile("FROM scratch\nCOPY Dockerfile /etc/\nADD a.tar /sub/\n");
+    for way in ["('l', '/etc', b''), ('l/f', '', b'1')", "('l', '../etc', b''), ('l/d/f', '', b'1')"] {
+        archive(&bench, "a.tar", &format!("[{way}]"));
+        let said = bench.build(&[]).fails(1);
+        assert!(said.contains("the link /sub/l leads to nothing in the destination"), "{said}");
+        assert!(said.contains("Dockerfile:3"), "{said}");
+        // With the directory there it is one.
+        archive(&bench, "a.tar", &format!("[('etc/x', '', b''), {way}]"));
+        assert!(names(&bench.tree(&[]).join("sub/etc")).len() == 2);
+    }
+}
+
+#[test]
 fn a_member_without_a_name_is_the_destination_and_passed_over() {
     let bench = Bench::new();
     archive(&bench, "a.tar", "[('', '', b''), ('f', '', b'1'), ('./', '', b'')]");

@@ -2,7 +2,6 @@
 //!
 //! Invariant: see the module above; the archive is made from a layout beside it when its last manifest comes.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,6 +11,7 @@ use oci_spec::image::{Descriptor, Digest};
 use super::tar_files::{TarFiles, TarWriter};
 use crate::draft::{Draft, Staging, parent};
 use crate::error::{Cause, Error};
+use crate::index::EntryChange;
 use crate::layout::{self, OciLayout};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
@@ -83,17 +83,17 @@ impl OciArchiveDestination {
         Ok(Self { file: file.to_owned(), words, staging, layout, also: Vec::new() })
     }
 
-    /// Also writes these annotations beside the image's name in `index.json`.
+    /// Also writes this beside the image's name in `index.json`.
     #[must_use]
-    pub fn annotated(mut self, annotations: BTreeMap<String, String>) -> Self {
-        self.layout = self.layout.annotated(annotations);
+    pub fn described(mut self, entry: EntryChange) -> Self {
+        self.layout = self.layout.described(entry);
         self
     }
 
     /// Gives the image one more entry in `index.json`.
     #[must_use]
-    pub fn also_named(mut self, tag: String, annotations: BTreeMap<String, String>) -> Self {
-        self.also.push(OciLayout::new(self.staging.path(), Some(tag)).annotated(annotations));
+    pub fn also_named(mut self, tag: String, entry: EntryChange) -> Self {
+        self.also.push(OciLayout::new(self.staging.path(), Some(tag)).described(entry));
         self
     }
 

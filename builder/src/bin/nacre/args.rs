@@ -10,6 +10,8 @@ use crate::progress::Mode;
 /// Builds, ships and mounts container images: no daemon, no root.
 #[derive(Parser)]
 #[command(name = "nacre", version, propagate_version = true, max_term_width = 100)]
+// As docker has it, the last of a flag counts: a script adds to a line that it was given.
+#[command(args_override_self = true)]
 #[command(after_help = "Names of images are those of docker: `app`, `app:1.0`, `ghcr.io/me/app@sha256:...`.\n\
     The store lies at --root, else $NACRE_ROOT, else /var/lib/nacre (root) or ~/.local/share/nacre.")]
 pub(crate) struct Cli {

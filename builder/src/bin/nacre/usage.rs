@@ -268,6 +268,23 @@ mod tests {
     }
 
     #[test]
+    fn the_last_of_a_flag_counts_and_lists_grow() {
+        let line = "nacre --progress plain build --progress tty --target x --target y --pull --pull \
+            --tag one --tag two --label a --label b .";
+        let matches = Cli::command().try_get_matches_from(line.split_whitespace()).expect("as in docker");
+        let (_, build) = matches.subcommand().expect("a verb");
+        let strings = |id: &str| build.get_many::<String>(id).expect(id).map(String::as_str).collect::<Vec<_>>();
+        assert_eq!(
+            (strings("target"), strings("tags"), strings("label")),
+            (vec!["y"], vec!["one", "two"], vec!["a", "b"])
+        );
+        assert_eq!(build.get_one("progress"), Some(&crate::progress::Mode::Tty));
+        let line = ["nacre", "build", "--quiet=true", "--quiet=false", "."].map(OsString::from);
+        let Verb::Build(args) = parse(&line).expect("as in docker").verb else { unreachable!("it is a build") };
+        assert!(!args.quiet);
+    }
+
+    #[test]
     fn the_verb_is_found_behind_global_flags() {
         let spoken = |line: &str| spoken(&Cli::command(), line.split(' ').map(str::to_owned));
         assert_eq!(spoken("--root /s rmi -f x"), ["remove"]);

@@ -306,7 +306,7 @@ impl Values {
             "source" => self.source = some,
             "target" => self.target = some,
             "id" => self.id = some,
-            "env" => self.env = some,
+            "env" => self.env = Some(text),
             "readonly" => self.is_writable = Some(!truth().ok_or_else(wrong)?),
             "readwrite" => self.is_writable = Some(truth().ok_or_else(wrong)?),
             "required" => self.is_required = truth().ok_or_else(wrong)?,
@@ -364,6 +364,9 @@ impl Values {
         }
         if id.is_some() && source.is_some() {
             return invalid("both source and id can't be set".to_owned());
+        }
+        if env.as_deref() == Some("") {
+            return invalid("env of a secret mount needs the name of a variable".to_owned());
         }
         let Some(id) = id.or(source).or_else(|| target.as_deref().map(last_component)) else {
             return invalid("invalid secret mount. one of source, target required".to_owned());

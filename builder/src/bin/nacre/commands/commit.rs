@@ -62,7 +62,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let built = builder::commit_image(&store, &mounted.record.stored_image()?, &upper, &work, &request)?;
-    builder::set(&store, &args.name.familiar(), &built.manifest)?;
+    builder::names::set(&store, &args.name.familiar(), &built.manifest)?;
     interrupts.hold();
     print(built.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)
