@@ -435,7 +435,7 @@ fn begin(
     if let Some((input, path)) = seed {
         export::to_directory(&input.tree, path, draft.path(), export::Ownership::Kept)?;
     }
-    match rustix::fs::renameat_with(CWD, draft.path(), CWD, &claimed.content(), RenameFlags::NOREPLACE) {
+    match rustix::fs::renameat_with(CWD, draft.path(), CWD, claimed.content(), RenameFlags::NOREPLACE) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(site.because()(error)),
     }
