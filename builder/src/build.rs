@@ -1,6 +1,7 @@
 //! A build from begin to end: plan the stages, carry out their steps, make an image of the last one.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use layerfs::Store;
 use registry_client::Client;
@@ -25,6 +26,9 @@ use crate::request::{BuildRequest, MainContext};
 use crate::schedule::Schedule;
 use crate::shared::Shared;
 
+/// What a registry gets to end an upload that comes to nothing, before nobody is waited for any more: some round trips.
+const TIDYING: Duration = Duration::from_secs(1);
+
 /// Builds what is asked for into the store.
 ///
 /// # Errors
@@ -34,7 +38,10 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     let dockerfile = checked(request, store, events)?;
     let schedule = Schedule::new(request.engine.jobs);
     let requests = client.clone();
-    let _stopped = schedule.watch(move || requests.stop());
+    let _stopped = schedule.watch(move || {
+        requests.end_streams(TIDYING);
+        requests.stop();
+    });
     let materials = Materials::default();
     let fetcher = Fetcher::new(store, client, &request.fetch, &request.secrets, &request.ssh);
     let fetcher = fetcher.stopped_by(&schedule).noting(&materials);
@@ -45,7 +52,7 @@ pub fn build(request: &BuildRequest, store: &Store, client: &Client, events: &dy
     let caches = RemoteCaches::new(request, store, client, events);
     let shared = Shared::new(request, store, client, events, &dockerfile, &caches, (&fetcher, &schedule))?;
     let makes_index = shared.frontend.makes_index;
-    let mut images = build_all(&shared, &plans)?;
+    let mut images = build_all(shared, &plans)?;
     if let MainContext::Fetched(fetched) = &request.context {
         fetched.material.iter().for_each(|material| materials.note(material.clone()));
     }

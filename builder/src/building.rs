@@ -29,8 +29,9 @@ use crate::plan::{Origin, PlannedStage, SourceName};
 use crate::request::{BuildRequest, MainContext, NamedContext, Times};
 use crate::shared::Shared;
 use crate::stage::StageState;
+use crate::step::config::ConfigStep;
 use crate::step::dated::Dated;
-use crate::step::{Evaluation, config, files, run};
+use crate::step::{Evaluation, files, run};
 
 /// One stage while it is built: what every step of it may use.
 pub(crate) struct Builder<'a> {
@@ -43,14 +44,6 @@ pub(crate) struct Builder<'a> {
     index: usize,
     /// Its steps begun so far, FROM included.
     begun: Cell<usize>,
-}
-
-/// The name of what is known about the files of a directory, of which ignore files show different parts.
-fn facts_note(path: &Path, dockerfile: Option<&Path>) -> String {
-    let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let key = Key::of("files").bytes(absolute(path).as_os_str().as_bytes());
-    let key = dockerfile.map(absolute).iter().fold(key, |key, path| key.bytes(path.as_os_str().as_bytes()));
-    format!("files-{}", key.digest())
 }
 
 impl<'a> Builder<'a> {
@@ -372,26 +365,26 @@ impl<'a> Builder<'a> {
 
     fn instruction(&self, stage: &mut StageState, placed: &Placed<Instruction>, site: &Site) -> Result<(), BuildError> {
         let text = placed.text.as_str();
-        let evaluation = &self.evaluation;
+        let config = ConfigStep { evaluation: &self.evaluation, stage: &mut *stage, site };
         match &placed.value {
             Instruction::From(_) => return Err(site.error("FROM begins a stage").into()),
-            Instruction::Arg(arguments) => config::arg(evaluation, stage, arguments, site)?,
-            Instruction::Env(pairs) => config::env(evaluation, stage, pairs, site)?,
-            Instruction::Label(pairs) => config::label(evaluation, stage, pairs, site)?,
+            Instruction::Arg(arguments) => config.arg(arguments)?,
+            Instruction::Env(pairs) => config.env(pairs)?,
+            Instruction::Label(pairs) => config.label(pairs)?,
             Instruction::Run(command) => run::run(self, stage, command, text, site)?,
             Instruction::Copy(copy) => files::copy(self, stage, copy, text, site)?,
             Instruction::Add(add) => files::add(self, stage, add, text, site)?,
             Instruction::Workdir(word) => files::workdir(self, stage, word, text, site)?,
-            Instruction::User(word) => config::user(evaluation, stage, word, site)?,
-            Instruction::Expose(words) => config::expose(evaluation, stage, words, site)?,
-            Instruction::Volume(words) => config::volume(evaluation, stage, words, site)?,
-            Instruction::Entrypoint(command) => config::entrypoint(stage, command),
-            Instruction::Cmd(command) => config::cmd(stage, command),
-            Instruction::Shell(words) => config::shell(stage, words),
-            Instruction::StopSignal(word) => config::stop_signal(evaluation, stage, word, site)?,
-            Instruction::Healthcheck(check) => config::healthcheck(stage, check),
-            Instruction::Onbuild(text) => config::onbuild(stage, text),
-            Instruction::Maintainer(word) => config::maintainer(stage, &word.text),
+            Instruction::User(word) => config.user(word)?,
+            Instruction::Expose(words) => config.expose(words)?,
+            Instruction::Volume(words) => config.volume(words)?,
+            Instruction::Entrypoint(command) => config.entrypoint(command),
+            Instruction::Cmd(command) => config.cmd(command),
+            Instruction::Shell(words) => config.shell(words),
+            Instruction::StopSignal(word) => config.stop_signal(word)?,
+            Instruction::Healthcheck(check) => config.healthcheck(check),
+            Instruction::Onbuild(text) => config.onbuild(text),
+            Instruction::Maintainer(word) => config.maintainer(&word.text),
         }
         Ok(())
     }
@@ -404,4 +397,12 @@ pub(crate) fn tell(checked: Checked, dockerfile: &Dockerfile, events: &dyn Event
         events.warning(&format!("{}: {} ({name}:{})", warning.rule, warning.message, at.line));
     }
     checked.error.map_or(Ok(()), |error| Err(error.into()))
+}
+
+/// The name of what is known about the files of a directory, of which ignore files show different parts.
+fn facts_note(path: &Path, dockerfile: Option<&Path>) -> String {
+    let absolute = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let key = Key::of("files").bytes(absolute(path).as_os_str().as_bytes());
+    let key = dockerfile.map(absolute).iter().fold(key, |key, path| key.bytes(path.as_os_str().as_bytes()));
+    format!("files-{}", key.digest())
 }

@@ -33,8 +33,9 @@ pub(crate) struct ImageBuild<'a> {
     numbers: Vec<usize>,
 }
 
-/// Builds the images of some plans, in their order.
-pub(crate) fn build_all<'a>(shared: &Shared<'a>, plans: &[Plan<'a>]) -> Result<Vec<BuiltImage>, BuildError> {
+/// Builds the images of some plans, in their order. What they shared ends with them.
+pub(crate) fn build_all<'a>(shared: Shared<'a>, plans: &[Plan<'a>]) -> Result<Vec<BuiltImage>, BuildError> {
+    let shared = &shared;
     let registry = |name| RegistryDestination::new(shared.client, name);
     let registries = shared.request.engine.upload_to.iter().map(registry).collect::<Result<Vec<_>, _>>()?;
     let built = std::thread::scope(|scope| {

@@ -61,7 +61,7 @@ fn material(origin: &Origin, platform: &Platform, manifest: &Descriptor) -> Resu
 fn named(shared: &Shared<'_>, name: &str, platform: &Platform, progress: &dyn Progress) -> Result<StoredImage, Error> {
     let reference: Reference = name.parse()?;
     if !shared.request.pull
-        && let Some(image) = stored(shared.store, &reference, platform)?
+        && let Some(image) = stored_image(shared.store, &reference, platform)?
     {
         return Ok(image);
     }
@@ -76,7 +76,7 @@ fn one(platform: &Platform) -> CopyOptions {
 }
 
 /// An image that the store has under a name, if it is one for the platform.
-pub fn stored(store: &Store, reference: &Reference, platform: &Platform) -> Result<Option<StoredImage>, Error> {
+pub fn stored_image(store: &Store, reference: &Reference, platform: &Platform) -> Result<Option<StoredImage>, Error> {
     let found = fitting(store, reference, platform)?;
     found.map(|(manifest, _)| StoredImage::open(store, &manifest)).transpose()
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use layerfs::{DiffId, Store, Tree};
 use registry_client::Client;
 
+use crate::clearing::Clearing;
 use crate::context::ContextTree;
 use crate::dockerfile::Dockerfile;
 use crate::error::BuildError;
@@ -38,6 +39,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) schedule: &'a Schedule,
     /// Starts what RUN runs.
     pub(crate) starter: Starter,
+    /// Removes what that leaves.
+    pub(crate) clearing: Clearing,
     pub(crate) packer: Packer<'a>,
     /// Steps by key.
     pub(crate) steps: Flights<String, DiffId>,
@@ -87,6 +90,7 @@ impl<'a> Shared<'a> {
             frontend,
             schedule,
             starter: Starter::default(),
+            clearing: Clearing::default(),
             packer,
             steps: Flights::new(),
             renewed: Flights::new(),

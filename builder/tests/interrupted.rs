@@ -3,12 +3,13 @@
 //! Invariant: a test has a store, a home and a registry of its own, which sends a part of a layer and then nothing.
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::mpsc;
 
 use fixtures::Desk;
-use fixtures::fault::{FaultServer, Reply};
+use fixtures::fault::{FaultServer, Reading, Reply, Request};
 use rustix::process::{Pid, Signal, kill_process};
 
 const LAYER_BYTES: usize = 4 << 20;
@@ -170,5 +171,44 @@ fn every_verb_that_moves_an_image_says_that_it_was_interrupted_and_leaves_a_swep
         let said = desk.interrupt(child, Signal::TERM, &store);
         assert!(said.ends_with("interrupted\n"), "{arguments:?}: {said}");
         assert_eq!(fs::read_dir(store.join("tmp")).expect("listed").count(), 0, "{arguments:?}");
+    }
+}
+
+/// Tells of the first bytes that are streamed to it.
+fn registry_that_is_streamed_to() -> (FaultServer, mpsc::Receiver<()>) {
+    let (begun, has_begun) = mpsc::channel();
+    let watch = move |request: &Request| {
+        if request.method == "PATCH" && !request.body.is_empty() {
+            // Told again until it ends; nobody listens by then.
+            _ = begun.send(());
+        }
+        Reading::On
+    };
+    let server = FaultServer::watching(watch, |request| match request.method.as_str() {
+        "POST" | "PATCH" => Reply::new(202).header("Location", "/v2/app/blobs/uploads/id?state=1"),
+        "DELETE" => Reply::new(204),
+        _ => Reply::new(404),
+    });
+    (server, has_begun)
+}
+
+#[test]
+fn an_interrupted_push_ends_the_upload_of_what_is_still_being_made() {
+    let desk = Slow::new();
+    // Far more than is compressed before the signal comes.
+    let mut noise = fs::File::open("/dev/urandom").expect("opened").take(64 << 20);
+    io::copy(&mut noise, &mut fs::File::create(desk.path("out/noise")).expect("made")).expect("written");
+    fs::write(desk.path("out/Dockerfile"), "FROM scratch\nCOPY noise /\n").expect("written");
+    for signal in [Signal::TERM, Signal::INT] {
+        let (registry, has_begun) = registry_that_is_streamed_to();
+        let name = format!("{}/app:1", registry.address());
+        let mut child = desk.start(&["build", "--no-cache", "-t", &name, "--push", "out"]);
+        has_begun.recv().expect("it is streamed");
+        kill_process(Pid::from_child(&child), signal).expect("it is there");
+        let mut said = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut said).expect("read");
+        assert_eq!(child.wait().expect("ended").code(), Some(128 + signal.as_raw()), "{said}");
+        assert!(said.ends_with("interrupted\n"), "{said}");
+        assert_eq!((registry.count("DELETE", "/uploads/id"), registry.count("PUT", "")), (1, 0), "{said}");
     }
 }

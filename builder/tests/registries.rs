@@ -97,7 +97,7 @@ fn an_index_of_the_store_is_pushed_with_all_its_images() {
 fn what_is_attached_is_listed_and_travels_with_its_image() {
     let desk = desk();
     desk.push("app:1", "linux/amd64", "x");
-    fs::write(desk.path("sbom.json"), "{}").expect("written");
+    desk.write("sbom.json", "{}");
     let name = desk.at("app:1");
     let attach = |name: &str, kind: &str| {
         desk.run(&["attach", name, "sbom.json:application/json", "--artifact-type", kind, "--annotation", "by=me"])
@@ -132,7 +132,7 @@ fn what_is_attached_is_listed_and_travels_with_its_image() {
 fn what_refers_to_an_image_of_the_store_stays_as_long_as_that_does() {
     let desk = desk();
     let image = desk.push("app:1", "linux/amd64", "x");
-    fs::write(desk.path("sbom.json"), "{}").expect("written");
+    desk.write("sbom.json", "{}");
     let attach = |name: &str| desk.run(&["attach", name, "sbom.json:application/json", "--artifact-type", "a/b"]);
     let sbom = attach(&desk.at("app:1")).success();
     let signature = attach(&desk.at(&format!("app@{sbom}"))).success();
@@ -171,7 +171,7 @@ fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
         desk.place("app:*"),
         desk.text("layout"),
     );
-    fs::write(desk.path("list"), list).expect("written");
+    desk.write("list", list);
     let dry = desk.run(&["sync", "list", "--dry-run"]);
     assert!(dry.stdout.contains("7 to copy, 0 unchanged, 1 failed"), "{}", dry.stdout);
     let first = desk.run(&["sync", "list"]);
@@ -181,7 +181,7 @@ fn a_list_of_images_is_copied_but_for_what_is_there_or_fails() {
     let again = desk.run(&["sync", "list"]).stdout;
     assert!(again.contains("0 copied, 7 unchanged, 1 failed"), "{again}");
     let back = format!("oci:{} {}\n", desk.text("layout"), desk.place("back"));
-    fs::write(desk.path("back"), back).expect("written");
+    desk.write("back", back);
     let outcomes = desk.run(&["--root", "unused", "sync", "back", "--format", "json"]).json();
     assert_eq!(outcomes.as_array().map(Vec::len), Some(4));
     assert_eq!(outcomes[0]["result"], "copied");
@@ -194,8 +194,7 @@ fn an_image_that_is_named_by_digest_moves_no_tag() {
     let desk = desk();
     let (old, new) = (desk.push("app:1", "linux/amd64", "old"), desk.push("copy:latest", "linux/amd64", "new"));
     let (app, copy, layout) = (desk.place(&format!("app@{old}")), desk.place("copy"), desk.text("layout"));
-    fs::write(desk.path("list"), format!("{app} {copy}\n{app} oci:{layout}\n{app} {}\n", desk.at("copy")))
-        .expect("written");
+    desk.write("list", format!("{app} {copy}\n{app} oci:{layout}\n{app} {}\n", desk.at("copy")));
     let done = desk.run(&["sync", &desk.text("list")]).success();
     assert!(done.contains(&format!("{copy}@{old}")) && done.contains(&format!("oci:{layout}:{old}")), "{done}");
     assert_eq!(desk.run(&["copy", &desk.place("copy:latest"), "oci:latest"]).success(), new);
@@ -268,7 +267,7 @@ fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
     static IS_OTHER: AtomicBool = AtomicBool::new(false);
     let (desk, server) = (desk(), registry_of_an_index(&IS_OTHER));
     let name = format!("{}/app", server.address());
-    fs::write(desk.path("Dockerfile"), format!("FROM {name}\nLABEL a=b\n")).expect("written");
+    desk.write("Dockerfile", format!("FROM {name}\nLABEL a=b\n"));
     let old = desk.run(&["pull", &name]).success();
     let fetched = || server.count("GET", "/manifests/");
     assert_eq!((fetched(), server.count("HEAD", "/manifests/")), (2, 0));
@@ -289,7 +288,7 @@ fn what_did_not_change_is_only_looked_up_and_not_pulled_again() {
     assert_ne!(desk.run(&["pull", &name]).success(), old);
     // Where signatures are demanded, what is there does not count.
     let policy = r#"{"default": [{"type": "reject"}]}"#;
-    fs::write(desk.path("policy.json"), policy).expect("written");
+    desk.write("policy.json", policy);
     desk.run(&["pull", "--signature-policy", "policy.json", &name]).failure(1, "");
 }
 
@@ -540,11 +539,8 @@ fn a_store_that_cannot_be_written_is_read() {
 #[test]
 fn a_command_runs_in_the_image_of_its_platform_pulled_as_it_is_asked_for() {
     let desk = desk();
-    let context = desk.path("context");
-    fs::create_dir_all(&context).expect("a directory");
-    fs::copy("/bin/busybox", context.join("sh")).expect("busybox (Debian package busybox-static)");
-    fs::write(context.join("Dockerfile"), "FROM scratch\nARG TARGETARCH\nCOPY sh /bin/sh\nENV BUILT_FOR=$TARGETARCH\n")
-        .expect("written");
+    let dockerfile = "FROM scratch\nARG TARGETARCH\nCOPY sh /bin/sh\nENV BUILT_FOR=$TARGETARCH\n";
+    desk.busybox("context/sh").write("context/Dockerfile", dockerfile);
     let places = ["amd64", "arm64"].map(|architecture| {
         let name = desk.at(&format!("app:{architecture}"));
         let platform = format!("linux/{architecture}");

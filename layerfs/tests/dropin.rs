@@ -9,8 +9,9 @@ use std::{
     process::Command,
 };
 
+use fixtures::process::ends;
 use fixtures::user::User;
-use fixtures::{Desk, Ended, ends};
+use fixtures::{Desk, Ended};
 use rustix::process::{Pid, Signal};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_layerfs");

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
 
@@ -23,6 +23,7 @@ use crate::repository::Repository;
 use crate::retry::{Patience, RetryPolicy, parse_retry_after};
 use crate::secret::{self, Secret, without_credentials};
 use crate::signature::SignatureStores;
+use crate::stream::OpenStreams;
 use crate::transport::{Body, Method, Response, Transport, TransportOptions};
 use crate::url::{Origin, Url};
 use crate::ways::Deliveries;
@@ -92,6 +93,7 @@ struct Shared {
     referrers: Mutex<()>,
     /// Registries that did not take a blob while it was made: one try each is enough.
     whole_only: Mutex<HashSet<Origin>>,
+    open_streams: OpenStreams,
 }
 
 impl std::fmt::Debug for Client {
@@ -119,6 +121,7 @@ impl Client {
                 deliveries: Deliveries::default(),
                 referrers: Mutex::default(),
                 whole_only: Mutex::default(),
+                open_streams: OpenStreams::default(),
             }),
         }
     }
@@ -239,6 +242,16 @@ impl Client {
     /// and is not waited for. A connection that is being made is waited for as long as its timeout.
     pub fn stop(&self) {
         self.shared.transport.stop();
+    }
+
+    /// Gives up the uploads of blobs that are still being made, those of clones too, and ends their sessions, which
+    /// nobody could go on with; waits for that no longer than `wait`. For a program that ends at once.
+    pub fn end_streams(&self, wait: Duration) {
+        self.shared.open_streams.end(wait);
+    }
+
+    pub(crate) fn open_streams(&self) -> &OpenStreams {
+        &self.shared.open_streams
     }
 
     /// Runs `attempt` until it succeeds, fails for good or the tries are used up.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::manifest::{MANIFEST_LIMIT_BYTES, Manifest, ManifestContent};
 use crate::place::{Content, Destination, Origin, Source, Stored};
@@ -37,6 +38,8 @@ pub struct CopyOptions {
     /// Whether what refers to the copied images (signatures, bills of material) is copied too, with what refers to
     /// that; also what cosign keeps under tags made from their digests, joined with what the destination has there.
     pub referrers: bool,
+    /// Whether the GPG signatures of the copied images are copied too.
+    pub gpg_signatures: bool,
 }
 
 impl CopyOptions {
@@ -49,7 +52,7 @@ impl CopyOptions {
 impl Default for CopyOptions {
     /// This machine's platform, four blobs at once: what crane does, and what registries allow without throttling.
     fn default() -> Self {
-        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4, referrers: false }
+        Self { platforms: PlatformChoice::One(Platform::host()), jobs: 4, referrers: false, gpg_signatures: false }
     }
 }
 
@@ -89,7 +92,11 @@ impl Held {
     /// If these are more than any image has.
     pub(crate) fn add(&mut self, source: &dyn Source, manifest: &Manifest) -> Result<(), Error> {
         self.manifests += 1;
-        self.bytes += manifest.bytes().len();
+        self.add_bytes(source, manifest.bytes().len())
+    }
+
+    fn add_bytes(&mut self, source: &dyn Source, bytes: usize) -> Result<(), Error> {
+        self.bytes += bytes;
         if self.manifests <= MANIFESTS_LIMIT && self.bytes <= MANIFESTS_LIMIT_BYTES {
             return Ok(());
         }
@@ -115,7 +122,8 @@ pub fn copy(
         PlatformChoice::One(platform) => chosen(source, named, platform)?,
         PlatformChoice::All => named,
     };
-    let mut plan = Plan { with_referrers: options.referrers, ..Plan::default() };
+    let mut plan =
+        Plan { with_referrers: options.referrers, with_signatures: options.gpg_signatures, ..Plan::default() };
     plan.seen.insert(top.digest().clone());
     plan.add(source, &top, 0)?;
     // The largest first: begun last, it would keep one lane busy while the others are idle.
@@ -126,6 +134,9 @@ pub fn copy(
     if let Some(there) = &there {
         plan.companions.iter().try_for_each(|(tag, companion)| check_companion(there.as_ref(), tag, companion))?;
     }
+    if !plan.signatures.is_empty() {
+        destination.keeps_gpg_signatures()?;
+    }
     progress.planned(&blobs);
     let results = Transfer::new(source, destination, progress, blobs.clone().into()).run(options.jobs);
     let results = results.inspect_err(|_| progress.abandoned(&blobs))?;
@@ -134,6 +145,9 @@ pub fn copy(
         for (tag, companion) in &plan.companions {
             put_companion(destination, there.as_ref(), tag, companion)?;
         }
+    }
+    for (subject, signatures) in &plan.signatures {
+        destination.put_gpg_signatures(subject, subject == top.digest(), signatures)?;
     }
     for manifest in &plan.children {
         destination.put_manifest(manifest, false)?;
@@ -238,6 +252,9 @@ struct Plan {
     /// Whether there is more than the image: companions or referrers.
     has_more: bool,
     with_referrers: bool,
+    /// What GPG signed, with its signatures.
+    signatures: Vec<(Digest, Vec<Vec<u8>>)>,
+    with_signatures: bool,
 }
 
 impl Plan {
@@ -249,6 +266,13 @@ impl Plan {
                     return Err(too_deep(source));
                 }
                 self.add_children(source, manifests, depth)?;
+            }
+        }
+        if self.with_signatures {
+            let signatures = source.gpg_signatures(manifest.digest())?;
+            self.held.add_bytes(source, signatures.iter().map(Vec::len).sum())?;
+            if !signatures.is_empty() {
+                self.signatures.push((manifest.digest().clone(), signatures));
             }
         }
         if self.with_referrers {
@@ -406,8 +430,28 @@ impl Content for Moving<'_> {
         Ok(Box::new(Counted { moving: self, content, position_bytes: 0 }))
     }
 
+    fn fill(&self, draft: &mut Draft) -> io::Result<()> {
+        self.check()?;
+        self.transfer.source.fill_draft(self.descriptor, draft, &mut |position_bytes| self.moved(position_bytes))
+    }
+
     fn origin(&self) -> Option<Origin> {
         self.transfer.source.origin(self.descriptor)
+    }
+}
+
+impl Moving<'_> {
+    /// Breaks off when another blob failed.
+    fn check(&self) -> io::Result<()> {
+        if self.transfer.stop.load(Ordering::Relaxed) {
+            return Err(Error::new(format!("copy the blob {}", self.descriptor.digest()), Cause::Stopped).into());
+        }
+        Ok(())
+    }
+
+    fn moved(&self, position_bytes: u64) -> io::Result<()> {
+        self.transfer.progress.blob_moved(self.descriptor.digest(), position_bytes);
+        self.check()
     }
 }
 
@@ -420,13 +464,10 @@ struct Counted<'a> {
 
 impl Read for Counted<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Moving { transfer, descriptor } = self.moving;
-        if transfer.stop.load(Ordering::Relaxed) {
-            return Err(Error::new(format!("copy the blob {}", descriptor.digest()), Cause::Stopped).into());
-        }
+        self.moving.check()?;
         let count = self.content.read(buffer)?;
         self.position_bytes += count as u64;
-        transfer.progress.blob_moved(descriptor.digest(), self.position_bytes);
+        self.moving.moved(self.position_bytes)?;
         Ok(count)
     }
 }

@@ -96,6 +96,14 @@ impl<R: Read> VerifyingReader<R> {
         Ok(Self { inner, expected_bytes: descriptor.size(), expected, seen_bytes: 0, digester: Some(digester) })
     }
 
+    pub(crate) fn inner(&self) -> &R {
+        &self.inner
+    }
+
+    pub(crate) fn into_inner(self) -> R {
+        self.inner
+    }
+
     fn fail(&self, cause: Cause) -> io::Error {
         Error::new(format!("read the blob {}", self.expected), cause).into()
     }

@@ -12,7 +12,7 @@
 //! directory of other things is left alone. (containers-transports(5); the form has no digests but SHA-256.)
 
 use std::collections::HashSet;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -21,7 +21,7 @@ use oci_spec::image::{Descriptor, Digest};
 use crate::digest::VerifyingReader;
 use crate::draft::Draft;
 use crate::error::{Cause, Error};
-use crate::layout::{Directory, Files, missing_or, pour, read_small, replace};
+use crate::layout::{Directory, Files, missing_or, read_small, replace};
 use crate::manifest::Manifest;
 use crate::place::{Content, Destination, Source, Stored};
 use crate::signature;
@@ -81,12 +81,12 @@ impl ImageDirectory {
         Error::local(format!("write to {}", self.words()), Cause::Input(format!("{why}; name another directory")))
     }
 
-    fn write(&self, name: String, content: &mut dyn Read) -> Result<(), Error> {
+    fn write(&self, name: String, fill: impl FnOnce(&mut Draft) -> io::Result<()>) -> Result<(), Error> {
         self.prepare()?;
         let path = self.path.join(&name);
-        let mut write = || {
+        let write = || {
             let mut draft = Draft::new_in(&self.path)?;
-            pour(content, &mut draft)?;
+            fill(&mut draft)?;
             draft.publish(&path)
         };
         write().map_err(|error| self.disk(&path, error))?;
@@ -115,10 +115,16 @@ impl ImageDirectory {
 
 /// Whether a file is a blob, a manifest below an index or a signature.
 fn is_of_image(name: &str) -> bool {
-    let hex = name.strip_suffix(".manifest.json").unwrap_or(name);
-    let is_digest = hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    let number = name.strip_prefix("signature-").unwrap_or_default();
-    is_digest || (!number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    let is_digest =
+        |hex: &str| hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let is_signature = |name: &str| {
+        let number = name.strip_prefix("signature-").unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    match name.split_once('.') {
+        Some((hex, kind)) => is_digest(hex) && (kind == "manifest.json" || is_signature(kind)),
+        None => is_digest(name) || is_signature(name),
+    }
 }
 
 /// The name of a blob.
@@ -187,16 +193,30 @@ impl Destination for ImageDirectory {
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
         let name = hex(descriptor.digest(), || format!("write to {}", self.words()))?;
-        self.write(name.to_owned(), &mut content.open()?)?;
+        self.write(name.to_owned(), |draft| content.fill(draft))?;
         Ok(Stored::Sent)
+    }
+
+    fn keeps_gpg_signatures(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn put_gpg_signatures(&self, subject: &Digest, is_top: bool, signatures: &[Vec<u8>]) -> Result<(), Error> {
+        let of = match is_top {
+            true => String::new(),
+            false => format!("{}.", hex(subject, || format!("write to {}", self.words()))?),
+        };
+        signatures.iter().enumerate().try_for_each(|(number, signature)| {
+            self.write(format!("{of}signature-{}", number + 1), |draft| draft.write_all(signature))
+        })
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
         if !is_top {
             let name = hex(manifest.digest(), || format!("write to {}", self.words()))?;
-            return self.write(format!("{name}.manifest.json"), &mut manifest.bytes());
+            return self.write(format!("{name}.manifest.json"), |draft| draft.write_all(manifest.bytes()));
         }
-        self.write(MANIFEST_FILE.to_owned(), &mut manifest.bytes())?;
+        self.write(MANIFEST_FILE.to_owned(), |draft| draft.write_all(manifest.bytes()))?;
         self.sweep().map_err(|error| self.disk(&self.path, error))
     }
 }
@@ -209,6 +229,7 @@ mod tests {
     fn only_files_of_an_image_are_swept() {
         let hex = "0123456789abcdef".repeat(4);
         assert!(is_of_image(&hex) && is_of_image(&format!("{hex}.manifest.json")) && is_of_image("signature-1"));
+        assert!(is_of_image(&format!("{hex}.signature-12")));
         for other in ["manifest.json", "version", "signature-", "signature-x", &hex[1..], &hex.to_uppercase(), ""] {
             assert!(!is_of_image(other), "{other}");
         }

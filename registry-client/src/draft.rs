@@ -3,18 +3,19 @@
 //! Invariant: whoever is killed leaves nothing that stays. A draft has no name where the file system can do that
 //! (`O_TMPFILE`); what needs a name, because the file system cannot or because it is a directory, is listed in [`NAMED`]
 //! as long as it is there, so that a program that ends at once can remove it ([`abandon_drafts`]). A directory is locked
-//! as long as its maker lives: who makes the next one beside it removes those that nobody holds.
+//! as long as its maker lives: who makes the next one beside it removes those that nobody holds. A file that a draft
+//! takes over keeps its name for those who would go on with it, until it has the one under which it is published.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 
 /// Files and directories of this process that are to be removed when it ends.
 static NAMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
@@ -38,6 +39,8 @@ pub fn abandon_drafts() -> Vec<PathBuf> {
 pub struct Draft {
     file: File,
     name: Option<Named>,
+    /// Where a file lies that was taken over.
+    taken_from: Option<PathBuf>,
 }
 
 /// A name that goes with this value.
@@ -75,7 +78,7 @@ impl Draft {
         use rustix::io::Errno;
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         match rustix::fs::open(directory, flags, Mode::from_raw_mode(mode)) {
-            Ok(file) => Ok(Self { file: file.into(), name: None }),
+            Ok(file) => Ok(Self { file: file.into(), name: None, taken_from: None }),
             // NFS and some FUSE file systems; EISDIR is said by kernels that do not know of it.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => Self::named_in(directory, mode),
             Err(error) => Err(error.into()),
@@ -88,7 +91,24 @@ impl Draft {
         let file = tempfile::Builder::new().prefix(".new-").permissions(permissions).tempfile_in(directory)?;
         let (file, path) = file.keep().map_err(|error| error.error)?;
         named.insert(path.clone());
-        Ok(Self { file, name: Some(Named(path)) })
+        Ok(Self { file, name: Some(Named(path)), taken_from: None })
+    }
+
+    /// Whether another file can be the draft: it can have its name where this one could, and looks as this one does.
+    pub(crate) fn can_take(&self, other: &File) -> bool {
+        let (here, there) = (standing(&self.file), standing(other));
+        // Where a draft needs a name, files cannot be linked either.
+        self.name.is_none() && here.is_some() && here == there
+    }
+
+    /// Makes a finished file the draft, which nothing was written to; the name that it has goes when it is published.
+    ///
+    /// # Errors
+    /// If its mode cannot be changed.
+    pub(crate) fn take_over(&mut self, file: File, path: PathBuf) -> io::Result<()> {
+        file.set_permissions(self.file.metadata()?.permissions())?;
+        (self.file, self.taken_from) = (file, Some(path));
+        Ok(())
     }
 
     /// Gives the finished file its name, in place of what has it, so that it survives a crash whole or not at all.
@@ -97,11 +117,29 @@ impl Draft {
     /// If it cannot be brought to the disk, or not be named; the old file is then as it was.
     pub fn publish(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
-        match &self.name {
-            Some(Named(draft)) => std::fs::rename(draft, path)?,
-            None => self.link(path)?,
+        match (&self.name, &self.taken_from) {
+            (Some(Named(draft)), _) => std::fs::rename(draft, path)?,
+            (None, None) => self.link(path)?,
+            (None, Some(former)) => match self.link(path) {
+                Ok(()) => unname(&self.file, former),
+                // Somebody deleted it, or it can have no name there after all.
+                Err(_) => {
+                    let copy = self.copied(parent(path))?;
+                    copy.publish(path)?;
+                    unname(&self.file, former);
+                    return Ok(());
+                }
+            },
         }
         File::open(parent(path))?.sync_all()
+    }
+
+    /// The same bytes as a draft of its own.
+    fn copied(&self, directory: &Path) -> io::Result<Self> {
+        let (mut copy, mut from) = (Self::new_in(directory)?, &self.file);
+        from.seek(io::SeekFrom::Start(0))?;
+        io::copy(&mut from, &mut copy.file)?;
+        Ok(copy)
     }
 
     /// The same where nothing has that name, else false.
@@ -165,6 +203,32 @@ impl Write for Draft {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// Copies all; with larger steps than `io::copy`, since each one passes decoders, digests and system calls.
+pub(crate) fn pour(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
+    pour_watched(content, out, &mut |_| Ok(()))
+}
+
+/// The same for who wants to hear how many bytes have passed after each step, and may end it.
+pub(crate) fn pour_watched(
+    content: &mut dyn Read,
+    out: &mut dyn Write,
+    watch: &mut dyn FnMut(u64) -> io::Result<()>,
+) -> io::Result<()> {
+    let (mut buffer, mut passed_bytes) = (vec![0; 128 << 10], 0);
+    loop {
+        match content.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => {
+                out.write_all(&buffer[..count])?;
+                passed_bytes += count as u64;
+                watch(passed_bytes)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -251,6 +315,30 @@ fn open_directory(path: &Path) -> io::Result<File> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
 }
 
+/// What two files have in common of which one can stand where the other would: the mount, beyond which no name reaches
+/// (<https://man7.org/linux/man-pages/man2/link.2.html>, EXDEV), and the owners; `None` where the kernel does not tell
+/// (before 5.8).
+fn standing(file: &File) -> Option<(u64, u32, u32)> {
+    let wanted = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let found = rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, wanted).ok()?;
+    let tells_mount = found.stx_mask & StatxFlags::MNT_ID.bits() != 0;
+    tells_mount.then_some((found.stx_mnt_id, found.stx_uid, found.stx_gid))
+}
+
+/// Takes away a name that a file has, if it still is that file's. One that stays is a second name and a waste, nothing
+/// else.
+pub(crate) fn unname(file: &File, path: &Path) {
+    if is_at(file, path).unwrap_or(false) {
+        _ = std::fs::remove_file(path);
+    }
+}
+
+/// Whether a path names this file, and no link to it.
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let (held, found) = (file.metadata()?, std::fs::symlink_metadata(path)?);
+    Ok((held.dev(), held.ino()) == (found.dev(), found.ino()))
+}
+
 fn absent_is_fine(removed: io::Result<()>) -> io::Result<()> {
     removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
@@ -287,6 +375,30 @@ mod tests {
             drop(make(directory.path()).expect("a draft"));
             assert_eq!(names(directory.path()), ["file"]);
             std::fs::remove_file(&path).expect("removed");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_taken_over_is_published_wherever_that_is_and_however_often() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut places = vec![directory.path().join("here")];
+        std::fs::create_dir(&places[0]).expect("made");
+        // Another file system: what cannot be linked is copied.
+        let elsewhere = tempfile::tempdir_in("/dev/shm").ok();
+        places.extend(elsewhere.as_ref().map(|place| place.path().to_owned()));
+        for place in places {
+            let (former, path) = (directory.path().join("former"), place.join("file"));
+            for content in ["one", "two"] {
+                std::fs::write(&former, content).expect("written");
+                let mut draft = Draft::new_in(&place).expect("a draft");
+                let file = File::options().read(true).write(true).open(&former).expect("there");
+                assert_eq!(draft.can_take(&file), place.starts_with(directory.path()));
+                draft.take_over(file, former.clone()).expect("taken");
+                assert!(former.exists(), "a kill leaves it to be gone on with");
+                draft.publish(&path).expect("published");
+                assert_eq!(std::fs::read_to_string(&path).expect("there"), content);
+                assert_eq!((former.exists(), names(&place).len()), (false, 1));
+            }
         }
     }
 

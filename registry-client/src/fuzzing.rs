@@ -10,7 +10,7 @@ use crate::manifest::{Manifest, ManifestContent};
 use crate::pages::next_link;
 use crate::pull::check_content_range;
 use crate::reference::{ImageName, Reference};
-use crate::signature::{Form, KeyFile, Payload, PublicKey};
+use crate::signature::{Bundle, Form, KeyFile, Payload, PublicKey, said_by};
 
 /// What a person types: it is read the same again, and never leads out of the path of a URL.
 pub fn reference(bytes: &[u8]) -> bool {
@@ -69,6 +69,19 @@ pub fn payload(bytes: &[u8]) -> bool {
     let Ok((form, payload)) = read(Form::Sigstore).or_else(|_| read(Form::Gpg)) else { return false };
     assert_eq!(Payload::parse(form, &payload.to_bytes(form)).as_ref(), Ok(&payload));
     true
+}
+
+/// A bundle, or the statement in one: about one image, and for no name.
+pub fn bundle(bytes: &[u8]) -> bool {
+    let said = match Bundle::parse(bytes) {
+        Ok(bundle) => {
+            let _ = (bundle.noted().is_ok(), bundle.certificate().is_ok());
+            bundle.payload()
+        }
+        Err(_) => said_by(bytes),
+    };
+    assert!(said.as_ref().is_ok_and(|payload| payload.identity.is_none()) || said.is_err());
+    said.is_ok()
 }
 
 /// A public or a private key; what is no key verifies nothing.
@@ -144,6 +157,21 @@ mod tests {
             payload,
             &[&with("null"), &with(r#"{"creator":"me","timestamp":1700000000,"more":[true,null,{"a":-1.5}]}"#)],
         );
+    }
+
+    #[test]
+    fn bundles_and_statements_that_are_almost_right_are_read_without_panic() {
+        let statement = format!(
+            r#"{{"_type":"https://in-toto.io/Statement/v1","subject":[{{"digest":{{"sha256":"{}"}},"annotations":{{"a":"b","c":1}}}}],"predicateType":"https://sigstore.dev/cosign/sign/v1","predicate":{{}}}}"#,
+            "a1".repeat(32)
+        );
+        let base64 = |text: &str| base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text);
+        let entry = r#"{"logIndex":"7","logId":{"keyId":"wNI="},"integratedTime":"1700000000","inclusionPromise":{"signedEntryTimestamp":"AAAA"},"canonicalizedBody":"e30="}"#;
+        let whole = format!(
+            r#"{{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{{"certificate":{{"rawBytes":"AAAA"}},"tlogEntries":[{entry}]}},"dsseEnvelope":{{"payload":"{}","payloadType":"application/vnd.in-toto+json","signatures":[{{"sig":"AAAA"}}]}}}}"#,
+            base64(&statement)
+        );
+        drive(bundle, &[&statement, &whole]);
     }
 
     #[test]

@@ -78,6 +78,10 @@ impl GrowingBlob {
         matches!(*self.lock(), State::Grows(_))
     }
 
+    pub(crate) fn is_abandoned(&self) -> bool {
+        matches!(*self.lock(), State::Abandoned)
+    }
+
     /// Stands for what its bytes depend on.
     pub(crate) fn recipe(&self) -> &Digest {
         &self.recipe

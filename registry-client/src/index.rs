@@ -5,13 +5,14 @@
 //! `platform.rs`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::Mutex;
 
 use oci_spec::image::{Descriptor, Digest};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, MANIFEST_LIMIT_BYTES, Manifest, ManifestContent, OCI_INDEX};
 use crate::place::{Origin, Source};
@@ -340,6 +341,15 @@ impl Source for IndexSource<'_> {
         self.source_of(descriptor)?.open_unverified_blob(descriptor)
     }
 
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.source_of(descriptor)?.fill_draft(descriptor, draft, watch)
+    }
+
     fn distrust(&self, descriptor: &Descriptor) {
         if let Ok(source) = self.source_of(descriptor) {
             source.distrust(descriptor);
@@ -348,6 +358,13 @@ impl Source for IndexSource<'_> {
 
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         self.sources[self.owner(descriptor.digest())?].origin(descriptor)
+    }
+
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        if subject == self.manifest.digest() {
+            return Ok(Vec::new());
+        }
+        Ok(self.at_owner(subject, |source| source.gpg_signatures(subject))?.0)
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {

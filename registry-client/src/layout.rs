@@ -1,7 +1,7 @@
 //! OCI image layouts (<https://github.com/opencontainers/image-spec/blob/main/image-layout.md>) as places.
 //!
-//! Invariant: every file appears whole: written without a name, synced, named. `index.json` changes under a lock,
-//! last, so that it never names what is not there.
+//! Invariant: every file appears whole: written without a name, or where a transfer keeps it to go on with, synced,
+//! named. `index.json` changes under a lock, last, so that it never names what is not there.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -87,12 +87,12 @@ impl OciLayout {
         Ok(blobs)
     }
 
-    fn write_blob(&self, digest: &Digest, content: &mut dyn Read) -> Result<(), Error> {
+    fn write_blob(&self, digest: &Digest, fill: impl FnOnce(&mut Draft) -> io::Result<()>) -> Result<(), Error> {
         let directory = self.prepare(digest)?;
         let path = self.blob_path(digest);
-        let mut write = || {
+        let write = || {
             let mut draft = Draft::new_in(&directory)?;
-            pour(content, &mut draft)?;
+            fill(&mut draft)?;
             draft.publish(&path)
         };
         write().map_err(|error| self.disk(&path, error))
@@ -194,13 +194,12 @@ impl Destination for OciLayout {
     }
 
     fn put_blob(&self, descriptor: &Descriptor, content: &dyn Content) -> Result<Stored, Error> {
-        let mut content = content.open()?;
-        self.write_blob(descriptor.digest(), &mut content)?;
+        self.write_blob(descriptor.digest(), |draft| content.fill(draft))?;
         Ok(Stored::Sent)
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {
-        self.write_blob(manifest.digest(), &mut manifest.bytes())?;
+        self.write_blob(manifest.digest(), |draft| draft.write_all(manifest.bytes()))?;
         if is_top || manifest.subject().is_some() { self.list_manifest(manifest, is_top) } else { Ok(()) }
     }
 
@@ -399,17 +398,4 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut draft = Draft::beside(path)?;
     draft.write_all(bytes)?;
     draft.publish(path)
-}
-
-/// Copies all; with larger steps than `io::copy`, since each one passes decoders, digests and system calls.
-pub(crate) fn pour(content: &mut dyn Read, out: &mut dyn Write) -> io::Result<()> {
-    let mut buffer = vec![0; 128 << 10];
-    loop {
-        match content.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => out.write_all(&buffer[..count])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }

@@ -99,7 +99,7 @@ pub use self::retry::{RetryPolicy, twice_if_damaged};
 pub use self::secret::{Secret, without_credentials};
 pub use self::signature::{
     Accepted, Demands, GpgKey, GpgKeyring, KeyFile, Payload, Policy, PrivateKey, PublicKey, SealedKey, SignatureStores,
-    SignedIdentity, Signer, TrustedKeys, companion_subject, sign, sign_with_gpg,
+    SignedIdentity, Signer, TrustedKeys, companion_subject, sign, sign_bundle, sign_with_gpg,
 };
 pub use self::transport::TransportOptions;
 pub use self::url::percent_decode;

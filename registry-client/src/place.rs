@@ -4,10 +4,12 @@
 //! publishes only after a clean end of the content never publishes a wrong blob. Who asks for unverified content checks
 //! it himself, and fails with [`Cause::DigestMismatch`].
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest};
 
+use crate::draft::{Draft, pour, pour_watched};
 use crate::error::{Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::manifest::Manifest;
@@ -48,6 +50,21 @@ pub trait Source: Send + Sync {
     /// As [`Self::open_blob`].
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         self.open_blob(descriptor)
+    }
+
+    /// Fills an empty draft with the content of a blob, whole and verified. `watch` hears how many bytes have come, and
+    /// may end it. Content that lies in a file of its own by then may become the draft in place of being copied.
+    ///
+    /// # Errors
+    /// As [`Self::open_blob`], if the content is not what the descriptor says, that of `watch`, or if the draft cannot
+    /// be written.
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        pour_watched(&mut *self.open_blob(descriptor)?, draft, watch)
     }
 
     /// The content of a blob that came last was not what it should be: whoever else has it is asked next. Of a place
@@ -123,6 +140,14 @@ pub trait Content: Sync {
         self.open()
     }
 
+    /// Fills an empty draft with it, as [`Source::fill_draft`] does.
+    ///
+    /// # Errors
+    /// As [`Source::fill_draft`].
+    fn fill(&self, draft: &mut Draft) -> io::Result<()> {
+        pour(&mut *self.open()?, draft)
+    }
+
     /// Where a registry might have it already.
     fn origin(&self) -> Option<Origin> {
         None
@@ -172,7 +197,7 @@ pub trait Destination: Send + Sync {
     /// If the blob comes to nothing, or as [`Self::put_blob`].
     fn put_growing_blob(
         &self,
-        blob: &GrowingBlob,
+        blob: &Arc<GrowingBlob>,
         progress: &dyn Progress,
     ) -> Result<Option<(Descriptor, Stored)>, Error> {
         let _ = (blob, progress);
@@ -185,6 +210,26 @@ pub trait Destination: Send + Sync {
     /// # Errors
     /// If the place refuses it.
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error>;
+
+    /// Whether the place, or a store that is named for it, keeps GPG signatures of images.
+    ///
+    /// # Errors
+    /// If it does not.
+    fn keeps_gpg_signatures(&self) -> Result<(), Error> {
+        let what =
+            "the image has GPG signatures, and these have no place there; --remove-signatures leaves them behind";
+        Err(Error::local(format!("copy to {}", self.name()), Cause::Input(what.to_owned())))
+    }
+
+    /// Puts GPG signatures of a manifest, ahead of that; `is_top` as of the manifest. Those that are there stay, but for a
+    /// place of one image that was another's.
+    ///
+    /// # Errors
+    /// If they cannot be written, or as [`Self::keeps_gpg_signatures`].
+    fn put_gpg_signatures(&self, subject: &Digest, is_top: bool, signatures: &[Vec<u8>]) -> Result<(), Error> {
+        let _ = (subject, is_top, signatures);
+        self.keeps_gpg_signatures()
+    }
 
     /// The same place to be read, for what lies beside the image: its tags and referrers. A place that holds one image
     /// only takes none of these.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
+use crate::draft::Draft;
 use crate::error::{Answer, Cause, Error};
 use crate::manifest::Manifest;
 use crate::place::{Origin, Source};
@@ -75,6 +76,15 @@ impl Source for RegistrySource {
 
     fn open_unverified_blob(&self, descriptor: &Descriptor) -> Result<Box<dyn Read + Send + '_>, Error> {
         Ok(Box::new(self.repository.open_unverified_blob(descriptor)?))
+    }
+
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.repository.fill_draft(descriptor, draft, watch)
     }
 
     fn distrust(&self, descriptor: &Descriptor) {

@@ -2,6 +2,8 @@
 //!
 //! Invariant: the tag moves last, when everything that its manifest points to is there.
 
+use std::sync::Arc;
+
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
@@ -64,10 +66,18 @@ impl Destination for RegistryDestination {
 
     fn put_growing_blob(
         &self,
-        blob: &GrowingBlob,
+        blob: &Arc<GrowingBlob>,
         progress: &dyn Progress,
     ) -> Result<Option<(Descriptor, Stored)>, Error> {
         self.repository.put_growing_blob(blob, progress).map(Some)
+    }
+
+    fn keeps_gpg_signatures(&self) -> Result<(), Error> {
+        self.repository.client().signature_directory(&self.reference).map(drop)
+    }
+
+    fn put_gpg_signatures(&self, subject: &Digest, _: bool, signatures: &[Vec<u8>]) -> Result<(), Error> {
+        self.repository.client().add_gpg_signatures(&self.reference, subject, signatures)
     }
 
     fn put_manifest(&self, manifest: &Manifest, is_top: bool) -> Result<(), Error> {

@@ -10,6 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use oci_spec::image::Descriptor;
 
+use crate::digest::VerifyingReader;
+use crate::draft::{Draft, unname};
 use crate::error::{Cause, Error};
 use crate::pull::BlobReader;
 use crate::repository::Repository;
@@ -62,6 +64,8 @@ impl Drop for ExtraLane {
 /// A blob as a stream of its pieces.
 pub(crate) struct RangedReader {
     download: Arc<Download>,
+    /// Where it began to read.
+    begin_bytes: u64,
     position_bytes: u64,
 }
 
@@ -127,7 +131,31 @@ impl RangedReader {
             let reader = download.connect(&run)?;
             download.start_lane(Some((reader, run)), None);
         }
-        Ok(Some(Self { download, position_bytes }))
+        Ok(Some(Self { download, begin_bytes: position_bytes, position_bytes }))
+    }
+
+    /// Whether a draft could take over the partial file in place of a copy.
+    pub(crate) fn is_near(&self, draft: &Draft) -> bool {
+        self.download.spool.is_near(draft)
+    }
+
+    /// Lets a draft take over the partial file, after all of it was read and had the right digest.
+    ///
+    /// # Errors
+    /// If what lies there is not what was read, and not right either; or for the disk.
+    pub(crate) fn give_to(self, draft: &mut Draft) -> io::Result<()> {
+        let download = &self.download;
+        let (file, path) = download.spool.take().map_err(|error| download.disk_error(error))?;
+        // Nobody writes any more. What a lane before gave back half done was fetched again, perhaps after it was read.
+        if self.begin_bytes > 0 || download.lock().failure.is_some() {
+            let content = VerifyingReader::new(&file, &download.descriptor);
+            if let Err(error) = content.map_err(io::Error::from).and_then(|mut all| io::copy(&mut all, &mut io::sink()))
+            {
+                unname(&file, &path);
+                return Err(error);
+            }
+        }
+        draft.take_over(file, path)
     }
 }
 
@@ -156,11 +184,27 @@ impl Read for RangedReader {
 impl Drop for RangedReader {
     fn drop(&mut self) {
         self.download.lock().is_over = true;
-        // Read to its end, it arrived or is not what it should be; else it is kept for the next time.
+        // Read to its end, it arrived or is not what it should be, unless it was given away; else it is kept for the next
+        // time.
         if self.position_bytes == self.download.descriptor.size() {
             self.download.spool.remove();
         }
         self.download.spool.release();
+    }
+}
+
+/// A blob on its way: in pieces that lie in a file, or as it comes.
+pub(crate) enum Arriving {
+    InPieces(RangedReader),
+    InARow(Box<BlobReader>),
+}
+
+impl Read for Arriving {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::InPieces(reader) => reader.read(buffer),
+            Self::InARow(reader) => reader.read(buffer),
+        }
     }
 }
 
@@ -188,6 +232,10 @@ impl Download {
             }
             state = self.moved.wait(state).unwrap_or_else(|poison| poison.into_inner());
         }
+    }
+
+    fn pieces(&self) -> usize {
+        spool::pieces(self.descriptor.size(), self.policy.piece_bytes)
     }
 
     fn start_of(&self, piece: usize) -> u64 {
@@ -316,7 +364,7 @@ impl Lane {
         loop {
             if !reader.knows_ranges() {
                 // It sends everything anyway: take from it as much as nobody else fetches.
-                run.end = run.end.max(run.piece + 2).min(download.spool.pieces());
+                run.end = run.end.max(run.piece + 2).min(download.pieces());
                 reader.extend_to(download.end_of(run.end - 1));
             } else {
                 download.grow();
@@ -363,5 +411,51 @@ impl Lane {
         download.spool.mark_done(piece, crc.finalize()).map_err(|error| download.disk_error(error))?;
         download.lock().pieces[piece] = Piece::Done;
         Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::MediaType;
+
+    use super::*;
+    use crate::client::{Client, ClientOptions};
+    use crate::digest::digest_of;
+
+    /// A reader that has read all of a blob, of which a partial file holds these bytes.
+    fn at_the_end(
+        directory: &std::path::Path,
+        descriptor: &Descriptor,
+        bytes: &[u8],
+        failure: Option<io::Error>,
+    ) -> RangedReader {
+        let policy = RangePolicy { piece_bytes: 64 << 10, ..RangePolicy::default() };
+        let (spool, pieces) = Spool::open(directory, descriptor, policy.piece_bytes).expect("opened").expect("free");
+        spool.write_at(bytes, 0).expect("written");
+        let state = State { pieces: vec![Piece::Done; pieces.len()], lanes: 0, is_over: false, failure };
+        let reference = "r.example/a:1".parse().expect("a reference");
+        let repository = Client::new(ClientOptions::default()).repository(&reference).expect("a host");
+        let (descriptor, state, moved) = (descriptor.clone(), Mutex::new(state), Condvar::new());
+        let position_bytes = descriptor.size();
+        let download = Arc::new(Download { repository, descriptor, policy, spool, state, moved });
+        RangedReader { download, begin_bytes: 0, position_bytes }
+    }
+
+    #[test]
+    fn what_was_not_read_in_one_go_is_digested_again_before_it_is_given_away() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let good = vec![7; 100_000];
+        let descriptor = Descriptor::new(MediaType::ImageLayer, 100_000, digest_of(&good));
+        let published = directory.path().join("published");
+        for (bytes, fits) in [(vec![8; 100_000], false), (good, true)] {
+            let failure = Some(io::Error::other("a lane failed"));
+            let reader = at_the_end(&directory.path().join("spool"), &descriptor, &bytes, failure);
+            let mut draft = Draft::new_in(directory.path()).expect("a draft");
+            assert!(reader.is_near(&draft));
+            assert_eq!(reader.give_to(&mut draft).is_ok(), fits);
+            assert_eq!(directory.path().join("spool").read_dir().expect("listed").count(), usize::from(fits));
+            draft.publish(&published).expect("published");
+            assert_eq!(std::fs::metadata(&published).expect("there").len() == 100_000, fits);
+        }
     }
 }

@@ -15,7 +15,8 @@ use serde_json::Value;
 use crate::archive::tar_files::{Slice, most_layer_bytes, too_much};
 use crate::copy::{Held, INDEX_DEPTH_LIMIT, PlatformChoice, choose_image, too_deep};
 use crate::digest::{Digester, VerifyingReader};
-use crate::error::Error;
+use crate::draft::{Draft, pour_watched};
+use crate::error::{Cause, Error};
 use crate::growing::BlobMaker;
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, Manifest, ManifestContent, OCI_INDEX, OCI_MANIFEST};
 use crate::place::{Destination, Origin, Source, Stored};
@@ -70,6 +71,8 @@ pub struct RepackedSource<'a> {
     original: Digest,
     top: Manifest,
     manifests: HashMap<Digest, Manifest>,
+    /// From the old digest of a manifest to the new one.
+    renamed: HashMap<Digest, Digest>,
     blobs: HashMap<Digest, Arc<File>>,
     sent: usize,
 }
@@ -108,10 +111,10 @@ impl<'a> RepackedSource<'a> {
         let repacked = repack_all(source, layers, options, progress)?;
         let mut rewriter = Rewriter { children, repacked: &repacked, made: HashMap::new(), renamed: HashMap::new() };
         let top = rewriter.rewrite(&original)?;
-        let manifests = rewriter.made;
+        let (manifests, renamed) = (rewriter.made, rewriter.renamed);
         let sent = repacked.values().filter(|layer| layer.is_sent).count();
         let blobs = repacked.into_values().map(|layer| (layer.digest, layer.file)).collect();
-        Ok(Self { source, original: original.digest().clone(), top, manifests, blobs, sent })
+        Ok(Self { source, original: original.digest().clone(), top, manifests, renamed, blobs, sent })
     }
 
     /// How many layers went ahead to where the image goes, so that a copy finds them there.
@@ -157,6 +160,18 @@ impl Source for RepackedSource<'_> {
         }
     }
 
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self.blobs.contains_key(descriptor.digest()) {
+            true => pour_watched(&mut *self.open_blob(descriptor)?, draft, watch),
+            false => self.source.fill_draft(descriptor, draft, watch),
+        }
+    }
+
     fn distrust(&self, descriptor: &Descriptor) {
         if !self.blobs.contains_key(descriptor.digest()) {
             self.source.distrust(descriptor);
@@ -169,6 +184,19 @@ impl Source for RepackedSource<'_> {
 
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         self.source.tagged(tag)
+    }
+
+    /// Those of a manifest that is another one now are of no use, and nobody is to lose them unawares.
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        let Some((before, _)) = self.renamed.iter().find(|(_, after)| *after == subject) else {
+            return self.source.gpg_signatures(subject);
+        };
+        if self.source.gpg_signatures(before)?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let what =
+            "it has GPG signatures, which do not hold for its new digest; --remove-signatures leaves them behind";
+        Err(Error::local(format!("compress the layers of {}", self.name()), Cause::Input(what.to_owned())))
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a manifest that is returned has the digest that was asked for, or the one its registry named.
 
-use std::io::Read;
+use std::io::{self, Read};
+use std::sync::Arc;
 
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde::Deserialize;
@@ -10,6 +11,7 @@ use serde::Deserialize;
 use crate::auth::{Purpose, Scopes};
 use crate::client::{Call, Client, MakeBody};
 use crate::digest::{self, VerifyingReader};
+use crate::draft::{Draft, pour_watched};
 use crate::error::{Answer, Cause, Error};
 use crate::growing::GrowingBlob;
 use crate::hosts::{Host, Route, Way};
@@ -19,7 +21,7 @@ use crate::pages;
 use crate::place::{Content, Origin, Stored};
 use crate::progress::Progress;
 use crate::pull::BlobReader;
-use crate::ranges::RangedReader;
+use crate::ranges::{Arriving, RangedReader};
 use crate::retry::{Patience, twice_if_damaged};
 use crate::stream::Stream;
 use crate::transport::{Body, Method, Response};
@@ -304,13 +306,33 @@ impl Repository {
     }
 
     /// A blob from here, from a position on, not verified.
-    pub(crate) fn open_blob_at(&self, descriptor: &Descriptor, position: u64) -> Result<Box<dyn Read + Send>, Error> {
+    pub(crate) fn open_blob_at(&self, descriptor: &Descriptor, position: u64) -> Result<Arriving, Error> {
         let options = self.client.options();
         if let Some(reader) = RangedReader::open(self, descriptor, options.spool.as_ref(), options.ranges, position)? {
-            return Ok(Box::new(reader));
+            return Ok(Arriving::InPieces(reader));
         }
         let rest = position..descriptor.size();
-        Ok(Box::new(BlobReader::open(self.clone(), descriptor.clone(), rest)?))
+        Ok(Arriving::InARow(Box::new(BlobReader::open(self.clone(), descriptor.clone(), rest)?)))
+    }
+
+    /// Fills a draft with a blob, as [`Source::fill_draft`](crate::Source::fill_draft) says. A partial file that lies
+    /// near is taken over: its bytes pass only by the digest, and are written once.
+    pub(crate) fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut content = VerifyingReader::new(self.open_unverified_blob(descriptor)?, descriptor)?;
+        if content.inner().is_near(draft) {
+            pour_watched(&mut content, &mut io::sink(), watch)?;
+            if content.into_inner().give_to(draft)? {
+                return Ok(());
+            }
+            // A mirror failed in the middle, and meanwhile somebody else took hold of the partial file.
+            content = VerifyingReader::new(self.open_unverified_blob(descriptor)?, descriptor)?;
+        }
+        pour_watched(&mut content, draft, watch)
     }
 
     /// Puts a blob: from the content's origin if the registry can take it from there, else by sending it.
@@ -329,7 +351,11 @@ impl Repository {
     ///
     /// # Errors
     /// If the blob is abandoned, or as [`Self::put_blob`].
-    pub fn put_growing_blob(&self, blob: &GrowingBlob, progress: &dyn Progress) -> Result<(Descriptor, Stored), Error> {
+    pub fn put_growing_blob(
+        &self,
+        blob: &Arc<GrowingBlob>,
+        progress: &dyn Progress,
+    ) -> Result<(Descriptor, Stored), Error> {
         let writer = self.clone().for_push();
         let (descriptor, stored) = Stream::new(&writer, blob, progress).run()?;
         for known in [descriptor.digest(), blob.recipe()] {

@@ -9,22 +9,33 @@
 //!
 //! Invariant: a piece counts as done only if its bytes are the ones that were written, also after a loss of power (the
 //! CRC-32 is checked when the file is opened, so nothing is ever synced). Whether they are the *right* bytes is for the
-//! digest of the whole to say. One process at a time holds the lock of a file. It may be deleted at any moment.
+//! digest of the whole to say. One process at a time holds the lock of a file, and only its holder writes to it. It may
+//! be deleted at any moment.
+//!
+//! A file that is whole can be given away, to be published where it is: then it ends behind the content. It may be found
+//! so after a kill, and with its other name, which makes it somebody else's.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 pub(crate) use crc32fast::Hasher as PieceSum;
 use oci_spec::image::Descriptor;
 
+use crate::digest::VerifyingReader;
+use crate::draft::{Draft, is_at, unname};
 use crate::error::Error;
 
-/// The partial file of one blob, locked.
+/// The partial file of one blob, locked, until it is let go.
 pub(crate) struct Spool {
-    file: File,
+    held: RwLock<Option<PartialFile>>,
     path: PathBuf,
+}
+
+struct PartialFile {
+    file: File,
     size_bytes: u64,
     piece_bytes: u64,
 }
@@ -53,25 +64,26 @@ impl Spool {
         let open = || {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             let Some(file) = open_locked(&path)? else { return Ok(None) };
-            let spool = Self { file, path: path.clone(), size_bytes: descriptor.size(), piece_bytes };
-            let done = if spool.is_ours()? { spool.verified_pieces()? } else { spool.begin()? };
-            Ok(Some((spool, done)))
+            let partial = PartialFile { file, size_bytes: descriptor.size(), piece_bytes };
+            let done = if partial.is_whole(descriptor)? {
+                vec![true; partial.pieces()]
+            } else if partial.is_ours()? {
+                partial.verified_pieces()?
+            } else {
+                partial.begin()?
+            };
+            Ok(Some((Self { held: RwLock::new(Some(partial)), path: path.clone() }, done)))
         };
         open().map_err(|error: io::Error| Error::disk(doing(), &path, error))
     }
 
-    /// The number of pieces; the last may be short.
-    pub(crate) fn pieces(&self) -> usize {
-        pieces(self.size_bytes, self.piece_bytes)
-    }
-
     /// Reads what was written there before.
     pub(crate) fn read_at(&self, buffer: &mut [u8], offset_bytes: u64) -> io::Result<usize> {
-        self.file.read_at(buffer, offset_bytes)
+        self.with(|partial| partial.file.read_at(buffer, offset_bytes))
     }
 
     pub(crate) fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> io::Result<()> {
-        self.file.write_all_at(bytes, offset_bytes)
+        self.with(|partial| partial.file.write_all_at(bytes, offset_bytes))
     }
 
     /// Records that all of a piece is written.
@@ -79,22 +91,58 @@ impl Spool {
         let mut record = [0; RECORD_BYTES as usize];
         record[..4].copy_from_slice(&DONE);
         record[4..].copy_from_slice(&crc.to_le_bytes());
-        self.file.write_all_at(&record, self.record_offset(piece))
+        self.with(|partial| partial.file.write_all_at(&record, partial.record_offset(piece)))
     }
 
-    /// Lets another process have the file. Whoever still writes to it writes the same bytes as that one.
+    /// Lets another process have the file; from here on nobody writes to it through this value.
     pub(crate) fn release(&self) {
-        // Closing the file unlocks it too, only later.
-        let _ = self.file.unlock();
+        drop(self.let_go());
     }
 
     /// Deletes the file: its content arrived, or is wrong. One that stays behind is only a waste.
     pub(crate) fn remove(&self) {
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(partial) = self.let_go() {
+            unname(&partial.file, &self.path);
+        }
+    }
+
+    /// Whether a draft could take the file over.
+    pub(crate) fn is_near(&self, draft: &Draft) -> bool {
+        self.with(|partial| Ok(draft.can_take(&partial.file))).unwrap_or(false)
+    }
+
+    /// The file and its path, with nothing in it but the content, which is whole. It stays locked as long as it is open.
+    ///
+    /// # Errors
+    /// If it was let go, or cannot be made shorter.
+    pub(crate) fn take(&self) -> io::Result<(File, PathBuf)> {
+        let partial = self.let_go().ok_or_else(let_go)?;
+        partial.file.set_len(partial.size_bytes)?;
+        Ok((partial.file, self.path.clone()))
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Waits for those who use it at the moment.
+    fn let_go(&self) -> Option<PartialFile> {
+        self.held.write().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&PartialFile) -> io::Result<T>) -> io::Result<T> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        act(held.as_ref().ok_or_else(let_go)?)
+    }
+}
+
+fn let_go() -> io::Error {
+    io::Error::other("it was let go")
+}
+
+impl PartialFile {
+    fn pieces(&self) -> usize {
+        pieces(self.size_bytes, self.piece_bytes)
     }
 
     fn record_offset(&self, piece: usize) -> u64 {
@@ -106,6 +154,15 @@ impl Spool {
         header[..8].copy_from_slice(&MAGIC);
         header[8..].copy_from_slice(&self.piece_bytes.to_le_bytes());
         header
+    }
+
+    /// Whether it is as [`Spool::take`] leaves it. What a loss of power emptied has another digest.
+    fn is_whole(&self, descriptor: &Descriptor) -> io::Result<bool> {
+        if self.file.metadata()?.len() != self.size_bytes {
+            return Ok(false);
+        }
+        let content = VerifyingReader::new(&self.file, descriptor);
+        Ok(content.is_ok_and(|mut content| io::copy(&mut content, &mut io::sink()).is_ok()))
     }
 
     fn is_ours(&self) -> io::Result<bool> {
@@ -153,7 +210,8 @@ pub(crate) fn pieces(size_bytes: u64, piece_bytes: u64) -> usize {
     usize::try_from(size_bytes.div_ceil(piece_bytes)).unwrap_or(usize::MAX)
 }
 
-/// Opens a file and locks it, so that the path still means it: its last holder may have deleted it in between.
+/// Opens a file and locks it, so that the path still means it: its last holder may have deleted it in between, or given
+/// it another name. One that has a second name is somebody's else, and loses this one.
 pub(crate) fn open_locked(path: &Path) -> io::Result<Option<File>> {
     // Without following links: in a directory that others can write to, one could lead to any file of ours.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
@@ -169,8 +227,12 @@ pub(crate) fn open_locked(path: &Path) -> io::Result<Option<File>> {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        if file.metadata()?.nlink() > 0 {
-            return Ok(Some(file));
+        match is_at(&file, path) {
+            Ok(true) if file.metadata()?.nlink() == 1 => return Ok(Some(file)),
+            Ok(true) => std::fs::remove_file(path)?,
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(None)
@@ -246,9 +308,34 @@ mod tests {
         let again = || Spool::open(directory.path(), &descriptor(), PIECE_BYTES).expect("opened");
         assert!(again().is_none());
         spool.release();
-        assert!(again().is_some());
+        assert!(spool.write_at(b"late", 0).is_err(), "it is the next one's now");
+        let (next, _) = again().expect("free");
         spool.remove();
-        assert!(!spool.path().exists());
+        assert!(next.path().exists());
+        next.remove();
+        assert!(!next.path().exists());
+    }
+
+    #[test]
+    fn what_was_taken_is_the_content_alone_and_stays_locked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let content = [7; 2500];
+        let descriptor = Descriptor::new(MediaType::ImageLayer, 2500, crate::digest::digest_of(&content));
+        let open = || Spool::open(directory.path(), &descriptor, PIECE_BYTES).expect("opened");
+        let (spool, _) = open().expect("free");
+        spool.write_at(&content, 0).expect("written");
+        let (file, path) = spool.take().expect("held");
+        assert_eq!(std::fs::read(&path).expect("read"), content);
+        assert!(spool.mark_done(0, 0).is_err() && open().is_none());
+        drop(file);
+        // As after a kill: it is whole, and nobody else's.
+        let (spool, done) = open().expect("free");
+        assert_eq!(done, [true; 3]);
+        spool.release();
+        std::fs::hard_link(&path, directory.path().join("published")).expect("linked");
+        let (_, done) = open().expect("free");
+        assert_eq!(done, [false; 3], "another file");
+        assert_eq!(std::fs::read(directory.path().join("published")).expect("read"), content);
     }
 
     #[test]

@@ -7,6 +7,8 @@
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use oci_spec::image::Descriptor;
 
@@ -24,7 +26,7 @@ use crate::upload::Upload;
 /// The upload of one blob that grows.
 pub(crate) struct Stream<'a> {
     repository: &'a Repository,
-    blob: &'a GrowingBlob,
+    blob: &'a Arc<GrowingBlob>,
     progress: &'a dyn Progress,
     /// Whether the progress knows of the blob, which it does by its digest.
     is_told: AtomicBool,
@@ -32,7 +34,7 @@ pub(crate) struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    pub(crate) fn new(repository: &'a Repository, blob: &'a GrowingBlob, progress: &'a dyn Progress) -> Self {
+    pub(crate) fn new(repository: &'a Repository, blob: &'a Arc<GrowingBlob>, progress: &'a dyn Progress) -> Self {
         let origin = repository.origin();
         let doing = format!("push a blob to {}/{} while it is made", origin.registry, origin.repository);
         Self { repository, blob, progress, is_told: AtomicBool::new(false), doing }
@@ -54,6 +56,7 @@ impl<'a> Stream<'a> {
     fn upload(&self) -> Result<(Descriptor, Stored), Error> {
         let mut open = None;
         let client = self.repository.client();
+        let listed = client.open_streams().list(self.blob).map_err(|cause| Error::new(&self.doing, cause))?;
         let (here, recipe) = (self.repository.origin(), self.blob.recipe());
         let has_it = !client.known_blobs().repositories(&here.registry, recipe).is_empty();
         if !has_it && client.takes_streams(self.repository.host()) {
@@ -79,6 +82,8 @@ impl<'a> Stream<'a> {
             self.abandon(open);
             return Ok((descriptor, Stored::Unsent));
         }
+        // From here on it is an upload like any other, which the next push can go on with.
+        drop(listed);
         let stored = Upload::new(self.repository, &descriptor, self).begun_with(open).run()?;
         Ok((descriptor, stored))
     }
@@ -99,19 +104,22 @@ impl<'a> Stream<'a> {
     }
 
     fn patch(&self, session: &mut Session) -> Result<(), Cause> {
-        let body: &MakeBody<'_> = &|| Ok(Body::Stream { content: Box::new(self.reader()), size_bytes: None });
+        // What comes to nothing ends like what is whole: docker-registry signs how far an upload is, and could end none
+        // that was cut.
+        let body: &MakeBody<'_> =
+            &|| Ok(Body::Stream { content: Box::new(EndedIfAbandoned(self.reader())), size_bytes: None });
         let headers = vec![("Content-Type", "application/octet-stream".to_owned())];
         let mut call = self.repository.call(Method::Patch, session.location.clone(), headers, body);
         call.may_repeat = false;
         let response = self.repository.answer(&self.doing, &call)?;
+        if response.header("location").is_some() {
+            session.follow(self.repository, &response)?;
+        }
         let size_bytes = self.blob.wait()?.size();
         if let Some(has) =
             response.header("range").and_then(range_end).filter(|has| *has != size_bytes && size_bytes > 1)
         {
             return Err(Cause::Malformed(format!("the registry has {has} of {size_bytes} bytes after a stream")));
-        }
-        if response.header("location").is_some() {
-            session.follow(self.repository, &response)?;
         }
         Ok(())
     }
@@ -165,5 +173,69 @@ impl Read for Told<'_> {
             self.stream.tell(&descriptor, self.position_bytes);
         }
         Ok(count)
+    }
+}
+
+/// The same, which comes to an end where the blob comes to nothing.
+struct EndedIfAbandoned<'a>(Told<'a>);
+
+impl Read for EndedIfAbandoned<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.0.read(buffer) {
+            Err(_) if self.0.stream.blob.is_abandoned() => Ok(0),
+            read => read,
+        }
+    }
+}
+
+/// The streams of a client that are open, for who ends while they are.
+#[derive(Debug, Default)]
+pub(crate) struct OpenStreams {
+    state: Mutex<Streams>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    open: Vec<Arc<GrowingBlob>>,
+    is_over: bool,
+}
+
+/// One of them; dropped when its session is ended.
+struct Listed<'a>(&'a OpenStreams, &'a Arc<GrowingBlob>);
+
+impl OpenStreams {
+    /// Gives all of them up, and waits until their sessions are ended, but no longer than `wait`. No more are begun.
+    pub(crate) fn end(&self, wait: Duration) {
+        let mut state = self.lock();
+        state.is_over = true;
+        state.open.iter().for_each(|blob| blob.abandon());
+        // A registry that takes longer forgets them some day.
+        drop(self.ended.wait_timeout_while(state, wait, |state| !state.open.is_empty()));
+    }
+
+    fn list<'a>(&'a self, blob: &'a Arc<GrowingBlob>) -> Result<Listed<'a>, Cause> {
+        let mut state = self.lock();
+        if state.is_over {
+            return Err(Cause::Stopped);
+        }
+        state.open.push(Arc::clone(blob));
+        Ok(Listed(self, blob))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Streams> {
+        // Whole between any two statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        let Self(streams, blob) = self;
+        let mut state = streams.lock();
+        if let Some(position) = state.open.iter().position(|open| Arc::ptr_eq(open, blob)) {
+            state.open.swap_remove(position);
+        }
+        streams.ended.notify_all();
     }
 }

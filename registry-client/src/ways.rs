@@ -10,8 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use oci_spec::image::{Descriptor, Digest};
 
 use crate::client::Client;
+use crate::draft::Draft;
 use crate::error::{Cause, Error};
 use crate::hosts::Host;
+use crate::ranges::Arriving;
 use crate::repository::Repository;
 use crate::url::Origin;
 
@@ -54,7 +56,8 @@ pub(crate) struct WaysReader {
     /// The host in use, and those that are left.
     ways: VecDeque<Repository>,
     descriptor: Descriptor,
-    inner: Box<dyn Read + Send>,
+    /// `None` between two of them.
+    inner: Option<Arriving>,
     position_bytes: u64,
 }
 
@@ -64,20 +67,36 @@ impl WaysReader {
     /// # Errors
     /// That of the last host, if none has it.
     pub(crate) fn open(ways: Vec<Repository>, descriptor: &Descriptor) -> Result<Self, Error> {
-        let nothing = Box::new(io::empty());
-        let mut reader = Self { ways: ways.into(), descriptor: descriptor.clone(), inner: nothing, position_bytes: 0 };
+        let mut reader = Self { ways: ways.into(), descriptor: descriptor.clone(), inner: None, position_bytes: 0 };
         reader.connect()?;
         Ok(reader)
+    }
+
+    /// Whether the content lies in a file that a draft could take over in place of a copy.
+    pub(crate) fn is_near(&self, draft: &Draft) -> bool {
+        matches!(&self.inner, Some(Arriving::InPieces(pieces)) if pieces.is_near(draft))
+    }
+
+    /// Lets a draft take over the file of the content, after all of it was read and had the right digest; false where
+    /// the last host's part lies in none.
+    ///
+    /// # Errors
+    /// If the file holds something else, or for the disk.
+    pub(crate) fn give_to(self, draft: &mut Draft) -> io::Result<bool> {
+        match self.inner {
+            Some(Arriving::InPieces(pieces)) if pieces.is_near(draft) => pieces.give_to(draft).map(|()| true),
+            _ => Ok(false),
+        }
     }
 
     /// Opens the rest of the blob at the first host that can.
     fn connect(&mut self) -> Result<(), Error> {
         // Before the next one opens the partial file, the last one has to let go of it.
-        self.inner = Box::new(io::empty());
+        self.inner = None;
         loop {
             match self.ways[0].open_blob_at(&self.descriptor, self.position_bytes) {
                 Ok(inner) => {
-                    self.inner = inner;
+                    self.inner = Some(inner);
                     // For the last one, the registry itself, nobody stands in.
                     if self.ways.len() > 1 {
                         let from = self.ways[0].host().endpoint.origin();
@@ -106,7 +125,7 @@ impl WaysReader {
 impl Read for WaysReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.inner.read(buffer) {
+            match self.inner.as_mut().map_or(Ok(0), |inner| inner.read(buffer)) {
                 Ok(count) => {
                     self.position_bytes += count as u64;
                     return Ok(count);

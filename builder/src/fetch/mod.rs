@@ -1,4 +1,7 @@
 //! Files from elsewhere: git repositories, archives, files of the web.
+//!
+//! Invariant: what was fetched is a layer of the store or a blob, so that it is read, kept and collected as all others.
+//! Nothing here knows the Dockerfile language.
 
 mod fetched;
 mod git;

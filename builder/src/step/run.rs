@@ -162,7 +162,10 @@ impl RunStep {
         ended?;
         unmounted.map_err(site.because())?;
         let changes = read_changes(&tree, &upper.upper(), &upper.work()).map_err(site.because())?;
-        Ok(commit_upper(builder.store, &tree, &changes, stage.epoch, Removed::Refused)?)
+        let layer = commit_upper(builder.store, &tree, &changes, stage.epoch, Removed::Refused)?;
+        drop(changes);
+        builder.shared.clearing.put(upper);
+        Ok(layer)
     }
 
     /// Runs the command; one that fails is an error, and shown to whoever asked for that before its state goes.

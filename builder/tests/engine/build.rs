@@ -1,10 +1,11 @@
 //! What each instruction, flag and output of a build does, seen from outside.
 
 use std::fs;
-use std::io::{BufRead as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::process::Stdio;
 
+use fixtures::fault::{FaultServer, Reply};
 use fixtures::{read, run};
 
 use crate::support::{Bench, SHELL};
@@ -234,43 +235,33 @@ fn a_tar_goes_to_standard_output_and_a_dockerfile_comes_from_standard_input() {
     assert_eq!(run("tar", &["-xOf", tar.to_str().expect("text"), "f"]), "content");
 }
 
-/// Answers `count` requests with these bytes, and gives its address.
-fn serve(content: &'static str, count: usize) -> (String, std::thread::JoinHandle<()>) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let thread = std::thread::spawn(move || {
-        for _ in 0..count {
-            let (mut stream, _) = listener.accept().expect("a client comes");
-            let lines = std::io::BufReader::new(stream.try_clone().expect("cloned")).lines();
-            lines.map_while(Result::ok).find(|line| line.is_empty());
-            let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", content.len());
-            stream.write_all((head + content).as_bytes()).expect("the client reads");
-        }
-    });
-    (url, thread)
+/// Answers every request with these bytes, and gives its URL.
+fn serve(content: &'static str) -> (String, FaultServer) {
+    let server = FaultServer::start(move |_| Reply::new(200).body(content));
+    (format!("http://{}", server.address()), server)
 }
 
 #[test]
 fn a_fetched_file_is_known_by_its_bytes_and_a_known_digest_needs_no_network() {
     let bench = Bench::new();
     let digest = layerfs::digest_of(b"from the web");
-    let (url, server) = serve("from the web", 2);
+    let (url, server) = serve("from the web");
     let plain = format!("FROM scratch\nADD {url}/dir/file?token=1 /d/\n");
     let out = bench.dockerfile(&plain).tree(&[]);
     let file = fs::metadata(out.join("d/file")).expect("named as in the URL");
     assert_eq!((read(out.join("d/file")).as_str(), file.mode() & 0o7777), ("from the web", 0o600));
     assert_eq!(bench.build(&[]).cached(), 1, "the bytes were the same");
-    server.join().expect("the server ends");
-    // Nobody listens any more.
+    assert_eq!(server.requests().len(), 2);
+    drop(server);
     let checked = format!("FROM scratch\nADD --checksum={digest} {url}/dir/file /e\n");
     assert_eq!(read(bench.dockerfile(&checked).tree(&[]).join("e")), "from the web");
     assert!(bench.dockerfile(&plain).build(&[]).fails(3).contains("refused"));
-    let (url, server) = serve("other bytes", 1);
+    let (url, server) = serve("other bytes");
     let wrong = layerfs::digest_of(b"");
     let error = bench.dockerfile(&format!("FROM scratch\nADD --checksum={wrong} {url}/f /f")).build(&[]).fails(1);
     let found = layerfs::digest_of(b"other bytes");
     assert!(error.contains(&wrong.to_string()) && error.contains(&found.to_string()), "{error}");
-    server.join().expect("the server ends");
+    assert_eq!(server.requests().len(), 1);
 }
 
 #[test]
@@ -281,13 +272,13 @@ fn a_fetched_file_is_checked_against_a_longer_digest_too() {
         let sum = run(format!("{kind}sum"), &[bench.path("f").to_str().expect("text")]);
         let sum = sum.split(' ').next().expect("a digest").to_owned();
         for (sum, is_right) in [(&sum, true), (&sum.replace(|c: char| c.is_ascii_digit(), "0"), false)] {
-            let (url, server) = serve("from the web", 1);
+            let (url, server) = serve("from the web");
             bench.dockerfile(&format!("FROM scratch\nADD --checksum={kind}:{sum} {url}/f /f\n"));
             match is_right {
                 true => assert_eq!(read(bench.tree(&[]).join("f")), "from the web"),
                 false => assert!(bench.build(&[]).fails(1).contains("digest mismatch")),
             }
-            server.join().expect("the server ends");
+            assert_eq!(server.requests().len(), 1);
         }
     }
     bench.dockerfile(&format!("FROM scratch\nADD --checksum=md5:{} http://127.0.0.1:1/f /f\n", "0".repeat(32)));

@@ -6,8 +6,9 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use fixtures::names;
+use fixtures::process::{Watched, with_word};
 use fixtures::user::User;
-use fixtures::{Watched, names, with_word};
 
 use crate::support::{Bench, SHELL};
 

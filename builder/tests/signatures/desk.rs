@@ -1,6 +1,5 @@
 //! Where a test of signatures works.
 
-use std::fs;
 use std::ops::Deref;
 
 use fixtures::Ended;
@@ -21,7 +20,7 @@ impl Desk {
     /// With a key pair, `release.key` and `release.pub`, of the password `hunter2-key`.
     pub(crate) fn new() -> Self {
         let desk = Self(fixtures::Desk::new(env!("CARGO_BIN_EXE_nacre")).with_registry());
-        fs::write(desk.path("password"), "hunter2-key\n").expect("written");
+        desk.write("password", "hunter2-key\n");
         desk.run(&["key", "generate", "release", "--password-file", "password"]).success();
         desk
     }
@@ -44,6 +43,6 @@ impl Desk {
             signed["signedIdentity"] = identity;
         }
         let policy = json!({"default": [{"type": "reject"}], "transports": {"docker": {self.address(): [signed]}}});
-        fs::write(self.path("policy.json"), policy.to_string()).expect("written");
+        self.write("policy.json", policy.to_string());
     }
 }

@@ -1,8 +1,6 @@
 //! GPG's signatures: what skopeo signs is taken here, and what is signed here skopeo takes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -10,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::desk::Desk;
 use fixtures::Ended;
+use fixtures::fault::{FaultServer, Reply};
 
 const OWNER: &str = "release@r.example";
 
@@ -74,7 +73,7 @@ impl Office {
         let registries = json!({self.desk.address(): [signed]});
         let policy = json!({"default": [{"type": "reject"}],
             "transports": {"docker": registries, "dir": {"": [signed]}, "oci": {"": [signed]}}});
-        fs::write(self.desk.path("policy.json"), policy.to_string()).expect("written");
+        self.desk.write("policy.json", policy.to_string());
     }
 
     fn usual_policy(&self) {
@@ -95,8 +94,7 @@ impl Office {
     fn skopeo_signs(&self, from: &str, to: &str, key: &str) {
         let place = |name: &str| format!("docker://{}", self.desk.at(name));
         let flags = ["copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false", "--remove-signatures"];
-        fs::write(self.desk.path("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#)
-            .expect("written");
+        self.desk.write("policy.json", r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
         self.skopeo(&[&flags[..], &["--sign-by", key, &place(from), &place(to)]].concat()).success();
     }
 
@@ -204,7 +202,7 @@ fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
     office.ran("gpg", &["--output", "old.gpg", "--export", "old@r.example"]);
     let payload = json!({"critical": {"type": "atomic container signature", "image": {"docker-manifest-digest": digest},
         "identity": {"docker-reference": desk.at("app:1")}}, "optional": {"timestamp": 1_704_070_000, "creator": "a person"}});
-    fs::write(desk.path("payload"), payload.to_string()).expect("written");
+    desk.write("payload", payload.to_string());
     let store = office.signature("app", &digest, 1);
     fs::create_dir_all(store.parent().expect("a directory")).expect("made");
     let then = ["--faked-system-time", "20240101T010000!", "--yes", "--local-user", "old@r.example", "--output"];
@@ -224,33 +222,19 @@ fn a_key_that_has_expired_or_was_revoked_counts_no_more() {
     let own = |path: &PathBuf| listed.contains(path.file_stem().and_then(|stem| stem.to_str()).expect("text"));
     let revocation = revocation.into_iter().find(own).expect("made with the key");
     let text = fs::read_to_string(revocation).expect("text").replace(":-----BEGIN", "-----BEGIN");
-    fs::write(desk.path("revocation"), text).expect("written");
+    desk.write("revocation", text);
     office.ran("gpg", &["--batch", "--import", "revocation"]);
     office.ran("gpg", &["--yes", "--output", "gone.gpg", "--export", "gone@r.example"]);
     office.policy(&json!({"keyPath": desk.path("gone.gpg")}));
     office.pull("app:1").failure(1, "was revoked");
 }
 
-/// Serves the files below a directory, one request a connection; yields its address.
-fn serve(directory: PathBuf) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
-    let address = listener.local_addr().expect("bound").to_string();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.expect("a client comes");
-            let lines = BufReader::new(stream.try_clone().expect("a socket is cloned")).lines();
-            let head: Vec<String> = lines.map_while(Result::ok).take_while(|line| !line.is_empty()).collect();
-            let path = head[0].split(' ').nth(1).expect("a path").trim_start_matches('/');
-            let (status, body) = match fs::read(directory.join(path)) {
-                Ok(body) => ("200 OK", body),
-                Err(_) => ("404 Not Found", Vec::new()),
-            };
-            let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
-            // Who asked may be gone.
-            _ = stream.write_all(&[head.into_bytes(), body].concat());
-        }
-    });
-    address
+/// Serves the files below a directory.
+fn serve(directory: PathBuf) -> FaultServer {
+    FaultServer::start(move |request| match fs::read(directory.join(request.path.trim_start_matches('/'))) {
+        Ok(body) => Reply::new(200).body(body),
+        Err(_) => Reply::new(404),
+    })
 }
 
 #[test]
@@ -258,7 +242,8 @@ fn stores_are_read_from_the_web_and_written_where_staging_is() {
     let office = Office::new();
     let desk = &office.desk;
     desk.push("app:1", "linux/amd64", "one");
-    let address = serve(office.store());
+    let server = serve(office.store());
+    let address = server.address();
     office.usual_policy();
     let sign = || desk.run(&["sign", "--gpg-key", OWNER, &desk.at("app:1")]);
     office.lookaside(&format!("lookaside: http://{address}/"));
@@ -295,8 +280,8 @@ fn passwords_come_from_a_file_and_a_key_must_be_one() {
     office.ran("gpgconf", &["--kill", "gpg-agent"]);
     let name = desk.at("app:1");
     let sign = |key: &str, more: &[&str]| desk.run(&[&["sign", "--gpg-key", key, &name], more].concat());
-    fs::write(desk.path("wrong"), "hunter2-wrong\n").expect("written");
-    fs::write(desk.path("right"), "hunter2-gpg\n").expect("written");
+    desk.write("wrong", "hunter2-wrong\n");
+    desk.write("right", "hunter2-gpg\n");
     let wrong = sign("sealed@r.example", &["--password-file", "wrong"]);
     assert!(!wrong.stderr.contains("hunter2"), "{}", wrong.stderr);
     wrong.failure(1, "cannot sign with the key");
@@ -333,4 +318,86 @@ fn a_signature_that_unpacks_without_end_is_given_up() {
     office.pull("app:1").failure(1, "larger than 65536 bytes");
     fs::write(&first, vec![0x99; 70_000]).expect("written");
     office.pull("app:1").failure(1, "signature-1: it is larger");
+}
+
+#[test]
+fn gpg_signatures_go_with_a_copy_as_with_skopeos() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digest = desk.push("team/app:1", "linux/amd64", "one");
+    office.policy(&json!({"keyPath": desk.path(&format!("{OWNER}.gpg")),
+        "signedIdentity": {"type": "exactRepository", "dockerRepository": desk.at("team/app")}}));
+    desk.run(&["sign", "--gpg-key", OWNER, &desk.at("team/app:1")]).success();
+    let place = |name: &str| format!("docker://{}", desk.at(name));
+    let signatures = |repository: &str| {
+        let read = |number| fs::read(office.signature(repository, &digest, number)).ok();
+        (1..).map_while(read).collect::<Vec<_>>()
+    };
+    let original = signatures("team/app");
+    assert_eq!(original.len(), 1);
+    let skopeo = |more: &[&str]| {
+        let flags = ["copy", "-q", "--src-tls-verify=false", "--dest-tls-verify=false"];
+        office.skopeo(&[&flags[..], more].concat())
+    };
+    // From one registry to another, each once, and beside those that are there.
+    skopeo(&[&place("team/app:1"), &place("theirs:1")]).success();
+    fs::create_dir_all(office.signature("ours", &digest, 1).parent().expect("it has one")).expect("made");
+    fs::write(office.signature("ours", &digest, 1), "another's").expect("written");
+    for _ in 0..2 {
+        assert_eq!(desk.run(&["copy", &place("team/app:1"), &place("ours:1")]).success(), digest);
+    }
+    assert_eq!(signatures("theirs"), original);
+    assert_eq!(signatures("ours"), [b"another's".to_vec(), original[0].clone()]);
+    // Under a policy too, and by way of a directory.
+    let checked = ["copy", "--signature-policy", "policy.json"];
+    desk.run(&[&checked[..], &[&place("ours:1"), "dir:here"]].concat()).success();
+    desk.run(&["copy", &place("team/app:1"), "dir:here"]).success();
+    assert_eq!(fs::read(desk.path("here/signature-1")).expect("there"), original[0]);
+    assert!(!desk.path("here/signature-2").exists(), "what was another image's");
+    desk.run(&[&checked[..], &["dir:here", &place("back:1")]].concat()).success();
+    office.pull("back:1").success();
+    assert_eq!(signatures("back"), original);
+    skopeo(&["dir:here", &place("forth:1")]).success();
+    assert_eq!(signatures("forth"), original);
+    // What cannot keep them says so before anything is moved, and the store keeps none.
+    let refused = skopeo(&[&place("team/app:1"), "oci:theirs"]);
+    assert!(refused.code != Some(0) && refused.stderr.contains("Can not copy signatures"), "{}", refused.stderr);
+    for destination in ["oci:ours", "oci-archive:ours.tar", "docker-archive:ours.tar"] {
+        desk.run(&["copy", &place("team/app:1"), destination]).failure(1, "--remove-signatures leaves them behind");
+        assert!(!desk.path("ours").exists() && !desk.path("ours.tar").exists());
+    }
+    let anew = ["copy", "--compression", "zstd", "--force-compression", &place("team/app:1"), &place("anew:1")];
+    desk.run(&anew).failure(1, "--remove-signatures leaves them behind");
+    desk.run(&[&anew[..], &["--remove-signatures"]].concat()).success();
+    desk.run(&["copy", "--remove-signatures", &place("team/app:1"), "oci:ours"]).success();
+    desk.run(&["copy", "--remove-signatures", &place("team/app:1"), &place("bare:1")]).success();
+    assert_eq!(signatures("bare"), Vec::<Vec<u8>>::new());
+    desk.run(&["copy", &place("team/app:1"), "stored:1"]).success();
+}
+
+#[test]
+fn signatures_of_every_image_of_an_index_go_with_it() {
+    let office = Office::new();
+    let desk = &office.desk;
+    let digests = ["amd64", "arm64"].map(|cpu| desk.push(&format!("app:{cpu}"), &format!("linux/{cpu}"), cpu));
+    let names = ["all", "amd64", "arm64"].map(|tag| desk.at(&format!("app:{tag}")));
+    desk.run(&["manifest", "create", &names[0], &names[1], &names[2]]).success();
+    desk.run(&["manifest", "push", &names[0]]).success();
+    desk.run(&["sign", "--recursive", "--gpg-key", OWNER, &names[0]]).success();
+    fs::write(desk.path("policy.json"), r#"{"default":[{"type":"insecureAcceptAnything"}]}"#).expect("written");
+    let all = format!("docker://{}", names[0]);
+    desk.run(&["copy", "--all", &all, "dir:ours"]).success();
+    office.skopeo(&["copy", "-q", "--all", "--src-tls-verify=false", &all, "dir:theirs"]).success();
+    let files = |directory: &str| {
+        let entries = fs::read_dir(desk.path(directory)).expect("listed").flatten();
+        let mut found: Vec<_> =
+            entries.map(|entry| (entry.file_name(), fs::read(entry.path()).expect("read"))).collect();
+        found.sort();
+        found
+    };
+    assert!(files("ours") == files("theirs"), "{:?}", files("ours").iter().map(|(name, _)| name).collect::<Vec<_>>());
+    desk.run(&["copy", "--all", "dir:ours", &format!("docker://{}", desk.at("copied:all"))]).success();
+    for digest in &digests {
+        assert!(office.signature("copied", digest, 1).is_file());
+    }
 }

@@ -42,7 +42,7 @@ fn an_image_is_signed_once_and_openssl_verifies_it() {
         (1, &"application/vnd.dev.cosign.simplesigning.v1+json".into())
     );
     let signature = layers[0]["annotations"]["dev.cosignproject.cosign/signature"].as_str().expect("text");
-    fs::write(desk.path("base64"), signature).expect("written");
+    desk.write("base64", signature);
     let payload = format!("signature/{}", &layers[0]["digest"].as_str().expect("text")[7..]);
     let script = format!("base64 -d base64 > raw && openssl dgst -sha256 -verify release.pub -signature raw {payload}");
     assert_eq!(desk.shell(&script).success(), "Verified OK");
@@ -86,9 +86,9 @@ fn a_policy_keeps_out_what_is_not_signed_on_every_way_in() {
     let name = desk.at("app:1");
     desk.policy(None);
     fs::create_dir_all(desk.path("on")).expect("a directory");
-    fs::write(desk.path("on/Dockerfile"), format!("FROM {name}\nLABEL a=b\n")).expect("written");
-    fs::write(desk.path("from"), format!("FROM scratch\nCOPY --from={name} /file /\n")).expect("written");
-    fs::write(desk.path("list"), format!("docker://{name} oci:synced\n")).expect("written");
+    desk.write("on/Dockerfile", format!("FROM {name}\nLABEL a=b\n"));
+    desk.write("from", format!("FROM scratch\nCOPY --from={name} /file /\n"));
+    desk.write("list", format!("docker://{name} oci:synced\n"));
     let place = format!("docker://{name}");
     let ways: [&[&str]; 6] = [
         &["pull", "--platform", "linux/amd64", &name],
@@ -112,7 +112,7 @@ fn a_policy_keeps_out_what_is_not_signed_on_every_way_in() {
     desk.run(&["copy", &place, "oci:layout:app"]).success();
     let layout = "base=oci-layout://layout:app";
     let on_layout = ["build", "--platform", "linux/amd64", "--build-context", layout, "-f", "named", "on"];
-    fs::write(desk.path("named"), "FROM base\n").expect("written");
+    desk.write("named", "FROM base\n");
     desk.run_afresh(&with_policy(&on_layout)).failure(1, "policy.json lets no image in from there");
     desk.run_afresh(&on_layout).success();
     desk.sign("app:1", &[]).success();
@@ -123,12 +123,12 @@ fn a_policy_keeps_out_what_is_not_signed_on_every_way_in() {
     assert_eq!(desk.run_afresh(&with_policy(ways[5])).code, Some(127));
     // Where podman has it, it counts without a flag.
     fs::create_dir_all(desk.path(".config/containers")).expect("a directory");
-    fs::write(desk.path(".config/containers/policy.json"), r#"{"default":[{"type":"reject"}]}"#).expect("written");
+    desk.write(".config/containers/policy.json", r#"{"default":[{"type":"reject"}]}"#);
     desk.run_afresh(&["pull", &name]).failure(1, ".config/containers/policy.json lets no image in");
     desk.run_afresh(&["pull", "--signature-policy", "policy.json", &name]).success();
     desk.run_afresh(&["verify", &name]).failure(1, "lets no image in");
     assert!(desk.run_afresh(&["verify", "--signature-policy", "policy.json", &name]).success().contains(&name));
-    fs::write(desk.path("policy.json"), "{").expect("written");
+    desk.write("policy.json", "{");
     desk.run_afresh(&["pull", "--signature-policy", "policy.json", &name])
         .failure(1, "policy.json: it is not valid JSON");
 }
@@ -140,7 +140,7 @@ fn an_index_is_made_of_what_the_policy_lets_in() {
     desk.push("app:2", "linux/arm64", "two");
     let place = |name: &str| format!("docker://{}", desk.at(name));
     desk.run(&["copy", &place("app:1"), "oci:uns:1"]).success();
-    fs::write(desk.path("none.json"), r#"{"default":[{"type":"reject"}]}"#).expect("written");
+    desk.write("none.json", r#"{"default":[{"type":"reject"}]}"#);
     desk.run_afresh(&["manifest", "create", "--signature-policy", "none.json", "stolen:1", "oci:uns:1"])
         .failure(1, "none.json lets no image in from there");
     desk.policy(None);
@@ -199,7 +199,7 @@ fn a_whole_repository_is_synced_under_a_policy_and_a_dry_run_asks_it_too() {
     desk.push("app:1", "linux/amd64", "one");
     desk.push("app:2", "linux/amd64", "two");
     desk.policy(None);
-    fs::write(desk.path("list"), format!("docker://{} oci:synced\n", desk.at("app:*"))).expect("written");
+    desk.write("list", format!("docker://{} oci:synced\n", desk.at("app:*")));
     let sync =
         |more: &[&str]| desk.run_afresh(&[&["sync", "--signature-policy", "policy.json", "list"], more].concat());
     desk.sign("app:1", &[]).success();
@@ -220,7 +220,7 @@ fn a_repository_that_is_synced_keeps_the_signatures_that_others_made_there() {
     desk.push("app:1", "linux/amd64", "one");
     desk.sign("app:1", &[]).success();
     let mirror = desk.at("mirror");
-    fs::write(desk.path("list"), format!("docker://{} docker://{mirror}\n", desk.at("app:*"))).expect("written");
+    desk.write("list", format!("docker://{} docker://{mirror}\n", desk.at("app:*")));
     let sync = || desk.run_afresh(&["sync", "list"]).success();
     assert!(sync().ends_with("2 copied, 0 unchanged, 0 failed"));
     desk.run(&["key", "generate", "other", "--no-password"]).success();
@@ -249,7 +249,7 @@ fn what_is_odd_about_keys_and_passwords_is_told() {
     let desk = Desk::new();
     desk.push("app:1", "linux/amd64", "one");
     let name = desk.at("app:1");
-    fs::write(desk.path("long"), "x".repeat((64 << 10) + 1)).expect("written");
+    desk.write("long", "x".repeat((64 << 10) + 1));
     desk.run(&["key", "public", "release.key", "--password-file", "long"]).failure(1, "longer than 65536 bytes");
     for variable in ["NACRE_KEY_PASSWORD", "COSIGN_PASSWORD"] {
         let mut command = desk.command(&["key", "public", "release.key"]);
@@ -260,7 +260,7 @@ fn what_is_odd_about_keys_and_passwords_is_told() {
     }
     desk.run(&["key", "generate", "other", "--no-password"]).success();
     let both = ["other.pub", "release.pub"].map(|name| fs::read_to_string(desk.path(name)).expect("text")).concat();
-    fs::write(desk.path("both.pub"), both).expect("written");
+    desk.write("both.pub", both);
     desk.run(&["verify", "--key", "both.pub", &name]).failure(1, "both.pub: it holds more than one thing");
     for place in ["oci-archive:app.tar", "dir:app", "docker-archive:docker.tar:app:1"] {
         desk.run(&["copy", &format!("docker://{name}"), place]).success();
@@ -359,7 +359,7 @@ fn passwords_come_from_a_file_the_environment_or_a_pipe_and_are_never_shown() {
     assert!(!desk.path("release.key").exists(), "half a pair");
     desk.run(&["key", "generate", "open", "--no-password"]).success();
     desk.run(&["key", "public", "open.key", "--password-file", "password"]).failure(2, "no password");
-    fs::write(desk.path("empty"), "").expect("written");
+    desk.write("empty", "");
     for (key, words) in [("empty", "it is empty"), (".", "directory"), ("open.pub", "public key")] {
         desk.run(&["key", "public", key]).failure(1, words);
     }
@@ -371,7 +371,7 @@ fn what_refers_to_an_image_travels_through_the_store_and_layouts() {
     let desk = Desk::new();
     desk.push("app:1", "linux/amd64", "one");
     let name = desk.at("app:1");
-    fs::write(desk.path("note"), "a note").expect("written");
+    desk.write("note", "a note");
     let note = desk.run(&["attach", &name, "note", "--artifact-type", "text/x-note"]).success();
     desk.sign("app:1", &["--referrer"]).success();
     let types = |line: &[&str]| -> Vec<String> {
@@ -449,4 +449,28 @@ fn signatures_of_the_place_an_image_comes_to_stay_there() {
     verified(&[&name]);
     desk.run(&["copy", "--referrers", &name, "dir:plain"]).failure(1, "it holds one image");
     assert!(!desk.path("plain").exists());
+}
+
+#[test]
+fn a_bundle_is_signed_and_verified_as_cosign_3_has_it() {
+    let desk = Desk::new();
+    let digest = desk.push("app:1", "linux/amd64", "one");
+    let name = desk.at("app:1");
+    for _ in 0..2 {
+        assert_eq!(desk.sign("app:1", &["--bundle", "--annotation", "commit=abc"]).success(), digest);
+    }
+    let kind = "application/vnd.dev.sigstore.bundle.v0.3+json";
+    let listed = desk.run(&["referrers", "--artifact-type", kind, "--format", "json", &name]).json();
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    let rows = desk.run(&["verify", "--key", "release.pub", "--format", "json", &name]).json();
+    assert_eq!((&rows[0]["identity"], &rows[0]["annotations"]["commit"]), (&Value::Null, &json!("abc")));
+    let named = ["verify", "--key", "release.pub", "--identity", &name, &name];
+    desk.run(&named).failure(1, "it is a bundle, which is for no name");
+    // A policy demands a name; who only wants to know may do without.
+    desk.policy(None);
+    let under = ["--signature-policy", "policy.json", &name];
+    desk.run_afresh(&[&["pull"][..], &under].concat()).failure(1, "it is a bundle, which is for no name");
+    desk.run(&[&["verify"][..], &under].concat()).failure(1, "it is a bundle, which is for no name");
+    desk.run(&[&["verify", "--nameless"][..], &under].concat()).success();
+    desk.sign("app:1", &["--bundle", "--identity", &name]).failure(2, "--identity");
 }

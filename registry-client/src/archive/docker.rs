@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::tar_files::{Compression, TarFiles, TarWriter, compression, most_layer_bytes, too_much};
 use crate::digest::{Digester, VerifyingReader, digest_of};
-use crate::draft::{Draft, Staging, parent};
+use crate::draft::{Draft, Staging, parent, pour};
 use crate::error::{Cause, Error};
-use crate::layout::{self, Directory, Files, missing_or, read_small};
+use crate::layout::{Directory, Files, missing_or, read_small};
 use crate::manifest::{Manifest, ManifestContent};
 use crate::place::{Content, Destination, Source, Stored};
 use crate::reference::Reference;
@@ -164,7 +164,7 @@ fn describe(files: &TarFiles, name: &str, diff_id: Digest) -> io::Result<Descrip
         Compression::Zstd => MediaType::ImageLayerZstd,
     };
     let mut digesting = Digesting::new(io::Cursor::new(start).take(read as u64).chain(content));
-    layout::pour(&mut digesting, &mut io::sink())?;
+    pour(&mut digesting, &mut io::sink())?;
     Ok(Descriptor::new(media_type, size_bytes, digesting.finish().0))
 }
 
@@ -239,7 +239,7 @@ impl DockerArchiveDestination {
         // A byte more, to tell content that is as long as it may be from what goes on.
         let mut digesting = Digesting::new(plain.take(most_bytes + 1));
         let mut file = File::create(self.blob_path(digest))?;
-        layout::pour(&mut digesting, &mut file)?;
+        pour(&mut digesting, &mut file)?;
         if digesting.size_bytes > most_bytes {
             return Err(Error::new(format!("decompress the blob {digest}"), too_much(most_bytes)).into());
         }
@@ -282,7 +282,7 @@ impl DockerArchiveDestination {
         std::fs::create_dir_all(&self.file)?;
         let put = |name: &str, content: &mut dyn Read| {
             let mut draft = Draft::new_in(&self.file)?;
-            layout::pour(content, &mut draft)?;
+            pour(content, &mut draft)?;
             draft.publish(&self.file.join(name))
         };
         for (name, _, digest) in entries {

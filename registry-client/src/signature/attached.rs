@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use oci_spec::image::{Descriptor, Digest, MediaType};
 use serde_json::{Value, json};
 
+use super::bundle::{self, Bundle};
 use super::certificate::Certificate;
 use super::key::PrivateKey;
 use super::payload::{Form, Payload};
@@ -36,11 +37,13 @@ const LOG_ENTRY: &str = "dev.sigstore.cosign/bundle";
 /// The artifact type of signatures that are referrers.
 const ARTIFACT: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
 /// How the artifact types of cosign 3's bundles begin, whatever their version.
-const BUNDLE: &str = "application/vnd.dev.sigstore.bundle.";
+const BUNDLES: &str = "application/vnd.dev.sigstore.bundle.";
 /// As cosign has it. Each one may cost a request and a check.
 pub(super) const SIGNATURES_LIMIT: usize = 1000;
 /// Payloads have some hundred bytes. All of them are held in memory while they are checked.
 const PAYLOAD_LIMIT_BYTES: u64 = 64 << 10;
+/// A bundle holds a statement, a certificate and an entry of a log with its proof.
+const BUNDLE_LIMIT_BYTES: u64 = 64 << 10;
 /// A signature of RSA with 8192 bits has 1024 bytes, in base64; nothing longer is looked at.
 const SIGNATURE_LIMIT_BYTES: usize = 4 << 10;
 /// Of a certificate, those above it or an entry of a log: each has some KiB.
@@ -160,8 +163,10 @@ pub(super) struct Found {
     pub(super) signatures: Vec<Attached>,
     /// Messages that hold a payload and its signature, GPG's.
     pub(super) of_gpg: Vec<Vec<u8>>,
-    /// Whether there are bundles too, which are another form of signatures and not read.
-    pub(super) has_bundles: bool,
+    /// Cosign 3's.
+    pub(super) bundles: Vec<Bundle>,
+    /// Whether there are bundles of another version, which are not read.
+    pub(super) has_other_bundles: bool,
     /// Why a referrer that is listed as a signature is none.
     pub(super) unread: Vec<String>,
 }
@@ -189,16 +194,40 @@ impl Found {
             listed => listed?,
         };
         let kind_of = |one: &Descriptor| one.artifact_type().as_ref().map(ToString::to_string).unwrap_or_default();
-        self.has_bundles |= listed.iter().any(|one| kind_of(one).starts_with(BUNDLE));
-        for (number, referrer) in listed.iter().filter(|one| kind_of(one) == ARTIFACT).enumerate() {
+        let is_other = |kind: &str| kind.starts_with(BUNDLES) && kind != bundle::BUNDLE;
+        self.has_other_bundles |= listed.iter().any(|one| is_other(&kind_of(one)));
+        let is_signature = |one: &&Descriptor| [ARTIFACT, bundle::BUNDLE].contains(&kind_of(one).as_str());
+        for (number, referrer) in listed.iter().filter(is_signature).enumerate() {
             if number >= SIGNATURES_LIMIT {
                 return Err(too_many(source));
             }
             match source.manifest(Some(referrer.digest())) {
+                Ok(manifest) if kind_of(referrer) == bundle::BUNDLE => self.add_bundles(source, &manifest)?,
                 Ok(manifest) => collect(source, &manifest, &mut self.signatures)?,
                 Err(error) if is_not_there(error.cause()) => self.unread.push(error.to_string()),
                 Err(error) => return Err(error),
             }
+        }
+        Ok(())
+    }
+
+    fn add_bundles(&mut self, source: &dyn Source, manifest: &Manifest) -> Result<(), Error> {
+        let ManifestContent::Image { layers, .. } = manifest.content() else { return Ok(()) };
+        // Bills of material and the like lie in bundles too, and may be large.
+        if manifest.annotations().get(bundle::PREDICATE_TYPE).is_some_and(|kind| kind != bundle::PREDICATE) {
+            return Ok(());
+        }
+        // One manifest has one.
+        let Some(layer) = layers.iter().find(|layer| layer.media_type().to_string() == bundle::BUNDLE) else {
+            return Ok(());
+        };
+        match blob(source, layer, BUNDLE_LIMIT_BYTES) {
+            Ok(bytes) => match Bundle::parse(&bytes) {
+                Ok(bundle) => self.bundles.push(bundle),
+                Err(why) => self.unread.push(why),
+            },
+            Err(error) if is_not_there(error.cause()) => self.unread.push(error.to_string()),
+            Err(error) => return Err(error),
         }
         Ok(())
     }
@@ -299,6 +328,39 @@ fn attach(destination: &dyn Destination, subject: &Manifest, payload: &[u8], sig
     };
     artifact.put(destination)?;
     Ok(())
+}
+
+/// Signs what a payload names as cosign 3 does it, with a bundle among its referrers, which names no image's name. Signing
+/// the same again with the same key changes nothing; false if there was nothing to change.
+///
+/// `source` and `destination` are the same place; `subject` is the manifest there.
+///
+/// # Errors
+/// If the place keeps no referrers, or fails.
+pub fn sign_bundle(
+    source: &dyn Source,
+    destination: &dyn Destination,
+    subject: &Manifest,
+    payload: &Payload,
+    key: &PrivateKey,
+) -> Result<bool, Error> {
+    let mut found = Found::default();
+    found.add_referrers(source, subject.digest())?;
+    let keys = TrustedKeys::from(vec![key.public()]);
+    let there = keys.verified(&found, &mut Payloads::of(source)).unwrap_or_default();
+    if there.into_iter().any(|one| one.is_ok_and(|one| one.payload == *payload)) {
+        return Ok(false);
+    }
+    let content = bundle::made(payload, key)?;
+    let layer = Descriptor::new(MediaType::from(bundle::BUNDLE), content.len() as u64, digest_of(&content));
+    let artifact = Artifact {
+        artifact_type: bundle::BUNDLE.to_owned(),
+        subject: Some(subject.descriptor()),
+        layers: vec![(layer, &content)],
+        annotations: bundle::annotations(),
+    };
+    artifact.put(destination)?;
+    Ok(true)
 }
 
 fn payload_descriptor(payload: &[u8]) -> Descriptor {

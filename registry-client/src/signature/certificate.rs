@@ -50,13 +50,18 @@ pub(super) struct Holder {
 }
 
 /// A certificate as it lies beside a signature, with those between it and a root.
-pub(super) struct Certificate {
+pub(crate) struct Certificate {
     /// Its DER form.
     pub(super) own: Vec<u8>,
     chain: Vec<Vec<u8>>,
 }
 
 impl Certificate {
+    /// Of its DER form, without those above it.
+    pub(super) fn alone(own: Vec<u8>) -> Self {
+        Self { own, chain: Vec::new() }
+    }
+
     /// Of texts as PEM.
     pub(super) fn of(own: &str, chain: Option<&str>) -> Result<Self, String> {
         let odd = |what| format!("its certificate is odd: {what}");

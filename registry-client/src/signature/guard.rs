@@ -5,12 +5,13 @@
 //! copied, wherever the tag moves meanwhile.
 
 use std::collections::HashSet;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use oci_spec::image::{Descriptor, Digest};
 
 use super::policy::{Demands, Policy};
+use crate::draft::Draft;
 use crate::error::Error;
 use crate::manifest::{Manifest, ManifestContent};
 use crate::place::{Origin, Source};
@@ -110,12 +111,25 @@ impl Source for Guarded<'_> {
         self.source.open_unverified_blob(descriptor)
     }
 
+    fn fill_draft(
+        &self,
+        descriptor: &Descriptor,
+        draft: &mut Draft,
+        watch: &mut dyn FnMut(u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.source.fill_draft(descriptor, draft, watch)
+    }
+
     fn origin(&self, descriptor: &Descriptor) -> Option<Origin> {
         self.source.origin(descriptor)
     }
 
     fn tagged(&self, tag: &str) -> Result<Option<Manifest>, Error> {
         self.source.tagged(tag)
+    }
+
+    fn gpg_signatures(&self, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
+        self.source.gpg_signatures(subject)
     }
 
     fn referrers(&self, subject: &Digest) -> Result<Vec<Descriptor>, Error> {

@@ -76,10 +76,10 @@ impl Store {
     }
 
     fn read(&self, client: &Client, subject: &Digest) -> Result<Vec<Vec<u8>>, Error> {
-        let under = format!("@{}={}", subject.algorithm(), subject.digest());
+        let under = under(subject);
         match self {
             Self::Files(path) => {
-                let directory = beside(path, &under);
+                let directory = of_manifest(path, subject);
                 all(&format!("the signatures in {}", directory.display()), |name| read_file(&directory.join(name)))
             }
             Self::Web(url) => all(&format!("the signatures at {url}{under}"), |name| {
@@ -127,10 +127,15 @@ fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Error> {
     Ok(Some(bytes))
 }
 
-/// A path with something at the end of its last name.
-fn beside(path: &Path, ending: &str) -> PathBuf {
+/// What is written behind the name of a repository.
+fn under(subject: &Digest) -> String {
+    format!("@{}={}", subject.algorithm(), subject.digest())
+}
+
+/// The directory for a manifest of a repository's directory: one beside it.
+fn of_manifest(path: &Path, subject: &Digest) -> PathBuf {
     let mut whole = path.as_os_str().to_owned();
-    whole.push(ending);
+    whole.push(under(subject));
     whole.into()
 }
 
@@ -180,6 +185,34 @@ impl Client {
             None => Ok(Vec::new()),
         }
     }
+
+    /// Where GPG signatures of a name are written, but for the digest.
+    pub(crate) fn signature_directory(&self, reference: &Reference) -> Result<PathBuf, Error> {
+        let what = match self.signature_stores().store(reference, Use::Write)? {
+            Some(Store::Files(path)) => return Ok(path),
+            Some(Store::Web(url)) => {
+                format!("the signature store {url} can only be read; lookaside-staging names where it is written")
+            }
+            None => "no signature store is named for it".to_owned(),
+        };
+        Err(Error::local(format!("write GPG signatures of {reference}"), Cause::Input(what)))
+    }
+
+    /// Adds signatures to those that are there of a manifest, but for those that are there already.
+    pub(crate) fn add_gpg_signatures(
+        &self,
+        reference: &Reference,
+        subject: &Digest,
+        signatures: &[Vec<u8>],
+    ) -> Result<(), Error> {
+        let directory = of_manifest(&self.signature_directory(reference)?, subject);
+        let existing = files(&directory, "")?;
+        let new = signatures.iter().filter(|signature| !existing.contains(signature));
+        let disk = |error| Error::disk(format!("write GPG signatures of {reference}"), &directory, error);
+        new.enumerate()
+            .try_for_each(|(more, signature)| add(&directory, existing.len() + more, signature))
+            .map_err(disk)
+    }
 }
 
 /// Signs what a payload names with GPG, and puts the signature into the store of `reference`. Signing the same again
@@ -196,16 +229,7 @@ pub fn sign_with_gpg(
 ) -> Result<bool, Error> {
     let doing = || format!("sign {reference}");
     let refuse = |what: String| Error::local(doing(), Cause::Input(what));
-    let store = client.signature_stores().store(reference, Use::Write)?;
-    let path = match store.ok_or_else(|| refuse("no signature store is named for it".to_owned()))? {
-        Store::Files(path) => path,
-        Store::Web(url) => {
-            let what =
-                format!("its signature store {url} can only be read; lookaside-staging names where it is written");
-            return Err(refuse(what));
-        }
-    };
-    let directory = beside(&path, &format!("@{}={}", subject.digest().algorithm(), subject.digest().digest()));
+    let directory = of_manifest(&client.signature_directory(reference)?, subject.digest());
     let checker = key.public().checker().map_err(refuse)?;
     let says_the_same = |signature: &[u8]| {
         checker.check(signature).is_ok_and(|(text, _)| Payload::parse(Form::Gpg, &text).as_ref() == Ok(payload))

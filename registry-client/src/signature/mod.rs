@@ -3,12 +3,13 @@
 //! The form is that of cosign with keys, which containers/image reads and writes too
 //! (<https://github.com/sigstore/cosign/blob/main/specs/SIGNATURE_SPEC.md>): a payload that names a manifest's digest
 //! and the image's name, signed, beside the image under the tag `sha256-<hex>.sig`. And that of GPG, of which the same
-//! payload lies with its signature at a store of its own.
+//! payload lies with its signature at a store of its own. And that of cosign 3, a bundle among the referrers.
 //!
 //! Invariant: nothing that a registry says about a signature counts before the signature was verified with a key
 //! that somebody trusts; all of it is bounded in size and number.
 
 mod attached;
+mod bundle;
 mod certificate;
 mod companion;
 mod gpg;
@@ -27,7 +28,9 @@ mod trust;
 mod yaml;
 
 pub(crate) use self::attached::companion_tags;
-pub use self::attached::{companion_subject, sign};
+pub use self::attached::{companion_subject, sign, sign_bundle};
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::bundle::{Bundle, said_by};
 pub(crate) use self::companion::{check_companion, has_companion_to_join, put_companion};
 pub use self::gpg::{GpgKey, GpgKeyring};
 pub use self::identity::SignedIdentity;

@@ -37,8 +37,8 @@ impl Form {
 pub struct Payload {
     /// The digest of the manifest.
     pub digest: Digest,
-    /// The image's name, as the signer had it: with a tag or digest, or the repository alone.
-    pub identity: String,
+    /// The image's name, as the signer had it: with a tag or digest, or the repository alone; bundles have none.
+    pub identity: Option<String>,
     /// What the signer said besides.
     pub annotations: BTreeMap<String, String>,
 }
@@ -56,7 +56,12 @@ impl Payload {
             return Err(refuse("an annotation of the name timestamp has a meaning of its own".to_owned()));
         }
         let name = Name::parse(name).map_err(refuse)?;
-        Ok(Self { digest, identity: format!("{}{}", name.repository, name.tail), annotations })
+        Ok(Self { digest, identity: Some(format!("{}{}", name.repository, name.tail)), annotations })
+    }
+
+    /// What is to be signed where names have no place, as in bundles.
+    pub fn nameless(digest: Digest, annotations: BTreeMap<String, String>) -> Self {
+        Self { digest, identity: None, annotations }
     }
 
     /// The bytes that are signed; the same for the same payload.
@@ -95,11 +100,11 @@ impl Payload {
             Value::Object(map) => map.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
             _ => return Err("its optional part is no object".to_owned()),
         };
-        Ok(Self { digest, identity: text(identity, "identity")?, annotations })
+        Ok(Self { digest, identity: Some(text(identity, "identity")?), annotations })
     }
 }
 
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
@@ -187,7 +192,7 @@ mod tests {
 
     fn payload() -> Payload {
         let annotations = BTreeMap::from([("commit".to_owned(), "abc".to_owned())]);
-        Payload { digest: digest_of(b"manifest"), identity: "r.example/app:1".to_owned(), annotations }
+        Payload { digest: digest_of(b"manifest"), identity: Some("r.example/app:1".to_owned()), annotations }
     }
 
     #[test]
@@ -207,7 +212,7 @@ mod tests {
             r#"{{"critical":{{"identity":{{"docker-reference":"app"}},"image":{{"docker-manifest-digest":"{digest}"}},"type":"cosign container image signature"}},"optional":{{"creator":"containers/image 5.23.1","timestamp":1700000000}}}}"#
         );
         let read = Payload::parse(Form::Sigstore, theirs.as_bytes()).expect("read");
-        assert_eq!((read.digest, read.identity.as_str()), (digest, "app"));
+        assert_eq!((read.digest, read.identity.as_deref()), (digest, Some("app")));
         assert_eq!(read.annotations["timestamp"], "1700000000");
     }
 

@@ -70,7 +70,7 @@ impl Policy {
         let mut signed = Vec::new();
         for requirement in self.rules.requirements(scope.transport, &scope.names) {
             if let Some((keys, identity)) = requirement.wanted(&self.programs).map_err(refuse)? {
-                signed.push(Signed { keys, identity, annotations: BTreeMap::new() });
+                signed.push(Signed { keys, identity, takes_nameless: false, annotations: BTreeMap::new() });
             }
         }
         Ok(Demands { place: place.to_string(), name: scope.name, signed })
@@ -92,6 +92,8 @@ pub struct Demands {
 struct Signed {
     keys: TrustedKeys,
     identity: SignedIdentity,
+    /// Whether one counts that is for no name.
+    takes_nameless: bool,
     annotations: BTreeMap<String, String>,
 }
 
@@ -107,8 +109,15 @@ impl Demands {
         annotations: BTreeMap<String, String>,
     ) -> Result<Self, Error> {
         identity.check().map_err(|what| Error::local("check signatures", Cause::Input(what)))?;
-        let signed = vec![Signed { keys: keys.into(), identity, annotations }];
+        let signed = vec![Signed { keys: keys.into(), identity, takes_nameless: false, annotations }];
         Ok(Self { place: place.to_string(), name: Scope::of(place).name, signed })
+    }
+
+    /// Signatures that are for no name, bundles, count too.
+    #[must_use]
+    pub fn or_nameless(mut self) -> Self {
+        self.signed.iter_mut().for_each(|signed| signed.takes_nameless = true);
+        self
     }
 
     /// Whether nothing is demanded.
@@ -157,7 +166,7 @@ impl Demands {
             }
             if accepted.is_empty() {
                 found.unread.iter().for_each(|reason| *reasons.entry(reason.clone()).or_default() += 1);
-                let has_bundles = found.has_bundles && !signed.keys.is_gpg();
+                let has_bundles = found.has_other_bundles && !signed.keys.is_gpg();
                 return Err(refused(manifest, &reasons, has_bundles));
             }
             all.extend(accepted);
@@ -170,7 +179,7 @@ impl Demands {
 fn refused(manifest: &Manifest, reasons: &BTreeMap<String, usize>, has_bundles: bool) -> String {
     let image = format!("no signature of {}", manifest.digest());
     if reasons.is_empty() && has_bundles {
-        return format!("there is {image} but bundles, which are not supported: cosign sign --new-bundle-format=false");
+        return format!("there is {image} but bundles of a version that is not supported; v0.3 is");
     }
     if reasons.is_empty() {
         return format!("there is {image}");
@@ -190,8 +199,11 @@ impl Signed {
         if payload.digest != *manifest.digest() {
             return Err(format!("it is of another image, {}", payload.digest));
         }
-        if !self.identity.accepts(name, &payload.identity) {
-            return Err(format!("it is for another name, {:?}", payload.identity));
+        match &payload.identity {
+            None if self.takes_nameless => {}
+            None => return Err("it is a bundle, which is for no name, and one is demanded".to_owned()),
+            Some(identity) if self.identity.accepts(name, identity) => {}
+            Some(identity) => return Err(format!("it is for another name, {identity:?}")),
         }
         let missing = self.annotations.iter().find(|(key, value)| payload.annotations.get(*key) != Some(value));
         match missing {

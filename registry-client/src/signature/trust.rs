@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::attached::{Attached, Found, Payloads};
+use super::bundle::Bundle;
 use super::certificate::Authority;
 use super::gpg::GpgKeyring;
 use super::key::PublicKey;
@@ -101,7 +102,7 @@ impl TrustedKeys {
                 let bytes = payloads.bytes(one.payload())?;
                 let seconds = match log {
                     Some(log) => log.noted_at(one.log_entry()?, &certificate.own, one.signature(), bytes)?,
-                    None => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+                    None => now(),
                 };
                 let key = authority.key_of(&certificate, seconds)?;
                 if !key.verifies(bytes, one.signature()) {
@@ -110,11 +111,15 @@ impl TrustedKeys {
                 let signer = Signer::Certified(authority.holder());
                 Ok(Accepted { payload: parsed(Form::Sigstore, bytes)?, signer })
             };
-        let all = found.signatures.iter();
+        let (all, bundles) = (found.signatures.iter(), found.bundles.iter());
         Ok(match &self.0 {
-            Trust::Keys(keys, log) => all.map(|one| sigstore(one, payloads, log.as_ref(), keys)).collect(),
+            Trust::Keys(keys, log) => {
+                let bundled = bundles.map(|one| bundled_by_key(one, log.as_ref(), keys));
+                all.map(|one| sigstore(one, payloads, log.as_ref(), keys)).chain(bundled).collect()
+            }
             Trust::Certified(authority, log) => {
-                all.map(|one| certified(one, payloads, log.as_ref(), authority)).collect()
+                let bundled = bundles.map(|one| bundled_by_person(one, log.as_ref(), authority));
+                all.map(|one| certified(one, payloads, log.as_ref(), authority)).chain(bundled).collect()
             }
             Trust::Gpg(keyring) => {
                 let checker = keyring.checker()?;
@@ -126,6 +131,34 @@ impl TrustedKeys {
             }
         })
     }
+}
+
+fn bundled_by_key(one: &Bundle, log: Option<&PublicLog>, keys: &[PublicKey]) -> Result<Accepted, String> {
+    let text = one.signed_text();
+    let key = keys.iter().find(|key| key.verifies(&text, one.signature()));
+    let key = key.ok_or("it is of another key, or damaged")?;
+    if let Some(log) = log {
+        log.noted_statement_at(&one.noted()?, key.der(), one.signature(), one.statement())?;
+    }
+    Ok(Accepted { payload: one.payload()?, signer: Signer::Key(key.clone()) })
+}
+
+fn bundled_by_person(one: &Bundle, log: Option<&PublicLog>, authority: &Authority) -> Result<Accepted, String> {
+    let certificate = one.certificate()?;
+    let seconds = match log {
+        Some(log) => log.noted_statement_at(&one.noted()?, &certificate.own, one.signature(), one.statement())?,
+        None => now(),
+    };
+    let key = authority.key_of(&certificate, seconds)?;
+    if !key.verifies(&one.signed_text(), one.signature()) {
+        return Err("it is not of the key of its certificate, or damaged".to_owned());
+    }
+    Ok(Accepted { payload: one.payload()?, signer: Signer::Certified(authority.holder()) })
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn parsed(form: Form, bytes: &[u8]) -> Result<Payload, String> {

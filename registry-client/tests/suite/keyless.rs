@@ -19,10 +19,10 @@ const PERSON: &str = "me@r.example";
 const ISSUER: &str = "https://issuer.example";
 
 /// An authority, one below it, a log, and what they made.
-struct Office(TempDir);
+pub(crate) struct Office(TempDir);
 
 impl Office {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let office = Self(tempfile::tempdir().expect("a directory"));
         for name in ["root", "middle", "other", "log", "person", "key"] {
             office.openssl(&[
@@ -50,11 +50,11 @@ impl Office {
         office
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn openssl(&self, arguments: &[&str]) {
+    pub(crate) fn openssl(&self, arguments: &[&str]) {
         output(Command::new("openssl").args(arguments).current_dir(self.0.path()));
     }
 
@@ -77,11 +77,11 @@ impl Office {
         self.certify("person", "/", by, &extensions);
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         std::fs::read_to_string(self.path(name)).expect("text")
     }
 
-    fn sign(&self, key: &str, text: &[u8]) -> Vec<u8> {
+    pub(crate) fn sign(&self, key: &str, text: &[u8]) -> Vec<u8> {
         std::fs::write(self.path("text"), text).expect("written");
         self.openssl(&["dgst", "-sha256", "-sign", key, "-out", "signature", "text"]);
         std::fs::read(self.path("signature")).expect("signed")
@@ -126,7 +126,7 @@ impl Office {
         image
     }
 
-    fn policy(&self, requirement: &Value) -> Result<Demands, Error> {
+    pub(crate) fn policy(&self, requirement: &Value) -> Result<Demands, Error> {
         let mut whole = json!({"type": "sigstoreSigned", "rekorPublicKeyPath": self.path("log.pub")});
         whole.as_object_mut().expect("an object").extend(requirement.as_object().expect("an object").clone());
         let policy = json!({"default": [{"type": "reject"}], "transports": {"docker": {"": [whole]}}});
@@ -134,7 +134,7 @@ impl Office {
         Policy::load(&self.path("policy.json"), &[])?.demands(&"docker://r.example/app:1".parse().expect("a name"))
     }
 
-    fn usual(&self) -> Value {
+    pub(crate) fn usual(&self) -> Value {
         json!({"fulcio": {"caPath": self.path("root.pem"), "oidcIssuer": ISSUER, "subjectEmail": PERSON}})
     }
 
@@ -196,7 +196,7 @@ fn a_person_counts_whose_certificate_was_good_when_the_log_noted_the_signature()
     let usual = office.usual();
     let accepted = office.check(&usual, |_| {}).expect("it counts");
     assert_eq!(
-        (accepted[0].signer.to_string().as_str(), accepted[0].payload.identity.as_str()),
+        (accepted[0].signer.to_string().as_str(), accepted[0].payload.identity.as_deref().expect("named")),
         (PERSON, "r.example/app:1")
     );
     let data = |name: &str| STANDARD.encode(office.text(name));

@@ -1,6 +1,7 @@
 //! The tests of this crate from outside: one program, so that it links once.
 
 mod access;
+mod bundles;
 mod companions;
 mod contract;
 mod faults;
@@ -17,3 +18,4 @@ mod sick;
 mod signatures;
 mod stream;
 mod support;
+mod taken;

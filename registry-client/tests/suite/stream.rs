@@ -254,6 +254,21 @@ fn a_blob_that_comes_to_nothing_ends_its_session() {
     assert!(keeping.blobs.lock().expect("no panic").is_empty());
 }
 
+/// docker-registry signs how far an upload is, and ends none that was cut.
+#[test]
+fn a_stream_that_is_given_up_leaves_no_upload_open_at_a_real_registry() {
+    let registry = Registry::open();
+    let give_up = |_| {
+        while registry.open_uploads().iter().all(|size| *size == 0) {
+            std::thread::yield_now();
+        }
+        false
+    };
+    let error = put(&repository(registry.address()), give_up).expect_err("it was abandoned");
+    assert!(matches!(error.cause(), Cause::Stopped), "{error}");
+    assert_eq!(registry.open_uploads(), [0; 0]);
+}
+
 fn pushed_to(address: &str, options: ClientOptions) {
     let reference: Reference = format!("{address}/streamed:1").parse().expect("a reference");
     let repository = Client::new(options).repository(&reference).expect("a host");

@@ -1,7 +1,8 @@
 //! Ctrl-C and its kin: a verb that is interrupted leaves no process, no mount and no unfinished file, and ends at once.
 //!
-//! Invariant: no cooperation of the work is needed, at whatever moment it is. The mounts are ended by force, then the
-//! program replaces itself (exec) with a sweeper: with that every thread stops between two system calls, every lifeline
+//! Invariant: no cooperation of the work is needed, at whatever moment it is. Uploads that nobody could go on with are
+//! given up at their registries, which get a moment for it. The mounts are ended by force, then the program replaces
+//! itself (exec) with a sweeper: with that every thread stops between two system calls, every lifeline
 //! of a sandbox closes, every lease of the store ends. The sweeper waits for what it inherited as children, opens the
 //! store, which removes what dead sessions left, and ends with the signal's code. A second signal ends without
 //! sweeping; then the next opening of the store does it.
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use builder::signals::Signals;
+use registry_client::Client;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 use rustix::termios::{OptionalActions, Termios};
@@ -37,6 +39,9 @@ pub(crate) const SWEEPER_VERB: &str = "interrupt-sweeper";
 /// What children get to end by themselves: the helpers of sandboxes need some milliseconds, all together are to be gone
 /// within a second.
 const GRACE: Duration = Duration::from_millis(600);
+
+/// What registries get to end the uploads that nobody can go on with: some round trips.
+const TIDYING: Duration = Duration::from_secs(1);
 
 /// What has to be put right before the program ends.
 #[derive(Clone, Default)]
@@ -56,15 +61,23 @@ pub(crate) struct HandedOver<'a>(&'a Interrupts);
 
 impl Interrupts {
     /// Takes over the signals of the process. Call it before any thread is started, and before any mount is made.
-    /// `has_mounts`: the process has a mount namespace of its own, and makes mounts there.
-    pub(crate) fn catch(root: &Path, display: &Arc<Display>, has_mounts: bool) -> anyhow::Result<Self> {
+    /// `client`: who may be uploading. `has_mounts`: the process has a mount namespace of its own, and makes mounts there.
+    pub(crate) fn catch(
+        root: &Path,
+        display: &Arc<Display>,
+        client: Option<&Client>,
+        has_mounts: bool,
+    ) -> anyhow::Result<Self> {
         let interrupts = Self(Arc::new(State { known_mounts: has_mounts.then(mount_ids), ..State::default() }));
         let signals = Signals::block().context("cannot block signals")?;
         let (root, display, state) = (root.to_owned(), Arc::clone(display), Arc::clone(&interrupts.0));
+        let client = client.cloned();
         std::thread::spawn(move || {
             while let Ok(signal) = signals.wait() {
                 match signal {
-                    Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT => state.interrupt(signal, &root, &display),
+                    Signal::INT | Signal::TERM | Signal::HUP | Signal::QUIT => {
+                        state.interrupt(signal, &root, &display, client.as_ref());
+                    }
                     Signal::WINCH => {
                         if let Some((_, Some(master))) = state.terminal().as_ref() {
                             terminal::resize(master);
@@ -104,7 +117,7 @@ impl State {
         self.terminal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn interrupt(self: &Arc<Self>, signal: Signal, root: &Path, display: &Arc<Display>) {
+    fn interrupt(self: &Arc<Self>, signal: Signal, root: &Path, display: &Arc<Display>, client: Option<&Client>) {
         if let Some((before, _)) = self.terminal().as_ref() {
             // A terminal that is gone needs nothing.
             _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
@@ -113,11 +126,14 @@ impl State {
             // The second one: whoever types it does not want to wait for anything.
             std::process::exit(128 + signal.as_raw());
         }
-        let (state, root, display) = (Arc::clone(self), root.to_owned(), Arc::clone(display));
+        let (state, root, display, client) = (Arc::clone(self), root.to_owned(), Arc::clone(display), client.cloned());
         // Beside the thread that waits for the second signal.
         std::thread::spawn(move || {
             display.close();
             report::show("interrupted\n");
+            if let Some(client) = client {
+                client.end_streams(TIDYING);
+            }
             if let Some(known) = &state.known_mounts {
                 end_mounts(&root, known);
             }

@@ -67,7 +67,7 @@ impl Session {
     /// From here on a signal that ends the program leaves nothing behind.
     /// `has_mounts`: the process makes mounts, in a mount namespace of its own.
     pub(crate) fn catch_signals(&mut self, has_mounts: bool) -> anyhow::Result<()> {
-        self.interrupts = Interrupts::catch(&self.root, &self.display, has_mounts)?;
+        self.interrupts = Interrupts::catch(&self.root, &self.display, Some(&self.client), has_mounts)?;
         Ok(())
     }
 
@@ -113,12 +113,12 @@ pub(crate) fn root(global: &Global) -> anyhow::Result<PathBuf> {
 
 /// Finds an image of the store by a name, a digest or the beginning of one.
 pub(crate) fn lookup(store: &Store, name: &str) -> anyhow::Result<Descriptor> {
-    builder::lookup(store, name).map_err(|error| not_here(error, name))
+    builder::names::lookup(store, name).map_err(|error| not_here(error, name))
 }
 
 /// The same for what works with the store's own names, so that one from elsewhere would not help.
 pub(crate) fn lookup_own(store: &Store, name: &str) -> anyhow::Result<Descriptor> {
-    builder::lookup(store, name).map_err(|error| match error.cause() {
+    builder::names::lookup(store, name).map_err(|error| match error.cause() {
         Cause::Missing(_) => Hinted::error(error.to_string(), "`nacre images` lists what is there"),
         _ => error.into(),
     })

@@ -40,7 +40,7 @@ impl Transfer {
             (Some(platform), false) => PlatformChoice::One(platform.clone()),
             (None, false) => PlatformChoice::One(Platform::host()),
         };
-        CopyOptions { platforms, jobs: usize::from(self.jobs), referrers: self.referrers }
+        CopyOptions { platforms, jobs: usize::from(self.jobs), referrers: self.referrers, ..CopyOptions::default() }
     }
 }
 
@@ -77,7 +77,8 @@ impl<'a> Places<'a> {
     pub(crate) fn anywhere(&self, name: &ImageName) -> anyhow::Result<ImageName> {
         let ImageName::Store(typed) = name else { return Ok(name.clone()) };
         // A store that is not there yet holds nothing, and is not made for that.
-        let is_here = self.session.root.join("oci-layout").exists() && builder::lookup(self.store()?, typed).is_ok();
+        let is_here =
+            self.session.root.join("oci-layout").exists() && builder::names::lookup(self.store()?, typed).is_ok();
         Ok(if is_here { name.clone() } else { ImageName::Registry(typed.parse()?) })
     }
 

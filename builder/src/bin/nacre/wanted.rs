@@ -75,7 +75,7 @@ impl Wanted {
     /// What the store has: without a platform under any name or digest, as `nacre inspect` finds it.
     fn at_hand(&self, store: &Store) -> anyhow::Result<Option<StoredImage>> {
         if let Some(platform) = &self.platform {
-            return Ok(builder::stored(store, &self.image.parse()?, platform)?);
+            return Ok(builder::stored_image(store, &self.image.parse()?, platform)?);
         }
         match builder::open_image(store, &self.image) {
             Err(error) if matches!(error.cause(), Cause::Missing(_)) => Ok(None),

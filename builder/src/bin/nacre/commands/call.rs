@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use builder::dockerfile::{DockerfileError, Source, Warning};
-use builder::{Argument, BuildError, BuildRequest, Checked, Lines, Outline, Target};
+use builder::outline::{Argument, Lines, Outline, Target};
+use builder::{BuildError, BuildRequest, Checked};
 use serde::Serialize;
 
 use crate::format::{Format, Table};
@@ -97,14 +98,14 @@ impl CallFlags {
             }
             Method::Build => Ok(None),
             Method::Outline => {
-                let outline = builder::outline(request)?;
+                let outline = builder::outline::outline(request)?;
                 session.print(&shown(format, &WithSources { value: &outline, sources: [data(source)] }, || {
                     text_of(&outline)
                 })?)?;
                 Ok(Some(ExitCode::SUCCESS))
             }
             Method::Targets => {
-                let targets = builder::targets(request)?;
+                let targets = builder::outline::targets(request)?;
                 let document = WithSources { value: &TargetList { targets: &targets }, sources: [data(source)] };
                 session.print(&shown(format, &document, || text_of_targets(&targets))?)?;
                 Ok(Some(ExitCode::SUCCESS))

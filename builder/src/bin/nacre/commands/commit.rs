@@ -47,7 +47,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
     if mounted.has_no_changes() {
         return Err(Usage(format!("{} is mounted read-only: there is nothing to commit", args.target.display())).into());
     }
-    let interrupts = Interrupts::catch(&root, &Arc::new(Display::new(global.progress)), false)?;
+    let interrupts = Interrupts::catch(&root, &Arc::new(Display::new(global.progress)), None, false)?;
     let store = session::open_store(&root)?;
     // Who holds the upper reads it alone; a live mount is read beside its server.
     let held = if mounted.is_live { None } else { Some(store.open_upper(&mounted.id)?) };
@@ -62,7 +62,7 @@ pub(crate) fn run(global: &Global, args: &Args) -> anyhow::Result<ExitCode> {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
     };
     let built = builder::commit_image(&store, &mounted.record.stored_image()?, &upper, &work, &request)?;
-    builder::set(&store, &args.name.familiar(), &built.manifest)?;
+    builder::names::set(&store, &args.name.familiar(), &built.manifest)?;
     interrupts.hold();
     print(built.manifest.digest().as_ref())?;
     Ok(ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use registry_client::ImageName;
+use registry_client::{CopyOptions, ImageName};
 
 use crate::repacking::Repacking;
 use crate::session::Session;
@@ -22,6 +22,9 @@ pub(crate) struct Args {
     /// Where it goes
     #[arg(value_name = "DESTINATION")]
     destination: ImageName,
+    /// Without the GPG signatures of the image
+    #[arg(long)]
+    remove_signatures: bool,
     #[command(flatten)]
     transfer: Transfer,
     #[command(flatten)]
@@ -33,7 +36,9 @@ pub(crate) struct Args {
 /// Copies an image and prints its digest.
 pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let places = Places::new(session);
-    let options = args.transfer.options();
+    // The store keeps none: what is in it was checked when it came.
+    let gpg_signatures = !args.remove_signatures && !matches!(args.destination, ImageName::Store(_));
+    let options = CopyOptions { gpg_signatures, ..args.transfer.options() };
     let source = args.trust.guard(places.source(&args.source)?, &args.source, options.is_whole())?;
     let destination = places.destination(&args.destination)?;
     let copied = args.repacking.copy(session, source.as_ref(), destination.as_ref(), &options)?;

@@ -43,7 +43,8 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
     let source = StorePlace::existing(&store, &args.name, manifest);
     let destination = RegistryDestination::new(&session.client, &reference)?;
     let platforms = PlatformChoice::All;
-    let options = CopyOptions { platforms, jobs: usize::from(args.jobs), referrers: args.referrers };
+    let options =
+        CopyOptions { platforms, jobs: usize::from(args.jobs), referrers: args.referrers, ..CopyOptions::default() };
     let copied = args.repacking.copy(session, &source, &destination, &options)?;
     session.display.copied(&args.name, &Destination::name(&destination), &copied);
     session.print(copied.manifest.digest().as_ref())?;

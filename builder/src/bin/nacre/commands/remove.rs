@@ -31,7 +31,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         removed.extend(store.images()?.into_iter().map(|image| image.name));
     }
     for name in &args.names {
-        match builder::lookup(&store, name) {
+        match builder::names::lookup(&store, name) {
             Err(error) if args.force && matches!(error.cause(), Cause::Missing(_)) => {}
             _ => removed.extend(names_of(&store, name)?),
         }

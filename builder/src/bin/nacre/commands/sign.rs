@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use registry_client::{
     Destination, GpgKey, ImageName, Manifest, ManifestContent, Payload, Platform, PrivateKey, Reference,
-    RegistryDestination, RegistrySource, Source, choose_image, sign, sign_with_gpg,
+    RegistryDestination, RegistrySource, Source, choose_image, sign, sign_bundle, sign_with_gpg,
 };
 
 use super::key::PasswordFlag;
@@ -54,6 +54,9 @@ pub(crate) struct Args {
     /// Also attach the signature as a referrer, which registries list
     #[arg(long)]
     referrer: bool,
+    /// Sign as cosign 3 does: a bundle among the referrers, which says the digest and no name
+    #[arg(long, conflicts_with_all = ["gpg_key", "identity", "referrer"])]
+    bundle: bool,
 }
 
 /// What signs.
@@ -88,9 +91,10 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         }
     };
     let identity = match (&args.identity, &name) {
-        (Some(identity), _) => identity.clone(),
-        (None, ImageName::Registry(reference)) => signed_name(reference),
-        (None, ImageName::Store(name)) => name.clone(),
+        _ if args.bundle => None,
+        (Some(identity), _) => Some(identity.clone()),
+        (None, ImageName::Registry(reference)) => Some(signed_name(reference)),
+        (None, ImageName::Store(name)) => Some(name.clone()),
         (None, other) => {
             let what = format!("{other}: what lies there has no name of its own; --identity NAME says what is signed");
             return Err(Usage(what).into());
@@ -104,8 +108,15 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         _ => return Err(Usage(format!("{name}: GPG signs what lies at a registry")).into()),
     };
     for manifest in signed(args, source.as_ref())? {
-        let payload = Payload::new(manifest.digest().clone(), &identity, annotations.clone())?;
+        let (digest, annotations) = (manifest.digest().clone(), annotations.clone());
+        let payload = match &identity {
+            Some(identity) => Payload::new(digest, identity, annotations)?,
+            None => Payload::nameless(digest, annotations),
+        };
         match &key {
+            Key::Own(key) if args.bundle => {
+                sign_bundle(source.as_ref(), destination.as_ref(), &manifest, &payload, key)?
+            }
             Key::Own(key) => sign(source.as_ref(), destination.as_ref(), &manifest, &payload, key, args.referrer)?,
             Key::Gpg(key, reference) => sign_with_gpg(&session.client, reference, &manifest, &payload, key)?,
         };

@@ -107,6 +107,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         platforms: args.platform.clone().map_or(PlatformChoice::All, PlatformChoice::One),
         jobs: usize::from(args.jobs) / workers,
         referrers: args.referrers,
+        ..CopyOptions::default()
     };
     let (queue, done) = (Mutex::new(jobs), Mutex::new(outcomes));
     std::thread::scope(|scope| {

@@ -27,7 +27,7 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     for name in &args.names {
-        builder::set(&store, &name.familiar(), &manifest)?;
+        builder::names::set(&store, &name.familiar(), &manifest)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -24,7 +24,8 @@ use crate::trust::TrustFlags;
 #[command(
     after_help = "With NAME: the signatures beside an image, or beside the index that it is taken from, are checked with \
     the keys that are named, else as the policy wants it. A signature counts if it is of one of the keys, of this \
-    digest, and for a name in the same repository (--identity: for another one). The exit code is 0 if one counts, else \
+    digest, and for a name in the same repository (--identity: for another one); cosign 3's bundles are for no name: they \
+    count with keys where no --identity is given, and under a policy with --nameless. The exit code is 0 if one counts, else \
     1.\n\n\
     Without NAME: all of the store is read; each blob and layer is digested, each index compared with its layers, and each \
     image's manifests, configs and layers are looked for. The exit code is 0 if all is as it was written, else 1. \
@@ -47,6 +48,9 @@ pub(crate) struct Args {
     /// The name that must have been signed; without tag and digest, any of that repository [default: that of NAME]
     #[arg(long, value_name = "NAME", requires = "keys")]
     identity: Option<String>,
+    /// Under a policy, also count what is for no name (cosign 3's bundles); `nacre pull` does not
+    #[arg(long, requires = "name", conflicts_with = "keys")]
+    nameless: bool,
     /// What must have been signed besides
     #[arg(long, value_name = "KEY=VALUE", requires = "keys")]
     annotation: Vec<String>,
@@ -74,7 +78,8 @@ pub(crate) fn run(session: &Session, args: &Args) -> anyhow::Result<ExitCode> {
 #[derive(Serialize)]
 struct SignatureRow {
     digest: String,
-    identity: String,
+    /// Bundles have none.
+    identity: Option<String>,
     key: String,
     annotations: BTreeMap<String, String>,
 }
@@ -98,7 +103,12 @@ fn check_image(session: &Session, args: &Args, name: &ImageName) -> anyhow::Resu
             let mut table = Table::new(["DIGEST", "SIGNED AS", "KEY", "ANNOTATIONS"]);
             for row in rows {
                 let annotations = row.annotations.iter().map(|(key, value)| format!("{key}={value}"));
-                table.push([row.digest, row.identity, row.key, annotations.collect::<Vec<_>>().join(" ")]);
+                table.push([
+                    row.digest,
+                    row.identity.unwrap_or_default(),
+                    row.key,
+                    annotations.collect::<Vec<_>>().join(" "),
+                ]);
             }
             session.print(&table.to_string())?;
         }
@@ -115,7 +125,7 @@ fn demands(args: &Args, name: &ImageName) -> anyhow::Result<Demands> {
                 "--key FILE names a public key",
             ));
         }
-        return Ok(demands);
+        return Ok(if args.nameless { demands.or_nameless() } else { demands });
     }
     let keys = match args.gpg_key.as_slice() {
         [] => args.key.iter().map(|path| PublicKey::open(path)).collect::<Result<Vec<_>, _>>()?.into(),
@@ -130,7 +140,9 @@ fn demands(args: &Args, name: &ImageName) -> anyhow::Result<Demands> {
         }
         None => SignedIdentity::MatchRepository {},
     };
-    Ok(Demands::of_keys(name, keys, identity, flags::annotations(&args.annotation)?)?)
+    let demands = Demands::of_keys(name, keys, identity, flags::annotations(&args.annotation)?)?;
+    // As cosign has it: the digest is what counts, where nobody asks for a name.
+    Ok(if args.identity.is_none() { demands.or_nameless() } else { demands })
 }
 
 /// The signatures that count: of what is named, or of an image in it, which a signature of the index speaks for.
