@@ -15,8 +15,7 @@ use builder::sandbox::{
 };
 use fixtures::Desk;
 use fixtures::user::User as OrdinaryUser;
-use rustix::event::{PollFd, PollFlags};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 /// Where the helper program is: beside this test when it runs as the ordinary user, who cannot read the build
@@ -555,19 +554,21 @@ fn steps_of_one_starter_end_each_by_itself_and_a_starter_that_was_killed_is_repl
     let short = starter.run(&root.shell("read line; exit 3"), streams).unwrap();
     // Starts when the starter holds what is the first one's.
     let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: None };
-    let long = starter.run(&root.shell("echo up; exec sleep 1000123"), streams).unwrap();
+    // These tests run twice at once: as an ordinary user, too.
+    let word = format!("step-of-{}", std::process::id());
+    let long = starter.run(&root.shell(&format!("echo up; sleep 1000000; : {word}")), streams).unwrap();
     reader.read_exact(&mut [0; 3]).unwrap();
     drop((stdin, stdin_writer));
     assert_eq!(short.wait().unwrap(), Exit::Code(3));
 
-    let sleeps =
-        |entry: &fs::DirEntry| fs::read(entry.path().join("cmdline")).is_ok_and(|c| c == b"sleep\x001000123\0");
-    let command = fs::read_dir("/proc").unwrap().map(Result::unwrap).find(sleeps).unwrap();
-    let command: i32 = command.file_name().to_str().unwrap().parse().unwrap();
-    let process = rustix::process::Pid::from_raw(parent(parent(parent(command)))).unwrap();
-    let process = rustix::process::pidfd_open(process, rustix::process::PidfdFlags::empty()).unwrap();
-    rustix::process::pidfd_send_signal(&process, Signal::KILL).unwrap();
-    rustix::event::poll(&mut [PollFd::new(&process, PollFlags::IN)], None).unwrap();
+    let has_word = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&word)
+    };
+    let command =
+        fixtures::names(Path::new("/proc")).iter().filter_map(|name| name.parse().ok()).find(has_word).unwrap();
+    let process = Pid::from_raw(parent(parent(parent(command)))).unwrap();
+    fixtures::process::ends(process, || rustix::process::kill_process(process, Signal::KILL).unwrap());
     let streams = Streams { stdin: None, stdout: None, stderr: None };
     assert_eq!(starter.run(&root.shell("exit 4"), streams).unwrap().wait().unwrap(), Exit::Code(4));
     long.killer().kill();
