@@ -546,7 +546,8 @@ fn parent(pid: i32) -> i32 {
 
 #[test]
 fn steps_of_one_starter_end_each_by_itself_and_a_starter_that_was_killed_is_replaced() {
-    let root = Root::new();
+    // One for each that runs beside another: a step makes mount points in its root.
+    let (root, other_root) = (Root::new(), Root::new());
     let starter = sandbox::Starter::new(&helper());
     let (stdin, stdin_writer) = std::io::pipe().unwrap();
     let (mut reader, writer) = std::io::pipe().unwrap();
@@ -556,7 +557,8 @@ fn steps_of_one_starter_end_each_by_itself_and_a_starter_that_was_killed_is_repl
     let streams = Streams { stdin: None, stdout: Some(writer.as_fd()), stderr: None };
     // These tests run twice at once: as an ordinary user, too.
     let word = format!("step-of-{}", std::process::id());
-    let long = starter.run(&root.shell(&format!("echo up; sleep 1000000; : {word}")), streams).unwrap();
+    let long = starter.run(&other_root.shell(&format!("echo up; sleep 1000000; : {word}")), streams).unwrap();
+    drop(writer);
     reader.read_exact(&mut [0; 3]).unwrap();
     drop((stdin, stdin_writer));
     assert_eq!(short.wait().unwrap(), Exit::Code(3));
